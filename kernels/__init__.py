@@ -4,15 +4,61 @@
     loss = nt_xent(z, temperature=0.2)               # z (2N, D): rows i and i+N are one image
     tiles = tile_shuffle(x, perm, grid=3, tile=64)   # x (B, C, H, W) -> (B, 9, C, 64, 64)
 
-Each is written here in PyTorch, short and exact.
+Each is written twice: here in PyTorch, short and exact, and in nt_xent.cu or tile_shuffle.cu as a
+CUDA kernel. `impl` chooses: "torch" is this file; "cuda" the kernel, or an error; "emulated" the
+kernel's source run on the CPU; "auto" the kernel for CUDA tensors where it builds, else this file.
+Importing builds nothing; the first call that needs a kernel compiles it (build.py).
 """
 import math
+import sys
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from . import build
+
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+# ------------------------------------------------ which implementation runs
+
+def _use_kernel(impl, x):
+    """Whether a compiled kernel takes x; compiles it first. Raises where impl asks for too much."""
+    if impl not in ("auto", "cuda", "torch", "emulated"):
+        raise ValueError(f"impl is {impl!r}; wanted auto, cuda, torch or emulated.")
+    if impl == "torch" or impl == "auto" and not x.is_cuda:
+        return False
+    kind = "emulated" if impl == "emulated" else "cuda"
+    if x.is_cuda != (kind == "cuda"):
+        raise ValueError(f"impl={impl!r} got a tensor on {x.device}.")
+    if impl == "auto" and build.obstacle(kind):
+        _say_once(f"kernels: PyTorch code runs in place of CUDA kernels: {build.obstacle(kind)}")
+        return False
+    try:
+        build.load(kind)
+    except RuntimeError as error:
+        if impl != "auto":
+            raise
+        _say_once(f"kernels: PyTorch code runs in place of CUDA kernels: {error}")
+    return kind in build.loaded
+
+
+_said = set()
+
+
+def _say_once(line):
+    if line not in _said:
+        print(line, file=sys.stderr)
+        _said.add(line)
+
+
+def status():
+    """Which implementation impl="auto" runs, and why, as a dict; looks, but never builds."""
+    reason = build.obstacle("cuda")
+    return {"cpu tensors": "torch", "cuda tensors": "torch" if reason else "cuda",
+            "reason": reason or "the CUDA kernels are built at the first call",
+            }
 
 
 # ------------------------------------------------ NT-Xent: Chen et al. 2020, equation 1
@@ -36,7 +82,8 @@ def nt_xent(z, temperature, impl="auto", group=None):
     if group is not None:
         first, name = len(z) * group.rank(), group.group_name
         columns = _gather(columns, name)
-    loss, _ = Chunked.apply(z, columns, first, float(temperature), name)
+    rows_loss = torch.ops.fgssl.nt_xent if _use_kernel(impl, z) else Chunked.apply
+    loss, _ = rows_loss(z, columns, first, float(temperature), name)
     return loss.mean()
 
 
@@ -141,6 +188,27 @@ class Chunked(torch.autograd.Function):
     backward = staticmethod(once_differentiable(_backward(chunked_backward)))
 
 
+torch.library.define("fgssl::nt_xent", "(Tensor rows, Tensor columns, int first, float temperature, "
+                     "str group) -> (Tensor, Tensor)")
+torch.library.define("fgssl::nt_xent_backward", "(Tensor rows, Tensor columns, int first, "
+                     "float temperature, Tensor loss, Tensor positive, Tensor grad) -> Tensor")
+
+
+@torch.library.register_fake("fgssl::nt_xent")
+def _(rows, columns, first, temperature, group):
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    return rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
+
+
+@torch.library.register_fake("fgssl::nt_xent_backward")
+def _(rows, columns, first, temperature, loss, positive, grad):
+    return torch.empty_like(rows)
+
+
+torch.library.register_autograd("fgssl::nt_xent", _backward(torch.ops.fgssl.nt_xent_backward),
+                                setup_context=_save)
+
+
 # ------------------------------------------------ tile shuffle: Noroozi & Favaro 2016
 
 def tile_shuffle(x, perm, grid, tile, offset=None, mean=None, std=None, image=False, impl="auto"):
@@ -155,7 +223,8 @@ def tile_shuffle(x, perm, grid, tile, offset=None, mean=None, std=None, image=Fa
     """
     mean, std = 0. if mean is None else mean, 1. if std is None else std
     perm, offset, shift, scale = _check_tiles(x, perm, grid, tile, offset, mean, std)
-    return tile_shuffle_gather(x, perm, offset, shift, scale, grid, tile, image)
+    shuffle = torch.ops.fgssl.tile_shuffle if _use_kernel(impl, x) else tile_shuffle_gather
+    return shuffle(x, perm, offset, shift, scale, grid, tile, image)
 
 
 def _check_tiles(x, perm, grid, tile, offset, mean, std):
@@ -204,6 +273,36 @@ def tile_shuffle_gather(x, perm, offset, shift, scale, grid, tile, image):
     return tiles.reshape(b, c, grid * tile, grid * tile)
 
 
-def status():
-    """Which implementation impl="auto" runs, and why, as a dict; looks, but never builds."""
-    return {"cuda": "not built", "reason": "PyTorch reference only"}
+
+torch.library.define("fgssl::tile_shuffle", "(Tensor x, Tensor perm, Tensor offset, Tensor shift, "
+                     "Tensor scale, int grid, int tile, bool image) -> Tensor")
+torch.library.define("fgssl::tile_shuffle_backward", "(Tensor grad, Tensor inverse, Tensor offset, "
+                     "Tensor scale, int grid, int tile, bool image, int height, int width) -> Tensor")
+
+
+@torch.library.register_fake("fgssl::tile_shuffle")
+def _(x, perm, offset, shift, scale, grid, tile, image):
+    kind, b, c = shift.dtype if x.dtype == torch.uint8 else x.dtype, x.shape[0], x.shape[1]
+    shape = (b, c, grid * tile, grid * tile) if image else (b, grid * grid, c, tile, tile)
+    return x.new_empty(shape, dtype=kind)
+
+
+@torch.library.register_fake("fgssl::tile_shuffle_backward")
+def _(grad, inverse, offset, scale, grid, tile, image, height, width):
+    return grad.new_empty(len(grad), len(scale), height, width)
+
+
+def _save_tiles(ctx, inputs, output):
+    x, perm, offset, _, scale, *ctx.layout = inputs
+    ctx.save_for_backward(perm, offset, scale)
+    ctx.size = x.shape[2:]
+
+
+def _backward_tiles(ctx, grad):
+    perm, offset, scale = ctx.saved_tensors
+    d_x = torch.ops.fgssl.tile_shuffle_backward(grad, perm.argsort(1), offset, scale, *ctx.layout,
+                                                *ctx.size)
+    return d_x, None, None, None, None, None, None, None
+
+
+torch.library.register_autograd("fgssl::tile_shuffle", _backward_tiles, setup_context=_save_tiles)

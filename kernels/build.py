@@ -1,0 +1,150 @@
+"""Compile the kernels at their first use and keep them: for the GPU by nvcc, for the CPU by g++.
+
+The result lies in $FGSSL_CACHE/build (or ~/.cache/fgssl/build) under a hash of everything it was made
+from, so that a change of source, flag, torch or GPU builds anew and nothing stale is ever loaded.
+The lock is one that the system frees when its holder dies: a killed build delays nobody.
+"""
+import contextlib
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+HERE = Path(__file__).parent
+KERNELS = ("nt_xent.cu", "tile_shuffle.cu")
+SOURCES = (*KERNELS, "bindings.cpp", "common.cuh", "cuda_on_cpu.h")
+FLAGS = {"cuda": ["-O3", "-DWITH_CUDA"], "emulated": ["-O2", "-Wno-unknown-pragmas"]}
+SUBJECT = {"cuda": "the CUDA kernels with nvcc, about a minute",
+           "emulated": "the CUDA kernels for the CPU with g++, about half a minute"}
+loaded, failed = set(), {}                       # kinds in this process; failed: kind -> reason
+
+
+def cache():
+    return Path(os.environ.get("FGSSL_CACHE", Path.home() / ".cache" / "fgssl")) / "build"
+
+
+@functools.cache
+def toolkit():
+    """(folder, version) of the CUDA toolkit, or None. $CUDA_HOME, else what nvcc says of itself.
+
+    nvcc may be a wrapper script in another folder, so its own report is asked for, not its path.
+    """
+    home = os.environ.get("CUDA_HOME")
+    nvcc = Path(home, "bin", "nvcc") if home else shutil.which("nvcc")
+    if not nvcc or not Path(nvcc).exists():
+        return None
+    if not home:
+        dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
+        top = re.search(r"TOP=(\S+)", dry.stderr)
+        home = os.path.realpath(top[1]) if top else Path(nvcc).resolve().parent.parent
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release (\d+\.\d+)", text)
+    return (str(home), version[1]) if version else None
+
+
+def architectures():
+    """GPU generations to compile for: $TORCH_CUDA_ARCH_LIST, else the visible GPUs', else 8.0 and 9.0."""
+    seen = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return (os.environ.get("TORCH_CUDA_ARCH_LIST") or
+            ";".join(f"{major}.{minor}" for major, minor in sorted(seen)) or "8.0;9.0+PTX")
+
+
+def obstacle(kind):
+    """Why this kind cannot be built here, or None. Looks at the tools, never for a GPU."""
+    if kind in failed:
+        return failed[kind]
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        return "there is no C++ compiler (g++, or $CXX)"
+    if kind == "emulated":
+        return None
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if toolkit() is None:
+        return "there is no CUDA compiler (nvcc on the PATH, or $CUDA_HOME)"
+    version = toolkit()[1]
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is of CUDA {version}, torch of CUDA {torch.version.cuda}"
+    return None
+
+
+def library(kind):
+    """Where the compiled library of this kind lies, or would."""
+    parts = [kind, torch.__version__, *FLAGS[kind], os.environ.get("CXX", "g++")]
+    if kind == "cuda":
+        parts += [architectures(), *toolkit()]
+    parts += [(HERE / name).read_text() for name in SOURCES]
+    return cache() / f"{kind}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}" / "kernels.so"
+
+
+@contextlib.contextmanager
+def locked(folder):
+    """Hold the folder against other processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "in_use", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"kernels: waiting for another process to build {folder}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(kind):
+    """Make torch.ops.fgssl run on CUDA tensors ("cuda") or CPU tensors ("emulated"); build if needed.
+
+    Raises RuntimeError with the reason where that cannot be.
+    """
+    if kind in loaded:
+        return
+    reason = obstacle(kind)
+    if reason:
+        raise RuntimeError(f"the {kind} kernels cannot be built: {reason}. impl='torch' always runs.")
+    target = library(kind)
+    with locked(target.parent):
+        if not target.exists():
+            compile_library(kind, target)
+    torch.ops.load_library(target)
+    loaded.add(kind)
+
+
+def compile_library(kind, target):
+    """Build in a folder beside the target, and move the library there when it is whole."""
+    from torch.utils import cpp_extension
+    with contextlib.suppress(ImportError):       # pip's ninja need not be on the PATH
+        import ninja
+        os.environ["PATH"] += os.pathsep + ninja.BIN_DIR
+    work = target.parent / "work"
+    if work.exists():
+        print(f"kernels: removing what an interrupted build left in {work}", file=sys.stderr)
+        shutil.rmtree(work)
+    work.mkdir()
+    print(f"kernels: building {SUBJECT[kind]}, once, in {target.parent}", file=sys.stderr)
+    sources = [HERE / "bindings.cpp"]
+    for name in KERNELS:                         # g++ knows a .cu by an including .cpp
+        sources.append(HERE / name if kind == "cuda" else work / f"{name}.cpp")
+        if kind == "emulated":
+            sources[-1].write_text(f'#include "{HERE / name}"\n')
+    before = os.environ.get("TORCH_CUDA_ARCH_LIST"), cpp_extension.CUDA_HOME
+    if kind == "cuda":                           # without a visible GPU torch needs to be told
+        os.environ["TORCH_CUDA_ARCH_LIST"], cpp_extension.CUDA_HOME = architectures(), toolkit()[0]
+    try:
+        cpp_extension.load(
+            f"fgssl_{kind}", [str(source) for source in sources], build_directory=str(work),
+            extra_cflags=FLAGS[kind], extra_cuda_cflags=FLAGS[kind], with_cuda=kind == "cuda",
+            is_python_module=False)
+    except Exception as error:
+        failed[kind] = f"the compiler failed: {error}"
+        raise RuntimeError(f"the {kind} kernels could not be built. {failed[kind]}") from error
+    finally:
+        cpp_extension.CUDA_HOME = before[1]
+        if before[0] is None:
+            os.environ.pop("TORCH_CUDA_ARCH_LIST", None)
+    os.replace(work / f"fgssl_{kind}.so", target)
+    shutil.rmtree(work)

@@ -1,0 +1,307 @@
+// Runs a CUDA kernel's source on the CPU, so that it can be read, changed and tested without a GPU.
+//
+// g++ compiles the unmodified .cu against this header. Each thread of a block is a fibre (ucontext):
+// it runs until it meets a barrier or a warp operation, then the next one runs. Blocks spread over
+// the CPU's cores. The environment variable CUDA_ON_CPU_ORDER = forward | reverse | random:SEED is the
+// order in which fibres resume: a missing barrier that hides in one order shows in another.
+//
+// Refused with a std::runtime_error that names kernel, block and thread:
+//   * threads of a block that wait at different barriers;
+//   * a warp operation whose mask names a lane that has exited, does not exist or never comes, or
+//     leaves out the caller; a shuffle from a lane outside the mask;
+//   * more threads or shared memory than a GPU gives a block.
+// Shared memory starts as NaN, a cp.async copies only when it is waited for, and the bytes that
+// load_global, store_global and cp_async_16 move are counted. Accesses outside a tensor are
+// AddressSanitizer's to find. Not shown: PTX encodings, bank conflicts, occupancy, the memory model.
+#pragma once
+#include <ucontext.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+// ---------------------------------------- words of the language
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define threadIdx (cuda_on_cpu::self->index)
+#define blockIdx (cuda_on_cpu::self->block->index)
+#define blockDim (cuda_on_cpu::self->block->dim)
+#define gridDim (cuda_on_cpu::self->block->grid)
+
+// The two forms that C++ cannot parse; under nvcc they are kernel<<<...>>>(...) and extern __shared__.
+#define LAUNCH(kernel, grid, block, smem, stream, ...) \
+    cuda_on_cpu::launch(#kernel, grid, block, smem, [&] { kernel(__VA_ARGS__); })
+#define DYN_SMEM(type, name) type* name = reinterpret_cast<type*>(cuda_on_cpu::self->block->shared.get())
+
+#define CUDA_ON_CPU_SITE __FILE__ ":" CUDA_ON_CPU_TEXT(__LINE__)
+#define CUDA_ON_CPU_TEXT(line) CUDA_ON_CPU_TEXT_(line)
+#define CUDA_ON_CPU_TEXT_(line) #line
+
+struct dim3 {
+    unsigned x, y, z;
+    dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+    unsigned count() const { return x * y * z; }
+    dim3 at(unsigned i) const { return dim3(i % x, i / x % y, i / x / y); }  // the i-th of them
+};
+using cudaStream_t = void*;
+
+// ---------------------------------------- fibres, blocks, launches
+
+namespace cuda_on_cpu {
+
+constexpr unsigned MAX_THREADS = 1024;
+constexpr size_t MAX_SHARED = 99 * 1024;  // bytes a block may ask for on every GPU since sm_80
+constexpr size_t STACK = 256 * 1024;
+
+struct Copy {  // a pending cp.async: `valid` bytes, then zeros up to 16
+    void* to;
+    const void* from;
+    int valid, group;
+};
+
+struct Block;
+struct Fibre {
+    enum State { READY, AT_BARRIER, IN_WARP_OP, EXITED } state = READY;
+    Block* block;
+    dim3 index;
+    unsigned rank;               // x fastest, then y, then z: 32 in a row are a warp
+    const char* site = "";       // file:line where it waits
+    unsigned mask = 0;           // of the warp operation it waits in,
+    const void* mine = nullptr;  // what it brings there
+    void* all = nullptr;         // and where it wants everyone's
+    std::vector<Copy> copies;
+    int group = 0;               // cp.async groups committed so far
+    ucontext_t context;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+};
+
+struct Block {
+    const char* kernel;
+    dim3 grid, dim, index;
+    const std::function<void()>* body;
+    std::unique_ptr<char[]> shared;
+    size_t shared_bytes;
+    std::vector<Fibre> fibres;
+    ucontext_t scheduler{};
+    std::string error{};
+    long long read = 0, written = 0;  // bytes of global memory
+    std::mt19937 random{};
+};
+
+inline thread_local Fibre* self = nullptr;
+inline std::atomic<long long> bytes_read{0}, bytes_written{0};  // by all launches since set to 0
+
+inline std::string name(dim3 i) {
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+}
+
+inline std::runtime_error refusal(const Fibre& fibre, const std::string& why) {
+    return std::runtime_error(std::string("kernel ") + fibre.block->kernel + ", block " +
+                              name(fibre.block->index) + ", thread " + name(fibre.index) + ": " + why);
+}
+
+inline void yield() { swapcontext(&self->context, &self->block->scheduler); }
+
+[[noreturn]] inline void refuse(const std::string& why) {
+    self->block->error = refusal(*self, why).what();
+    for (;;) yield();  // the scheduler throws and never resumes this fibre
+}
+
+inline void barrier(const char* site) {
+    self->state = Fibre::AT_BARRIER, self->site = site;
+    yield();
+}
+
+// The one warp operation, of which all others are made: each lane of `mask` brings `bytes` bytes and
+// gets those of all 32 lanes, in order. The last lane to come hands out.
+inline void exchange(const char* site, unsigned mask, const void* mine, void* all, size_t bytes) {
+    Block& block = *self->block;
+    unsigned lane = self->rank % 32, warp = self->rank - lane, missing = 0;
+    std::string here = std::string("the warp operation at ") + site;
+    if (!(mask >> lane & 1)) refuse(here + " leaves the caller out of its mask");
+    self->state = Fibre::IN_WARP_OP, self->site = site;
+    self->mask = mask, self->mine = mine, self->all = all;
+    for (unsigned i = 0; i < 32; i++) {
+        if (!(mask >> i & 1)) continue;
+        if (warp + i >= block.fibres.size())
+            refuse(here + " names lane " + std::to_string(i) + ", which does not exist");
+        Fibre& other = block.fibres[warp + i];
+        if (other.state == Fibre::EXITED)
+            refuse(here + " names lane " + std::to_string(i) + ", which has exited");
+        missing += other.state != Fibre::IN_WARP_OP || other.mask != mask || strcmp(other.site, site);
+    }
+    if (missing) return yield();
+    for (unsigned to = 0; to < 32; to++) {
+        if (!(mask >> to & 1)) continue;
+        for (unsigned from = 0; from < 32; from++)
+            if (mask >> from & 1)
+                memcpy(static_cast<char*>(block.fibres[warp + to].all) + from * bytes,
+                       block.fibres[warp + from].mine, bytes);
+        block.fibres[warp + to].state = Fibre::READY;
+    }
+}
+
+template <typename T>
+T shuffle(const char* site, unsigned mask, T value, unsigned from) {
+    T all[32];
+    if (!(mask >> from % 32 & 1))
+        refuse(std::string("the shuffle at ") + site + " reads lane " + std::to_string(from % 32) +
+               ", which is outside its mask");
+    exchange(site, mask, &value, all, sizeof(T));
+    return all[from % 32];
+}
+
+inline void run_fibre() {
+    (*self->block->body)();
+    self->state = Fibre::EXITED;
+    yield();
+}
+
+// No fibre can run: opens the barrier if all that are left wait at the same one.
+inline void open_barrier(Block& block) {
+    Fibre* first = nullptr;
+    for (Fibre& fibre : block.fibres) {
+        if (fibre.state == Fibre::EXITED) continue;
+        if (fibre.state == Fibre::IN_WARP_OP)
+            throw refusal(fibre, std::string("waits in the warp operation at ") + fibre.site +
+                                     " for lanes that never come");
+        if (!first) first = &fibre;
+        if (strcmp(first->site, fibre.site))
+            throw refusal(fibre, std::string("waits at the barrier ") + fibre.site + ", but thread " +
+                                     name(first->index) + " at " + first->site);
+        fibre.state = Fibre::READY;
+    }
+}
+
+inline void run_block(Block& block, const std::string& order) {
+    unsigned left = block.dim.count();
+    memset(block.shared.get(), 0xff, block.shared_bytes);  // NaN in every floating type
+    for (unsigned i = 0; i < left; i++) {
+        Fibre& fibre = block.fibres[i];
+        fibre.block = &block, fibre.rank = i, fibre.state = Fibre::READY;
+        fibre.index = block.dim.at(i);
+        fibre.copies.clear(), fibre.group = 0;
+        getcontext(&fibre.context);
+        fibre.context.uc_stack.ss_sp = fibre.stack.get();
+        fibre.context.uc_stack.ss_size = STACK;
+        makecontext(&fibre.context, run_fibre, 0);
+    }
+    std::vector<unsigned> turns(left);
+    std::iota(turns.begin(), turns.end(), 0);
+    if (order == "reverse") std::reverse(turns.begin(), turns.end());
+    while (left) {
+        bool ran = false;
+        if (order.rfind("random", 0) == 0) std::shuffle(turns.begin(), turns.end(), block.random);
+        for (unsigned turn : turns) {
+            if (block.fibres[turn].state != Fibre::READY) continue;
+            self = &block.fibres[turn];
+            swapcontext(&block.scheduler, &self->context);
+            if (!block.error.empty()) throw std::runtime_error(block.error);
+            left -= self->state == Fibre::EXITED;
+            ran = true;
+        }
+        if (!ran) open_barrier(block);
+    }
+}
+
+inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
+                   const std::function<void()>& body) {
+    if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED)
+        throw std::runtime_error(
+            std::string("kernel ") + kernel + ", grid " + name(grid) + ", block " + name(dim) + ", " +
+            std::to_string(smem) + " bytes of shared memory: a block has 1 to " +
+            std::to_string(MAX_THREADS) + " threads and at most " + std::to_string(MAX_SHARED) + " bytes");
+    const char* variable = getenv("CUDA_ON_CPU_ORDER");
+    std::string order = variable ? variable : "forward";
+    unsigned seed = order.rfind("random:", 0) ? 0 : atoi(order.c_str() + strlen("random:"));
+    std::atomic<unsigned> next{0};
+    std::mutex mutex;
+    std::exception_ptr failure;
+    auto work = [&] {
+        Block block{kernel, grid, dim, dim3(), &body, std::unique_ptr<char[]>(new char[smem]), smem,
+                    std::vector<Fibre>(dim.count())};
+        try {
+            for (unsigned i; (i = next++) < grid.count();) {
+                block.index = grid.at(i);
+                block.random.seed(seed + i);
+                run_block(block, order);
+            }
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex);
+            failure = std::current_exception();
+            next = grid.count();
+        }
+        bytes_read += block.read, bytes_written += block.written;
+    };
+    std::vector<std::thread> workers;
+    for (unsigned i = 1; i < std::min(grid.count(), std::thread::hardware_concurrency()); i++)
+        workers.emplace_back(work);
+    work();
+    for (std::thread& worker : workers) worker.join();
+    if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace cuda_on_cpu
+
+// ---------------------------------------- functions of the language
+
+#define __syncthreads() cuda_on_cpu::barrier(CUDA_ON_CPU_SITE)
+#define __syncwarp() cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, ~0u, 0, cuda_on_cpu::self->rank)
+#define __shfl_sync(mask, value, lane) cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, mask, value, lane)
+#define __shfl_xor_sync(mask, value, bits) \
+    cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, mask, value, (cuda_on_cpu::self->rank % 32) ^ (bits))
+
+template <typename T>
+T atomicAdd(T* to, T value) {
+    static std::mutex mutex;
+    std::lock_guard<std::mutex> lock(mutex);
+    T old = *to;
+    *to = old + value;
+    return old;
+}
+
+inline float __expf(float x) { return std::exp(x); }
+
+struct __half { uint16_t bits; };
+struct __nv_bfloat16 { uint16_t bits; };
+
+inline float __half2float(__half x) {
+    _Float16 value;
+    memcpy(&value, &x, 2);
+    return value;
+}
+inline __half __float2half(float x) {
+    _Float16 value = x;
+    __half result;
+    memcpy(&result, &value, 2);
+    return result;
+}
+inline float __bfloat162float(__nv_bfloat16 x) {
+    uint32_t wide = uint32_t(x.bits) << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even
+    uint32_t wide;
+    memcpy(&wide, &x, 4);
+    if (x != x) return {0x7fff};
+    return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
+}
