@@ -83,8 +83,7 @@ def nt_xent(z, temperature, impl="auto", group=None):
         first, name = len(z) * group.rank(), group.group_name
         columns = _gather(columns, name)
     rows_loss = torch.ops.fgssl.nt_xent if _use_kernel(impl, z) else Chunked.apply
-    loss, _ = rows_loss(z, columns, first, float(temperature), name)
-    return loss.mean()
+    return rows_loss(z, columns, first, float(temperature), name)[0].mean()
 
 
 def nt_xent_dense(z, temperature):
@@ -98,9 +97,10 @@ def nt_xent_dense(z, temperature):
 def _blocks(rows, columns, first, temperature):
     """Yield (slice, sim): sim (b, M) = rows[slice] @ columns.T / temperature, diagonal -inf.
 
-    About 2 MiB a block stays in cache; the buffer is reused, so sim may be changed but not kept.
+    A block of 16 MiB leaves few enough of them that threads seldom wait for each other. The buffer
+    is used again, so sim may be changed but not kept.
     """
-    block = max(1, 2**19 // len(columns))
+    block = max(1, 2**22 // len(columns))
     buffer = rows.new_empty(min(block, len(rows)), len(columns))
     for start in range(0, len(rows), block):
         here = slice(start, min(start + block, len(rows)))
@@ -117,36 +117,37 @@ def _positive(rows, here, first):
 
 
 def chunked_forward(rows, columns, first, temperature, group=""):
-    """loss_i = log sum_{j != i} exp(s_ij) - s_i,pos(i), and s_i,pos(i) itself: two vectors (R,).
+    """loss_i = log sum_{j != i} exp(s_ij) - s_i,pos(i); with top and log_sum, three vectors (R,).
 
-    rows (R, D) are rows first .. first+R of columns (M, D). The sum is taken relative to the row's
-    maximum, so that no temperature overflows. `group` is for the backward pass.
+    rows (R, D) are rows first .. first+R of columns (M, D). top is the row's greatest s_ij, so that
+    no temperature overflows, and log_sum the rest of its log-sum-exp; they stay apart since at a low
+    temperature their sum would round. `group` is for the backward pass.
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     rows, columns = rows.to(wide), columns.to(wide)
-    loss, positive = rows.new_empty(2, len(rows))
+    loss, top, log_sum = rows.new_empty(3, len(rows))
     for here, sim in _blocks(rows, columns, first, temperature):
-        positive[here] = sim.gather(1, _positive(rows, here, first))[:, 0]
-        top = sim.amax(1)
-        loss[here] = sim.sub_(top[:, None]).exp_().sum(1).log_() + (top - positive[here])
-    return loss, positive
+        positive = sim.gather(1, _positive(rows, here, first))[:, 0]
+        top[here] = sim.amax(1)
+        log_sum[here] = sim.sub_(top[here, None]).exp_().sum(1).log_()
+        loss[here] = log_sum[here] + (top[here] - positive)
+    return loss, top, log_sum
 
 
-def chunked_backward(rows, columns, first, temperature, loss, positive, grad):
+def chunked_backward(rows, columns, first, temperature, top, log_sum, grad):
     """d rows_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) columns_j.
 
-    P_ij = exp(s_ij - positive_i - loss_i). S is symmetric, so its row i gives P_ij and P_ji both.
-    loss, positive and grad (M,) are those of the columns. Loss and positive are kept apart, for
-    their sum would round away a small loss at a low temperature.
+    P_ij = exp(s_ij - top_i - log_sum_i). S is symmetric, so its row i gives P_ij and P_ji both.
+    top, log_sum and grad (M,), the cotangent g of loss, are those of the columns.
     """
     kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
     rows, columns = rows.to(wide), columns.to(wide)
     d_rows, other = torch.empty_like(rows), None
     for here, sim in _blocks(rows, columns, first, temperature):
         i = slice(first + here.start, first + here.stop)
-        other = torch.sub(sim, positive, out=other if other is None else other[:len(sim)])
-        other.sub_(loss).exp_().mul_(grad)
-        sim.sub_(positive[i, None]).sub_(loss[i, None]).exp_().mul_(grad[i, None]).add_(other)
+        other = torch.sub(sim, top, out=other if other is None else other[:len(sim)])
+        other.sub_(log_sum).exp_().mul_(grad)
+        sim.sub_(top[i, None]).sub_(log_sum[i, None]).exp_().mul_(grad[i, None]).add_(other)
         at = _positive(rows, here, first)
         sim.scatter_add_(1, at, -(grad[i, None] + grad[at]))
         torch.addmm(d_rows[here], sim, columns, beta=0, alpha=1 / temperature, out=d_rows[here])
@@ -155,29 +156,28 @@ def chunked_backward(rows, columns, first, temperature, loss, positive, grad):
 
 def _gather(x, group):
     """Rows of x of all ranks, one rank after the other; the group is given by its name."""
-    from torch.distributed import all_gather_into_tensor, distributed_c10d
+    from torch.distributed import all_gather, distributed_c10d
     group = distributed_c10d._resolve_process_group(group)
-    out = x.new_empty(group.size() * len(x), *x.shape[1:])
-    all_gather_into_tensor(out, x.contiguous(), group)
-    return out
+    out = x.new_empty(group.size(), *x.shape)
+    all_gather(list(out), x.contiguous(), group)
+    return out.flatten(0, 1)
 
 
 def _save(ctx, inputs, output):
     rows, columns, first, temperature, group = inputs
-    ctx.save_for_backward(rows, columns, *output)
+    ctx.save_for_backward(rows, columns, *output[1:])
     ctx.first, ctx.temperature, ctx.group = first, temperature, group
-    ctx.mark_non_differentiable(output[1])
+    ctx.mark_non_differentiable(*output[1:])
 
 
 def _backward(function):
     """Autograd formula around `function`, shared by the PyTorch form and the kernels."""
-    def backward(ctx, grad, _):
-        rows, columns, loss, positive = ctx.saved_tensors
+    def backward(ctx, grad, *_):
+        rows, columns, top, log_sum = ctx.saved_tensors
         if ctx.group:
-            of_all = _gather(torch.stack((loss, positive, grad), 1), ctx.group)
-            loss, positive, grad = of_all.unbind(1)
-        return function(rows, columns, ctx.first, ctx.temperature, loss.contiguous(),
-                        positive.contiguous(), grad.contiguous()), None, None, None, None
+            top, log_sum, grad = _gather(torch.stack((top, log_sum, grad), 1), ctx.group).unbind(1)
+        return (function(rows, columns, ctx.first, ctx.temperature, top, log_sum, grad),
+                None, None, None, None)
     return backward
 
 
@@ -189,19 +189,19 @@ class Chunked(torch.autograd.Function):
 
 
 torch.library.define("fgssl::nt_xent", "(Tensor rows, Tensor columns, int first, float temperature, "
-                     "str group) -> (Tensor, Tensor)")
+                     "str group) -> (Tensor, Tensor, Tensor)")
 torch.library.define("fgssl::nt_xent_backward", "(Tensor rows, Tensor columns, int first, "
-                     "float temperature, Tensor loss, Tensor positive, Tensor grad) -> Tensor")
+                     "float temperature, Tensor top, Tensor log_sum, Tensor grad) -> Tensor")
 
 
 @torch.library.register_fake("fgssl::nt_xent")
 def _(rows, columns, first, temperature, group):
     wide = torch.promote_types(rows.dtype, torch.float32)
-    return rows.new_empty(len(rows), dtype=wide), rows.new_empty(len(rows), dtype=wide)
+    return tuple(rows.new_empty(len(rows), dtype=wide) for _ in range(3))
 
 
 @torch.library.register_fake("fgssl::nt_xent_backward")
-def _(rows, columns, first, temperature, loss, positive, grad):
+def _(rows, columns, first, temperature, top, log_sum, grad):
     return torch.empty_like(rows)
 
 

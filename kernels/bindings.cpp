@@ -16,9 +16,10 @@
 #endif
 
 void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature,
-                     const void* rows, const void* columns, void* loss, void* positive, void* stream);
+                     const void* rows, const void* columns, void* loss, void* top, void* log_sum,
+                     void* stream);
 void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature,
-                      const void* rows, const void* columns, const void* loss, const void* positive,
+                      const void* rows, const void* columns, const void* top, const void* log_sum,
                       const void* g, void* d_rows, void* stream);
 void tile_shuffle_forward(char type, int batch, int channels, int height, int width, int grid,
                           int tile, bool image, const void* in, const int64_t* perm,
@@ -80,32 +81,33 @@ void check_nt_xent(const Tensor& rows, const Tensor& columns, int64_t first, dou
     TORCH_CHECK(temperature > 0, "temperature is ", temperature, "; wanted a number above 0");
 }
 
-std::tuple<Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& columns, int64_t first,
-                                   double temperature, std::string /* group: the backward's */) {
+std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& columns, int64_t first,
+                                           double temperature, std::string /* the backward's */) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
     Tensor z = rows.contiguous();
     Tensor all = take("columns", columns, z, z.scalar_type(), {columns.size(0), z.size(1)});
     Tensor loss = output({z.size(0)}, z.options().dtype(wide(z)));
-    Tensor positive = output({z.size(0)}, loss.options());
+    Tensor top = output({z.size(0)}, loss.options()), log_sum = output({z.size(0)}, loss.options());
     nt_xent_forward(letter(z), z.size(0), all.size(0), first, z.size(1), temperature, z.const_data_ptr(),
-                    all.const_data_ptr(), loss.mutable_data_ptr(), positive.mutable_data_ptr(), stream);
-    return {loss, positive};
+                    all.const_data_ptr(), loss.mutable_data_ptr(), top.mutable_data_ptr(),
+                    log_sum.mutable_data_ptr(), stream);
+    return {loss, top, log_sum};
 }
 
 Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first, double temperature,
-                        const Tensor& loss, const Tensor& positive, const Tensor& grad) {
+                        const Tensor& top, const Tensor& log_sum, const Tensor& grad) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
     Tensor z = rows.contiguous();
     int64_t m = columns.size(0);
     Tensor all = take("columns", columns, z, z.scalar_type(), {m, z.size(1)});
-    Tensor loss_of = take("loss", loss, z, wide(z), {m});
-    Tensor positive_of = take("positive", positive, z, wide(z), {m});
+    Tensor top_of = take("top", top, z, wide(z), {m});
+    Tensor log_sum_of = take("log_sum", log_sum, z, wide(z), {m});
     Tensor g = take("grad", grad, z, wide(z), {m});
     Tensor d_rows = output(z.sizes(), z.options());
     nt_xent_backward(letter(z), z.size(0), m, first, z.size(1), temperature, z.const_data_ptr(),
-                     all.const_data_ptr(), loss_of.const_data_ptr(), positive_of.const_data_ptr(),
+                     all.const_data_ptr(), top_of.const_data_ptr(), log_sum_of.const_data_ptr(),
                      g.const_data_ptr(), d_rows.mutable_data_ptr(), stream);
     return d_rows;
 }

@@ -177,27 +177,18 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 }
 
 inline void cp_async_16(void* to, const void* from, int valid) {
-    cuda_on_cpu::Fibre& self = *cuda_on_cpu::self;
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
         cuda_on_cpu::refuse("cp.async between addresses that are not multiples of 16");
-    self.copies.push_back({to, from, valid, self.group});
-    self.block->read += valid;
+    cuda_on_cpu::copy({to, from, valid, 0});
 }
 
 inline void cp_async_commit() { cuda_on_cpu::self->group++; }
 
-// The copy is made here and not before, so that a kernel which forgets to wait reads what was there.
 template <int pending> void cp_async_wait() {
     cuda_on_cpu::Fibre& self = *cuda_on_cpu::self;
     std::vector<cuda_on_cpu::Copy> later;
-    for (const cuda_on_cpu::Copy& copy : self.copies) {
-        if (copy.group >= self.group - pending) {
-            later.push_back(copy);
-            continue;
-        }
-        memcpy(copy.to, copy.from, copy.valid);
-        memset(static_cast<char*>(copy.to) + copy.valid, 0, 16 - copy.valid);
-    }
+    for (const cuda_on_cpu::Copy& copy : self.copies)
+        copy.group < self.group - pending ? copy.make() : later.push_back(copy);
     self.copies = later;
 }
 #endif

@@ -10,8 +10,9 @@
 //   * a warp operation whose mask names a lane that has exited, does not exist or never comes, or
 //     leaves out the caller; a shuffle from a lane outside the mask;
 //   * more threads or shared memory than a GPU gives a block.
-// Shared memory starts as NaN, a cp.async copies only when it is waited for, and the bytes that
-// load_global, store_global and cp_async_16 move are counted. Accesses outside a tensor are
+// Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once in
+// `reverse`, by chance in `random`, for the hardware may do either. The bytes that load_global,
+// store_global and cp_async_16 move are counted. Accesses outside a tensor are
 // AddressSanitizer's to find. Not shown: PTX encodings, bank conflicts, occupancy, the memory model.
 #pragma once
 #include <ucontext.h>
@@ -70,10 +71,14 @@ constexpr unsigned MAX_THREADS = 1024;
 constexpr size_t MAX_SHARED = 99 * 1024;  // bytes a block may ask for on every GPU since sm_80
 constexpr size_t STACK = 256 * 1024;
 
-struct Copy {  // a pending cp.async: `valid` bytes, then zeros up to 16
+struct Copy {  // a cp.async: `valid` bytes, then zeros up to 16
     void* to;
     const void* from;
     int valid, group;
+    void make() const {
+        memcpy(to, from, valid);
+        memset(static_cast<char*>(to) + valid, 0, 16 - valid);
+    }
 };
 
 struct Block;
@@ -94,6 +99,7 @@ struct Fibre {
 
 struct Block {
     const char* kernel;
+    enum Order { FORWARD, REVERSE, RANDOM } order;
     dim3 grid, dim, index;
     const std::function<void()>* body;
     std::unique_ptr<char[]> shared;
@@ -158,6 +164,16 @@ inline void exchange(const char* site, unsigned mask, const void* mine, void* al
     }
 }
 
+// cp.async may copy at any time up to its wait: now, or when its group is waited for.
+inline void copy(Copy copy) {
+    Block& block = *self->block;
+    block.read += copy.valid;
+    if (block.order == Block::REVERSE || (block.order == Block::RANDOM && block.random() % 2))
+        return copy.make();
+    copy.group = self->group;
+    self->copies.push_back(copy);
+}
+
 template <typename T>
 T shuffle(const char* site, unsigned mask, T value, unsigned from) {
     T all[32];
@@ -190,7 +206,7 @@ inline void open_barrier(Block& block) {
     }
 }
 
-inline void run_block(Block& block, const std::string& order) {
+inline void run_block(Block& block) {
     unsigned left = block.dim.count();
     memset(block.shared.get(), 0xff, block.shared_bytes);  // NaN in every floating type
     for (unsigned i = 0; i < left; i++) {
@@ -205,10 +221,10 @@ inline void run_block(Block& block, const std::string& order) {
     }
     std::vector<unsigned> turns(left);
     std::iota(turns.begin(), turns.end(), 0);
-    if (order == "reverse") std::reverse(turns.begin(), turns.end());
+    if (block.order == Block::REVERSE) std::reverse(turns.begin(), turns.end());
     while (left) {
         bool ran = false;
-        if (order.rfind("random", 0) == 0) std::shuffle(turns.begin(), turns.end(), block.random);
+        if (block.order == Block::RANDOM) std::shuffle(turns.begin(), turns.end(), block.random);
         for (unsigned turn : turns) {
             if (block.fibres[turn].state != Fibre::READY) continue;
             self = &block.fibres[turn];
@@ -229,19 +245,23 @@ inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
             std::to_string(smem) + " bytes of shared memory: a block has 1 to " +
             std::to_string(MAX_THREADS) + " threads and at most " + std::to_string(MAX_SHARED) + " bytes");
     const char* variable = getenv("CUDA_ON_CPU_ORDER");
-    std::string order = variable ? variable : "forward";
-    unsigned seed = order.rfind("random:", 0) ? 0 : atoi(order.c_str() + strlen("random:"));
+    std::string text = variable ? variable : "forward";
+    bool random = text.rfind("random:", 0) == 0;
+    if (!random && text != "forward" && text != "reverse")
+        throw std::runtime_error("CUDA_ON_CPU_ORDER is " + text + "; wanted forward, reverse or random:SEED");
+    unsigned seed = random ? atoi(text.c_str() + strlen("random:")) : 0;
+    auto order = random ? Block::RANDOM : text == "reverse" ? Block::REVERSE : Block::FORWARD;
     std::atomic<unsigned> next{0};
     std::mutex mutex;
     std::exception_ptr failure;
     auto work = [&] {
-        Block block{kernel, grid, dim, dim3(), &body, std::unique_ptr<char[]>(new char[smem]), smem,
+        Block block{kernel, order, grid, dim, dim3(), &body, std::unique_ptr<char[]>(new char[smem]), smem,
                     std::vector<Fibre>(dim.count())};
         try {
             for (unsigned i; (i = next++) < grid.count();) {
                 block.index = grid.at(i);
                 block.random.seed(seed + i);
-                run_block(block, order);
+                run_block(block);
             }
         } catch (...) {
             std::lock_guard<std::mutex> lock(mutex);

@@ -2,13 +2,14 @@
 //
 // Formula   s_ij = <z_i, z_j> / t,   pos(i) the other view of i
 //           forward    loss_i = log sum_{j != i} exp(s_ij) - s_i,pos(i)
-//           backward   P_ij = exp(s_ij - s_i,pos(i) - loss_i), g_i the cotangent of loss_i
+//           backward   P_ij = exp(s_ij - top_i - log_sum_i), g_i the cotangent of loss_i
 //                      d z_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) z_j
 //           S is symmetric, so a row of it gives P_ij and P_ji both: one row-parallel kernel returns
 //           the whole gradient with no atomics and no second pass.
 // Shapes    columns (M, D): all rows of all ranks. rows (R, D): those of this rank, R even, which are
 //           rows first .. first + R of columns; pos(i) = i + R/2 mod R. Contiguous, any D, M, R.
-//           loss, positive (= s_i,pos(i)), g: Wide<T>, (R) out of the forward, (M) into the backward.
+//           loss, top (the row's greatest s_ij), log_sum (the rest of its log-sum-exp): Wide<T> (R).
+//           The backward takes top, log_sum and g of all columns (M).
 // Versions  simt: any type and D; read this one first. mma: bf16, D <= 256, on tensor cores.
 // Owners    a block owns 64 rows and walks over all columns in tiles of 64.
 //           simt: 16 x 16 threads, thread (tx, ty) owns rows 4 ty .. + 3 and columns 4 tx .. + 3.
@@ -22,9 +23,9 @@
 //           256 MiB matrices; here 4 MB lie in memory. Bound: arithmetic. A warp tile of 16 x 64 is fed
 //           by shared memory at half the tensor cores' rate. M/64 blocks fill a GPU from M = 8192 on.
 // Numerics  running maximum and sum in each thread, so any t > 0 is safe; fp32 accumulation (fp64 for
-//           fp64); fixed order, the same bits every run. Saved for the backward: loss and positive, not
-//           their sum, which would round away a small loss at a low temperature. mma rounds P to bf16
-//           and uses __expf, 2 ulp + 2^-22 |x| off: nothing beside bf16's 2^-9.
+//           fp64); fixed order, the same bits every run. Saved for the backward: top and log_sum, not
+//           their sum, which at t = 0.001 is near 1000 and would carry an error of 3e-5 into P. mma
+//           rounds P to bf16 and uses __expf, 2 ulp + 2^-22 |x| off: nothing beside bf16's 2^-9.
 // Measured  nvcc 13.0, sm_80 and sm_90: no spill, no stack frame. Run on the CPU only, on no GPU yet.
 #include <cfloat>
 #include <cmath>
@@ -49,7 +50,12 @@ struct Problem {
 
 template <typename W>
 struct Statistics {  // of the columns
-    const W *loss, *positive, *g;
+    const W *top, *log_sum, *g;
+};
+
+template <typename W>
+struct Output {  // of the rows
+    W *loss, *top, *log_sum;
 };
 
 __device__ inline float exponential(float x) { return expf(x); }
@@ -72,12 +78,15 @@ struct Row {
         for (int c = 0; c < N; c++) sum += exponential(s[c] - top);
     }
 
-    // Join with the other LANES - 1 threads that saw parts of this row; returns the loss.
-    template <int LANES> __device__ W finish() {
+    // Join with the other LANES - 1 threads that saw parts of this row; one of them stores row i.
+    template <int LANES> __device__ void finish(int i, int count, const Output<W>& out) {
         W best = lane_max<LANES>(top);
-        sum = lane_sum<LANES>(sum * exponential(top - best));
+        W log_sum = logarithm(lane_sum<LANES>(sum * exponential(top - best)));
         positive = lane_sum<LANES>(positive);  // one thread met it, the others hold 0
-        return logarithm(sum) + (best - positive);
+        if (threadIdx.x % LANES || i >= count) return;
+        store_global(out.loss + i, log_sum + (best - positive));
+        store_global(out.top + i, best);
+        store_global(out.log_sum + i, log_sum);
     }
 };
 
@@ -118,7 +127,7 @@ __device__ void similarities(const Problem<T>& p, int i0, int j0, Wide<T>* share
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256) forward_simt(Problem<T> p, Wide<T>* loss, Wide<T>* positive) {
+__global__ void __launch_bounds__(256) forward_simt(Problem<T> p, Output<Wide<T>> out) {
     using W = Wide<T>;
     DYN_SMEM(W, shared);
     int i0 = blockIdx.x * TILE;
@@ -132,13 +141,7 @@ __global__ void __launch_bounds__(256) forward_simt(Problem<T> p, Wide<T>* loss,
                 if (p.pair(i0 + 4 * threadIdx.y + r, j0 + 4 * threadIdx.x + c)) row[r].positive = s[r][c];
         }
     }
-    for (int r = 0; r < 4; r++) {
-        int i = i0 + 4 * threadIdx.y + r;
-        W value = row[r].template finish<16>();
-        if (threadIdx.x || i >= p.r) continue;
-        store_global(loss + i, value);
-        store_global(positive + i, row[r].positive);
-    }
+    for (int r = 0; r < 4; r++) row[r].template finish<16>(i0 + 4 * threadIdx.y + r, p.r, out);
 }
 
 template <typename T>
@@ -148,11 +151,11 @@ __global__ void __launch_bounds__(256) backward_simt(Problem<T> p, Statistics<Wi
     constexpr int WIDE = SLAB + 4;
     W *z = shared, *weight = shared + 2 * DEPTH * PAD;  // z[k][d] takes the place of a and b
     int i0 = blockIdx.x * TILE, slab = blockIdx.y * SLAB;
-    W sum[4][8] = {}, loss[4], positive[4], g[4];
+    W sum[4][8] = {}, top[4], log_sum[4], g[4];
     for (int r = 0; r < 4; r++) {
         int i = i0 + 4 * threadIdx.y + r;
-        loss[r] = i < p.r ? load_global(of.loss + p.first + i) : W(0);
-        positive[r] = i < p.r ? load_global(of.positive + p.first + i) : W(0);
+        top[r] = i < p.r ? load_global(of.top + p.first + i) : W(0);
+        log_sum[r] = i < p.r ? load_global(of.log_sum + p.first + i) : W(0);
         g[r] = i < p.r ? load_global(of.g + p.first + i) : W(0);
     }
     for (int j0 = 0; j0 < p.m; j0 += TILE) {
@@ -161,12 +164,12 @@ __global__ void __launch_bounds__(256) backward_simt(Problem<T> p, Statistics<Wi
 #pragma unroll
         for (int c = 0; c < 4; c++) {
             int j = j0 + 4 * threadIdx.x + c;
-            W loss_j = j < p.m ? load_global(of.loss + j) : W(0);
-            W positive_j = j < p.m ? load_global(of.positive + j) : W(0);
+            W top_j = j < p.m ? load_global(of.top + j) : W(0);
+            W log_sum_j = j < p.m ? load_global(of.log_sum + j) : W(0);
             W g_j = j < p.m ? load_global(of.g + j) : W(0);
             for (int r = 0; r < 4; r++) {  // weight = g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]
-                W value = g[r] * exponential(s[r][c] - positive[r] - loss[r]) +
-                          g_j * exponential(s[r][c] - positive_j - loss_j);
+                W value = g[r] * exponential(s[r][c] - top[r] - log_sum[r]) +
+                          g_j * exponential(s[r][c] - top_j - log_sum_j);
                 if (p.pair(i0 + 4 * threadIdx.y + r, j)) value -= g[r] + g_j;
                 weight[(4 * threadIdx.x + c) * PAD + 4 * threadIdx.y + r] = value;
             }
@@ -256,7 +259,7 @@ __device__ inline int column_of(int n, int e) { return 8 * n + threadIdx.x % 4 *
 
 template <int D>
 __global__ void __launch_bounds__(WARPS * LANES)
-forward_mma(Problem<bfloat16> p, bool aligned, float* loss, float* positive) {
+forward_mma(Problem<bfloat16> p, bool aligned, Output<float> out) {
     DYN_SMEM(bfloat16, shared);
     constexpr int STAGE = TILE * D;
     int i0 = blockIdx.x * TILE;
@@ -292,13 +295,7 @@ forward_mma(Problem<bfloat16> p, bool aligned, float* loss, float* positive) {
             row[h].add(of_row);
         }
     }
-    for (int h = 0; h < 2; h++) {
-        int i = i0 + row_of(2 * h);
-        float value = row[h].finish<4>();
-        if (threadIdx.x % 4 || i >= p.r) continue;
-        store_global(loss + i, value);
-        store_global(positive + i, row[h].positive);
-    }
+    for (int h = 0; h < 2; h++) row[h].finish<4>(i0 + row_of(2 * h), p.r, out);
 }
 
 __device__ inline uint32_t pack(float low, float high) {
@@ -312,23 +309,23 @@ template <int D>
 __global__ void __launch_bounds__(WARPS * LANES)
 backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* d_rows) {
     constexpr int WIDTH = D < SLAB ? D : SLAB;
-    constexpr int STAGE = TILE * D + 3 * TILE * 2;  // a tile, and loss, positive, g of its columns
+    constexpr int STAGE = TILE * D + 3 * TILE * 2;  // a tile, and top, log_sum, g of its columns
     DYN_SMEM(bfloat16, shared);
     int i0 = blockIdx.x * TILE, slab = blockIdx.y * WIDTH, lane = threadIdx.x % LANES;
     auto load = [&](int j0, bfloat16* to) {
         load_tile<D>(p.columns, p.m, p.depth, j0, aligned, to);
         int array = threadIdx.x / 16, j = threadIdx.x % 16 * 4;
         if (array >= 3) return;
-        const float* from = array == 0 ? of.loss : array == 1 ? of.positive : of.g;
+        const float* from = array == 0 ? of.top : array == 1 ? of.log_sum : of.g;
         float* statistics = reinterpret_cast<float*>(to + TILE * D) + array * TILE;
         copy_16(statistics + j, j0 + j < p.m ? from + j0 + j : from, p.m - j0 - j, aligned);
     };
     uint32_t a[D / 16][4];
-    float sum[WIDTH / 8][4] = {}, loss[2], positive[2], g[2];
+    float sum[WIDTH / 8][4] = {}, top[2], log_sum[2], g[2];
     for (int h = 0; h < 2; h++) {
         int i = i0 + row_of(2 * h);
-        loss[h] = i < p.r ? load_global(of.loss + p.first + i) : 0;
-        positive[h] = i < p.r ? load_global(of.positive + p.first + i) : 0;
+        top[h] = i < p.r ? load_global(of.top + p.first + i) : 0;
+        log_sum[h] = i < p.r ? load_global(of.log_sum + p.first + i) : 0;
         g[h] = i < p.r ? load_global(of.g + p.first + i) : 0;
     }
     load_tile<D>(p.rows, p.r, p.depth, i0, aligned, shared + STAGE);
@@ -345,8 +342,8 @@ backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* 
         cp_async_commit();
         cp_async_wait<1>();
         __syncthreads();
-        const float* loss_j = reinterpret_cast<const float*>(here + TILE * D);
-        const float *positive_j = loss_j + TILE, *g_j = loss_j + 2 * TILE;
+        const float* top_j = reinterpret_cast<const float*>(here + TILE * D);
+        const float *log_sum_j = top_j + TILE, *g_j = top_j + 2 * TILE;
         float s[TILE / 8][4];
         multiply<D>(a, here, p.depth, s);
 #pragma unroll
@@ -355,8 +352,8 @@ backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* 
             for (int e = 0; e < 4; e++) {  // weight = g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]
                 int h = e / 2, c = column_of(n, e), i = i0 + row_of(e), j = j0 + c;
                 float sim = s[n][e] * p.inverse_t;
-                float weight = g[h] * __expf(sim - positive[h] - loss[h]) +
-                               g_j[c] * __expf(sim - positive_j[c] - loss_j[c]);
+                float weight = g[h] * __expf(sim - top[h] - log_sum[h]) +
+                               g_j[c] * __expf(sim - top_j[c] - log_sum_j[c]);
                 if (p.pair(i, j)) weight -= g[h] + g_j[c];
                 s[n][e] = j < p.m && !p.diagonal(i, j) ? weight : 0;
             }
@@ -397,8 +394,13 @@ struct Arguments {
 };
 
 template <typename W>
-Statistics<W> statistics(const void* loss, const void* positive, const void* g) {
-    return {static_cast<const W*>(loss), static_cast<const W*>(positive), static_cast<const W*>(g)};
+Output<W> output(void* loss, void* top, void* log_sum) {
+    return {static_cast<W*>(loss), static_cast<W*>(top), static_cast<W*>(log_sum)};
+}
+
+template <typename W>
+Statistics<W> statistics(const void* top, const void* log_sum, const void* g) {
+    return {static_cast<const W*>(top), static_cast<const W*>(log_sum), static_cast<const W*>(g)};
 }
 
 int blocks(int count, int size) { return (count + size - 1) / size; }
@@ -409,40 +411,40 @@ bool multiples_of_16(Pointers... pointers) {
 }
 
 template <typename T>
-void forward_by_simt(const Arguments& of, void* loss, void* positive, void* stream) {
+void forward_by_simt(const Arguments& of, void* loss, void* top, void* log_sum, void* stream) {
     LAUNCH(forward_simt<T>, blocks(of.r, TILE), dim3(16, 16), 2 * DEPTH * PAD * sizeof(Wide<T>), stream,
-           of.as<T>(), static_cast<Wide<T>*>(loss), static_cast<Wide<T>*>(positive));
+           of.as<T>(), output<Wide<T>>(loss, top, log_sum));
 }
 
 template <int D>
-void forward_by_mma(const Arguments& of, void* loss, void* positive, void* stream) {
+void forward_by_mma(const Arguments& of, void* loss, void* top, void* log_sum, void* stream) {
     bool aligned = of.depth % 8 == 0 && multiples_of_16(of.rows, of.columns);
     LAUNCH(forward_mma<D>, blocks(of.r, TILE), WARPS * LANES, 2 * TILE * D * sizeof(bfloat16), stream,
-           of.as<bfloat16>(), aligned, static_cast<float*>(loss), static_cast<float*>(positive));
+           of.as<bfloat16>(), aligned, output<float>(loss, top, log_sum));
 }
 
 template <typename T>
-void backward_by_simt(const Arguments& of, const void* loss, const void* positive, const void* g,
+void backward_by_simt(const Arguments& of, const void* top, const void* log_sum, const void* g,
                       void* d_rows, void* stream) {
     LAUNCH(backward_simt<T>, dim3(blocks(of.r, TILE), blocks(of.depth, SLAB)), dim3(16, 16),
            (2 * DEPTH + TILE) * PAD * sizeof(Wide<T>), stream, of.as<T>(),
-           statistics<Wide<T>>(loss, positive, g), static_cast<T*>(d_rows));
+           statistics<Wide<T>>(top, log_sum, g), static_cast<T*>(d_rows));
 }
 
 template <int D>
-void backward_by_mma(const Arguments& of, const void* loss, const void* positive, const void* g,
+void backward_by_mma(const Arguments& of, const void* top, const void* log_sum, const void* g,
                      void* d_rows, void* stream) {
-    bool aligned = of.depth % 8 == 0 && multiples_of_16(of.rows, of.columns, loss, positive, g);
+    bool aligned = of.depth % 8 == 0 && multiples_of_16(of.rows, of.columns, top, log_sum, g);
     LAUNCH(backward_mma<D>, dim3(blocks(of.r, TILE), blocks(of.depth, SLAB)), WARPS * LANES,
            2 * (TILE * D + 6 * TILE) * sizeof(bfloat16), stream, of.as<bfloat16>(),
-           statistics<float>(loss, positive, g), aligned, static_cast<bfloat16*>(d_rows));
+           statistics<float>(top, log_sum, g), aligned, static_cast<bfloat16*>(d_rows));
 }
 
 }  // namespace
 
 // `type` is that of rows and columns: h half, b bfloat16, f float, d double.
 void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature, const void* rows,
-                     const void* columns, void* loss, void* positive, void* stream) {
+                     const void* columns, void* loss, void* top, void* log_sum, void* stream) {
     bool mma = type == 'b' && depth <= 256 && has_bf16_mma();
     auto run = type == 'd' ? forward_by_simt<double>
              : type == 'f' ? forward_by_simt<float>
@@ -450,11 +452,11 @@ void nt_xent_forward(char type, int r, int m, int first, int depth, double tempe
              : !mma ? forward_by_simt<bfloat16>
              : depth <= 64 ? forward_by_mma<64>
              : depth <= 128 ? forward_by_mma<128> : forward_by_mma<256>;
-    run({r, m, first, depth, temperature, rows, columns}, loss, positive, stream);
+    run({r, m, first, depth, temperature, rows, columns}, loss, top, log_sum, stream);
 }
 
 void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature, const void* rows,
-                      const void* columns, const void* loss, const void* positive, const void* g,
+                      const void* columns, const void* top, const void* log_sum, const void* g,
                       void* d_rows, void* stream) {
     bool mma = type == 'b' && depth <= 256 && has_bf16_mma();
     auto run = type == 'd' ? backward_by_simt<double>
@@ -463,5 +465,5 @@ void nt_xent_backward(char type, int r, int m, int first, int depth, double temp
              : !mma ? backward_by_simt<bfloat16>
              : depth <= 64 ? backward_by_mma<64>
              : depth <= 128 ? backward_by_mma<128> : backward_by_mma<256>;
-    run({r, m, first, depth, temperature, rows, columns}, loss, positive, g, d_rows, stream);
+    run({r, m, first, depth, temperature, rows, columns}, top, log_sum, g, d_rows, stream);
 }

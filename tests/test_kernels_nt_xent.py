@@ -1,0 +1,410 @@
+"""NT-Xent against a loop from the paper and the dense form in float64, in every implementation."""
+import contextlib
+import math
+import os
+import socket
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import kernels
+from kernels import build, nt_xent, nt_xent_dense
+
+NO_GPU = build.obstacle("cuda") or "" if torch.cuda.is_available() else "no CUDA device is visible"
+NO_CPU = build.obstacle("emulated") or ""
+IMPLS = ["torch",
+         pytest.param("emulated", marks=pytest.mark.skipif(bool(NO_CPU), reason=NO_CPU)),
+         pytest.param("cuda", marks=pytest.mark.skipif(bool(NO_GPU), reason=NO_GPU))]
+KERNELS = IMPLS[1:]
+
+# Every size is at, just under or just over a tile (64 rows, 16 features) or a tensor-core limit.
+SIZES = [(2, 3), (4, 1), (62, 15), (64, 16), (66, 17), (126, 64), (130, 123), (200, 128), (66, 129),
+         (62, 256), (34, 300)]
+TEMPERATURES = [0.5, 0.1, 0.05, 0.01, 1e-3, 1e3]
+
+
+def device(impl):
+    return "cuda" if impl == "cuda" else "cpu"
+
+
+def views(m, d, seed=0, noise=0.5):
+    """Unit rows (m, d) in float64; rows i and i + m/2 are `noise` apart."""
+    rng = torch.Generator().manual_seed(seed)
+    one = torch.randn(m // 2, d, dtype=torch.float64, generator=rng)
+    two = one + noise * torch.randn(m // 2, d, dtype=torch.float64, generator=rng)
+    return F.normalize(torch.cat((one, two)))
+
+
+def paper(z, temperature):
+    """Equation 1 and Algorithm 1 of Chen et al. 2020, summed by hand over pairs (i, j)."""
+    n, total = len(z) // 2, 0.
+    sim = [[sum(a * b for a, b in zip(x, y)) for y in z.tolist()] for x in z.tolist()]
+    for i in range(2 * n):
+        j = i + n if i < n else i - n
+        below = sum(math.exp(sim[i][k] / temperature) for k in range(2 * n) if k != i)
+        total -= math.log(math.exp(sim[i][j] / temperature) / below)
+    return total / (2 * n)
+
+
+def dense_rows(z, temperature):
+    """The loss of each row, so that a test can weigh the rows."""
+    sim = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
+    return F.cross_entropy(sim, torch.arange(len(z), device=z.device).roll(len(z) // 2),
+                           reduction="none")
+
+
+def rows_of(z, temperature, impl):
+    op = kernels.Chunked.apply if impl == "torch" else torch.ops.fgssl.nt_xent
+    if impl != "torch":
+        build.load(impl)
+    return op(z, z.detach(), 0, temperature, "")[0]
+
+
+def gradient(loss, z, cotangent):
+    return torch.autograd.grad(loss, z, cotangent.to(loss))[0]
+
+
+def error(ours, exact):
+    """Relative Frobenius error; NaN stays NaN, and `not error <= limit` rejects it."""
+    return ((ours.double() - exact).norm() / exact.norm().clamp_min(1e-300)).item()
+
+
+def check(name, ours, exact, theirs, cap):
+    """Under the cap and, given theirs, at most twice the error of PyTorch at the same precision.
+
+    PyTorch's own error may be 0 on small inputs, so four roundings of the type are allowed on top.
+    """
+    limit = cap
+    if theirs is not None:
+        limit = min(cap, 2 * error(theirs, exact) + 4 * torch.finfo(ours.dtype).eps)
+    assert error(ours, exact) <= limit, (
+        f"{name} is off by {error(ours, exact):.1e} of its size, {limit:.1e} is allowed. "
+        "Compare it with nt_xent_dense in float64.")
+
+
+# ---------------------------------------- the numbers
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_equals_the_loop_of_the_paper(impl):
+    z = views(14, 5)
+    for t in (0.5, 0.1):
+        ours = nt_xent(z.to(device(impl)), t, impl).item()
+        assert math.isclose(ours, paper(z, t), rel_tol=1e-12), (
+            f"{impl} says {ours}, equation 1 says {paper(z, t)}")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16],
+                         ids=lambda kind: str(kind)[6:])
+@pytest.mark.parametrize("size", range(len(SIZES)), ids=lambda i: "x".join(map(str, SIZES[i])))
+def test_loss_and_gradient_near_float64(impl, kind, size):
+    """A padded column that counts, a wrong row, a power-of-two stride, mixed logarithms: all move it."""
+    (m, d), t = SIZES[size], TEMPERATURES[size % len(TEMPERATURES)]
+    noise = 2 if t > 0.01 else 30         # near views at a low temperature have no gradient left
+    z = views(m, d, size, noise).to(device(impl), kind).requires_grad_()
+    exact = z.detach().double().requires_grad_()
+    plain = z.detach().clone().requires_grad_()
+    cotangent = torch.randn(m, generator=torch.Generator().manual_seed(1)).to(z.device)
+    wanted, theirs, ours = dense_rows(exact, t), dense_rows(plain, t), rows_of(z, t, impl)
+    # float32: sums of D products; below t = 0.02 the products' rounding is magnified by 1/t.
+    # bfloat16: the gradient's own rounding is 1.7e-3 rms, that of P before the second product
+    # 1.2e-3, together 2.1e-3, and up to 2^-7 where few rows do not average it. float16: an eighth.
+    cap = {torch.float64: 1e-10, torch.float32: 1e-4 if t <= 0.02 else 1e-5, torch.float16: 1e-3,
+           torch.bfloat16: 3e-3 if m > 8 else 1.5e-2}[kind]
+    # The float64 form is itself the oracle, and BLAS, which the chunked form uses, rounds s_ij and
+    # s_ji differently: for these the cap alone.
+    if kind == torch.float64 or impl == "torch":
+        theirs = None
+    grad = None if theirs is None else gradient(theirs, plain, cotangent)
+    check("the loss", ours, wanted, theirs, cap)
+    check("the gradient", gradient(ours, z, cotangent), gradient(wanted, exact, cotangent), grad, cap)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_bfloat16_near_the_unrounded_input(impl):
+    """1e-2: rounding 128 coordinates to bfloat16 moves a cosine by about 2e-3 / sqrt(128), over t."""
+    z = views(130, 128).to(device(impl)).requires_grad_()
+    wanted = nt_xent_dense(z, 0.1)
+    low = z.detach().bfloat16().requires_grad_()
+    ours = nt_xent(low, 0.1, impl)
+    assert ours.dtype == torch.float32 and error(ours, wanted) <= 1e-2
+    assert error(*torch.autograd.grad(ours, low), *torch.autograd.grad(wanted, z)) <= 1e-2
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("shape", [(6, 5), (2, 3), (66, 3)])
+def test_gradient_is_that_of_the_returned_loss(impl, shape):
+    """Finite differences of what is returned: a value and a gradient that are wrong apart disagree."""
+    z = torch.randn(shape, dtype=torch.float64, device=device(impl), requires_grad=True)
+    weights = torch.randn(shape[0], dtype=torch.float64, device=device(impl))
+
+    def weighed(z):
+        return (rows_of_op(z) * weights).sum()
+
+    def rows_of_op(z):
+        return rows_of(z, 0.5, impl)
+
+    assert torch.autograd.gradcheck(weighed, z, nondet_tol=0, fast_mode=shape[0] > 10)
+    assert torch.autograd.gradcheck(lambda z: 1.7 * nt_xent(z, 0.5, impl), z, nondet_tol=0,
+                                    fast_mode=shape[0] > 10)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_same_bits_every_run(impl, monkeypatch):
+    """Also in every order in which threads may run: nothing may depend on who comes first."""
+    orders = ["forward", "reverse", "random:1", "random:2"] if impl == "emulated" else ["-"] * 9
+    for kind in (torch.float32, torch.bfloat16):
+        z = views(66, 33).to(device(impl), kind).requires_grad_()
+        first = nt_xent(z, 0.1, impl)
+        grad, = torch.autograd.grad(first, z)
+        for order in orders:
+            monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+            again = nt_xent(z, 0.1, impl)
+            assert torch.equal(again, first), f"another loss in order {order}"
+            assert torch.equal(*torch.autograd.grad(again, z), grad), f"another gradient in order {order}"
+        monkeypatch.delenv("CUDA_ON_CPU_ORDER")
+
+
+# ---------------------------------------- inputs that break careless sums
+
+SPECIAL = {
+    "all rows equal": torch.ones(8, 4),
+    "duplicated images": torch.cat((torch.eye(4), torch.eye(4)))[[0, 0, 1, 1, 4, 4, 5, 5]],
+    "views opposite": torch.cat((torch.eye(4), -torch.eye(4))),
+    "norms of 100": 100 * torch.eye(6, 5),
+    "one large negative": torch.cat((torch.eye(3), torch.tensor([[9., 0, 0], [0, 1, 0], [0, 0, 1]]))),
+    "a zero row": torch.cat((torch.zeros(1, 4), torch.eye(4)[:3])),
+    "all rows zero": torch.zeros(6, 3),
+}
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("name", SPECIAL)
+def test_special_inputs(impl, name):
+    """A fixed maximum of 1/t underflows or overflows here; a running maximum does not."""
+    for t in (0.5, 0.01):
+        for kind in (torch.float32, torch.bfloat16):
+            z = SPECIAL[name].to(device(impl), kind).requires_grad_()
+            exact = z.detach().double().requires_grad_()
+            ours, wanted = nt_xent(z, t, impl), nt_xent_dense(exact, t)
+            got, grad = *torch.autograd.grad(ours, z), *torch.autograd.grad(wanted, exact)
+            close = 1e-5 if kind == torch.float32 else 1e-2   # absolute: some gradients are 0
+            assert torch.allclose(ours.double(), wanted, rtol=1e-5, atol=1e-5), (ours, wanted)
+            assert torch.allclose(got.double(), grad, rtol=close, atol=close * max(1, 1 / t)), name
+    if name == "all rows equal":
+        assert math.isclose(ours.item(), math.log(7), rel_tol=1e-6), "equal rows: the loss is ln(M - 1)"
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_nan_and_inf_are_passed_on(impl, bad):
+    """A comparison or maximum that skips NaN would hide a broken network."""
+    for kind in (torch.float32, torch.bfloat16):
+        z = views(66, 8).to(device(impl), kind)
+        z[3, 2] = bad
+        z.requires_grad_()
+        ours, theirs = nt_xent(z, 0.5, impl), nt_xent_dense(z, 0.5)
+        assert ours.isnan() == theirs.isnan() and ours.isinf() == theirs.isinf(), (ours, theirs)
+        got, grad = *torch.autograd.grad(ours, z), *torch.autograd.grad(theirs, z)
+        assert torch.equal(got.isnan().any(1), grad.isnan().any(1)), "other rows are NaN than in PyTorch"
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_pair_has_nothing_to_contrast(impl):
+    for kind in (torch.float32, torch.bfloat16):
+        z = views(2, 7).to(device(impl), kind).requires_grad_()
+        loss = nt_xent(z, 0.1, impl)
+        assert loss.item() == 0 and not torch.autograd.grad(loss, z)[0].any()
+
+
+# ---------------------------------------- layouts, modes, errors
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_layouts(impl, kind):
+    """Transposed, strided, expanded, and at odd addresses within NaN: a read past the end shows."""
+    m, d = 66, 24
+    z = views(m, d).to(device(impl), kind)
+    layouts = {"transposed": z.T.contiguous().T, "strided": z.repeat_interleave(2, 1)[:, ::2],
+               "expanded": z[:1].expand(m, d)}
+    for shift in (1, 3, 8):
+        room = torch.full((m * d + 16,), math.nan, dtype=kind, device=z.device)
+        layouts[f"shifted by {shift}"] = room[shift:shift + m * d].view(m, d).copy_(z)
+    for name, x in layouts.items():
+        x, plain = x.detach().requires_grad_(), x.detach().clone(memory_format=torch.contiguous_format)
+        plain.requires_grad_()
+        a, b = nt_xent(x, 0.2, impl), nt_xent(plain, 0.2, impl)
+        assert torch.allclose(a, b), f"another loss where z is {name}"
+        got, wanted = *torch.autograd.grad(a, x), *torch.autograd.grad(b, plain)
+        assert torch.allclose(got, wanted, atol=1e-6), f"another gradient where z is {name}"
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_modes(impl):
+    """Autocast must not lower the loss's precision; inference mode and no_grad must just work."""
+    z = views(66, 32).to(device(impl), torch.float32).requires_grad_()
+    plain = nt_xent(z, 0.1, impl)
+    grad, = torch.autograd.grad(plain, z)
+    with torch.autocast(device(impl), torch.bfloat16):
+        loss = nt_xent(z, 0.1, impl)
+        assert torch.equal(loss, plain) and torch.equal(*torch.autograd.grad(loss, z), grad)
+    with torch.no_grad():
+        assert torch.equal(nt_xent(z, 0.1, impl), plain)
+    with torch.inference_mode():
+        assert torch.equal(nt_xent(z.detach().clone(), 0.1, impl), plain)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_invariants(impl):
+    """Exchange the views; permute the pairs; z by c with t by c squared. Rounding aside, nothing moves."""
+    z = views(34, 9).to(device(impl))
+    loss = nt_xent(z, 0.3, impl)
+    order = torch.randperm(17)
+    for same, t in ((z.roll(17, 0), 0.3), (torch.cat((z[:17][order], z[17:][order])), 0.3), (z * 3, 2.7)):
+        assert torch.allclose(nt_xent(same, t, impl), loss, rtol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_bad_input(impl):
+    z = views(4, 3).to(device(impl))
+    for bad in (z[:3], z[:0], z[0], z[None], z[:, :0]):
+        with pytest.raises(ValueError, match="wanted"):
+            nt_xent(bad, 0.5, impl)
+    for t in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature"):
+            nt_xent(z, t, impl)
+    for kind in (torch.int64, torch.complex64):
+        with pytest.raises(TypeError, match="wanted"):
+            nt_xent(z.to(kind), 0.5, impl)
+    with pytest.raises(ValueError, match="wanted auto, cuda, torch or emulated"):
+        nt_xent(z, 0.5, "fast")
+    with pytest.raises(ValueError, match="got a tensor on"):
+        nt_xent(z, 0.5, "emulated" if z.is_cuda else "cuda")
+
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_op_refuses_mixed_tensors(impl):
+    build.load(impl)
+    op, back = torch.ops.fgssl.nt_xent, torch.ops.fgssl.nt_xent_backward
+    z, wide = views(4, 3).float().to(device(impl)), torch.zeros(4, device=device(impl))
+    for columns, first, message in ((z.double(), 0, "wanted Float"), (z, 1, "are not among"),
+                                    (z[:, :2], 0, "has shape"), (z, -1, "are not among")):
+        with pytest.raises(RuntimeError, match=message):
+            op(z, columns, first, 0.5, "")
+    with pytest.raises(RuntimeError, match="top has shape"):
+        back(z, z, 0, 0.5, wide[:3], wide, wide)
+    with pytest.raises(RuntimeError, match="temperature"):
+        op(z, z, 0, -1., "")
+
+
+# ---------------------------------------- as an op of PyTorch, over ranks, in memory
+
+@pytest.mark.parametrize("impl", KERNELS)
+def test_op_is_well_registered(impl):
+    build.load(impl)
+    z = views(6, 5).float().to(device(impl)).requires_grad_()
+    torch.library.opcheck(torch.ops.fgssl.nt_xent.default, (z, z.detach(), 0, 0.5, ""))
+    of = torch.rand(3, 6, device=device(impl))
+    torch.library.opcheck(torch.ops.fgssl.nt_xent_backward.default,
+                          (z.detach(), z.detach(), 0, 0.5, *of))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_under_torch_compile(impl):
+    z = views(6, 5).float().to(device(impl)).requires_grad_()
+    plain = nt_xent(z, 0.5, impl)
+    compiled = torch.compile(nt_xent, fullgraph=True, backend="aot_eager")(z, 0.5, impl)
+    assert torch.allclose(compiled, plain)
+    assert torch.allclose(*torch.autograd.grad(compiled, z), *torch.autograd.grad(plain, z))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+def test_rows_of_one_rank_against_columns_of_all(impl, kind):
+    """Three ranks of 22 rows: positive and diagonal are found by the row's place among all columns."""
+    ranks, n, d, t = 3, 11, 20, 0.3
+    z = views(2 * n * ranks, d).to(device(impl), kind)
+    pair = z.view(2, ranks, n, d).transpose(0, 1)                     # (rank, view, n, d)
+    columns = pair.reshape(-1, d)
+    exact = z.double().requires_grad_()
+    weights = torch.randn(2 * n * ranks, generator=torch.Generator().manual_seed(2)).to(z.device)
+    wanted = dense_rows(exact, t)
+    grad = gradient(wanted, exact, weights.view(ranks, 2, n).transpose(0, 1).reshape(-1))
+    grad = grad.view(2, ranks, n, d).transpose(0, 1).reshape(-1, d)
+    wanted = wanted.view(2, ranks, n).transpose(0, 1).reshape(-1)
+
+    if impl != "torch":
+        build.load(impl)
+    forward = kernels.chunked_forward if impl == "torch" else torch.ops.fgssl.nt_xent
+    backward = kernels.chunked_backward if impl == "torch" else torch.ops.fgssl.nt_xent_backward
+    parts = [(columns[i:i + 2 * n], columns, i) for i in range(0, len(columns), 2 * n)]
+    loss, top, log_sum = map(torch.cat, zip(*(forward(*part, t, "") for part in parts)))
+    ours = torch.cat([backward(*part, t, top, log_sum, weights.to(loss)) for part in parts])
+    limit = 1e-12 if kind == torch.float64 else 3e-3
+    assert error(loss, wanted) <= limit and error(ours, grad) <= limit
+
+
+def rank_of_two(rank, port, impl, report):
+    """One of two processes: its rows, then the loss and gradient that DDP would average."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    z = views(20, 6).view(2, 2, 5, 6)[:, rank].reshape(10, 6).requires_grad_()
+    loss = nt_xent(z, 0.3, impl, group=torch.distributed.group.WORLD)
+    loss.backward()
+    report.put((rank, loss.item(), z.grad.tolist()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("impl", IMPLS[:2])
+def test_two_ranks_equal_one_process(impl):
+    """A gather that cuts the gradient, or scales it by 1/W, fails here."""
+    with contextlib.closing(socket.socket()) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    if impl == "emulated":
+        build.load(impl)                                              # build once, before both ask
+    context = torch.multiprocessing.get_context("spawn")
+    report = context.SimpleQueue()
+    torch.multiprocessing.spawn(rank_of_two, (port, impl, report), nprocs=2)
+    parts = sorted(report.get() for _ in range(2))
+    z = views(20, 6).requires_grad_()
+    loss = nt_xent_dense(z, 0.3)
+    loss.backward()
+    grad = torch.tensor([part[2] for part in parts], dtype=torch.float64).view(2, 2, 5, 6).transpose(0, 1)
+    assert math.isclose(sum(part[1] for part in parts) / 2, loss.item(), rel_tol=1e-12)
+    assert error(grad.reshape(20, 6) / 2, z.grad) <= 1e-12, "DDP's average is not the gradient of the mean"
+
+
+def test_chunked_form_keeps_no_square_matrix():
+    """The dense form keeps several (2N, 2N) matrices; this one must stay linear in N."""
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            for x in result if isinstance(result, (tuple, list)) else [result]:
+                if isinstance(x, torch.Tensor):
+                    self.elements = max(self.elements, x.numel())
+            return result
+
+    z = views(5000, 8).float().requires_grad_()
+    with Largest() as seen:
+        nt_xent(z, 0.1, "torch").backward()
+    assert 5000 * 8 <= seen.elements <= 2**22, f"{seen.elements} elements in one tensor"
+
+
+def test_cuda_tensors_use_the_current_stream():
+    """A launch on the default stream would run before the work it depends on."""
+    if NO_GPU:
+        pytest.skip(NO_GPU)
+    z = views(1000, 64).float().cuda()
+    wanted, side = nt_xent(z, 0.1, "cuda"), torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        late = torch.zeros_like(z)
+        torch.cuda._sleep(10**8)
+        late.copy_(z)
+        loss = nt_xent(late, 0.1, "cuda")
+    side.synchronize()
+    assert torch.equal(loss, wanted)
