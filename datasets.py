@@ -9,6 +9,7 @@ drawn with Pillow and written in CUB's layout, so that both go through one reade
 """
 
 import functools
+import io
 import os
 import shutil
 import subprocess
@@ -40,7 +41,7 @@ def read(name_or_folder, root):
     FileNotFoundError says what is missing and where to get it, ValueError what cannot be used.
     """
     name, folder, root = str(name_or_folder), Path(name_or_folder), Path(root)
-    if name == "toy" and not (root / "toy" / "images.txt").is_file():
+    if name == "toy":
         draw_toy(root / "toy")
     if name in SETS:
         reader, places, source = SETS[name]
@@ -71,7 +72,9 @@ def complete(records):
     labels, splits = records.labels, records.splits.astype("<U5")
     rng = np.random.default_rng(0)
     for split, share in (("test", 0.2), ("val", 0.1)):
-        for label in range(len(records.classes) if split not in records.splits else 0):
+        if split in records.splits:
+            continue
+        for label in range(len(records.classes)):
             members = rng.permutation(np.flatnonzero((labels == label) & (splits == "train")))
             if len(members) > 1:
                 splits[members[:max(1, round(share * len(members)))]] = split
@@ -277,14 +280,17 @@ PARTS = ["back", "beak", "belly", "breast", "crown", "forehead", "left eye", "le
 def draw_toy(folder, seed=0, per_class=(60, 20, 20)):
     """Draw the toy birds in CUB's layout: `per_class` (train, val, test) images of each species.
 
-    Every core draws its share in a process of its own, started as `python datasets.py`, which needs
-    neither fork nor a guarded main module. The set is drawn beside `folder` and renamed when whole:
-    an interrupted drawing leaves no half set, and of two at once the first to finish stays. One
-    seed, one set of files. OSError names the folder where it cannot be written.
+    A set that is there stays. Every core draws its share in a process of its own, started as
+    `python datasets.py`, which needs neither fork nor a guarded main module. The set is drawn
+    beside `folder` and renamed when whole: an interrupted drawing leaves no half set, and of two at
+    once the first to finish stays. One seed, one set of files. OSError names a folder it cannot
+    write.
     """
-    folder, each, cores = Path(folder), sum(per_class), os.cpu_count() or 1
+    folder, each, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     paths, rows, workers = toy_paths(each), [], []
+    if (folder / "images.txt").is_file():
+        return
     try:
         for path in paths[::each]:
             (draft / "images" / path).parent.mkdir(parents=True)
@@ -297,9 +303,10 @@ def draw_toy(folder, seed=0, per_class=(60, 20, 20)):
             if not rows[-1]:
                 raise OSError(workers[i % cores].stderr.read().strip().split("\n")[-1])
         annotate(draft, paths, rows, per_class)
-        if not (folder / "images.txt").is_file():
-            draft.rename(folder)
+        draft.rename(folder)
     except OSError as error:
+        if (folder / "images.txt").is_file():
+            return  # another process was faster
         raise OSError(f"cannot draw the toy birds in {folder}: {error}. Make room there, or choose "
                       "another --root.") from error
     finally:
@@ -314,7 +321,9 @@ def draw_share(folder, seed, each, core, cores):
     for i, path in list(enumerate(toy_paths(each)))[core::cores]:
         rng = np.random.default_rng([seed, *divmod(i, each)])
         picture, box, parts = photograph(list(SPECIES)[i // each], rng)
-        picture.save(Path(folder, path), quality=92)
+        jpeg = io.BytesIO()
+        picture.save(jpeg, "jpeg", quality=92)
+        Path(folder, path).write_bytes(jpeg.getvalue())  # on a full disk, save(path) may not raise
         numbers = [*box, *(number for part in PARTS for number in parts.get(part, (0, 0, 0)))]
         print(*(f"{number:.4g}" for number in numbers), flush=True)
 
@@ -327,21 +336,23 @@ def toy_paths(each):
 
 def annotate(folder, paths, rows, per_class):
     """Write CUB's text files, and val.txt, for images with these rows of box and parts."""
-    (train, val, _), each = per_class, sum(per_class)
-    images = [(i + 1, i // each + 1, i % each) for i in range(len(paths))]
-    texts = {
-        "classes": [f"{label} {label:03}.{species}" for label, species in enumerate(SPECIES, 1)],
-        "images": [f"{i} {path}" for i, path in enumerate(paths, 1)],
-        "image_class_labels": [f"{i} {label}" for i, label, _ in images],
-        "train_test_split": [f"{i} {int(number < train + val)}" for i, _, number in images],
-        "val": [f"{i} {int(train <= number < train + val)}" for i, _, number in images],
-        "bounding_boxes": [" ".join([str(i), *row[:4]]) for i, row in enumerate(rows, 1)],
-        "parts/parts": [f"{part} {name}" for part, name in enumerate(PARTS, 1)],
-        "parts/part_locs": [" ".join([str(i), str(part), *row[3 * part + 1:3 * part + 4]])
-                            for i, row in enumerate(rows, 1) for part in range(1, len(PARTS) + 1)]}
+    train, val, test = per_class
+    label, number = np.divmod(np.arange(len(paths)), train + val + test)
+    columns = {  # of lines `<id> <value>`, ids from 1
+        "classes": [f"{label:03}.{species}" for label, species in enumerate(SPECIES, 1)],
+        "images": paths,
+        "image_class_labels": label + 1,
+        "train_test_split": (number < train + val).astype(int),
+        "val": ((train <= number) & (number < train + val)).astype(int),
+        "bounding_boxes": [" ".join(row[:4]) for row in rows],
+        "parts/parts": PARTS}
     (folder / "parts").mkdir()
-    for name, lines in texts.items():
-        (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    for name, values in columns.items():
+        lines = [f"{i} {value}\n" for i, value in enumerate(values, 1)]
+        (folder / f"{name}.txt").write_text("".join(lines))
+    lines = [f"{i} {part} {' '.join(row[3 * part + 1:3 * part + 4])}\n"
+             for i, row in enumerate(rows, 1) for part in range(1, len(PARTS) + 1)]
+    (folder / "parts" / "part_locs.txt").write_text("".join(lines))
 
 
 # ------------------------------------------------------------------------------------------------
@@ -449,7 +460,7 @@ def backdrop(rng, scene):
         y += horizon + slope * (x - half / 2)
         blob(x, y, size + 2, size + 2, mix(mix(*foliage, hue), below, haze))
     blurred = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 2)))
-    return blurred.resize((SIDE * FINE, SIDE * FINE), Image.BICUBIC)
+    return blurred.resize((SIDE * FINE, SIDE * FINE), Image.BILINEAR)
 
 
 def branch(rng, bark, green):
@@ -468,7 +479,7 @@ def branch(rng, bark, green):
     for drop, width, shade in ((0.02, 1.0, 0.62), (-0.006, 0.8, 1.0), (-0.04, 0.3, 1.18)):
         left, right = [(x, middle + slope * x + bend + drop) for x in (-2.8, 2.8)]
         shapes += [(stroke(left, (0, middle + drop), right, thick * width, taper), bark * shade)]
-    for x, y in rng.uniform((-1.6, -0.03), (1.6, 0.05), (8, 2)):
+    for x, y in rng.uniform((-1.6, -0.03), (1.6, 0.05), (6, 2)):
         y += middle + slope * x + bend * (x / 2.8) ** 2
         crack = stroke((x, y), (x + 0.1, y), (x + 0.2, y + 0.2 * slope), 0.02, 0.3)
         shapes += [(crack, bark * 0.66)]
@@ -614,14 +625,18 @@ def ellipse(x, y, rx, ry):
     return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1)
 
 
+# Weights of three points: the parabola through them at times T, and its slope.
+T = np.linspace(0, 1, 12)
+THROUGH = np.stack([(1 - T) * (1 - 2 * T), 4 * T * (1 - T), T * (2 * T - 1)], 1)
+SLOPE = np.stack([4 * T - 3, 4 - 8 * T, 4 * T - 1], 1)
+
+
 def stroke(start, middle, end, width, taper=1.0):
     """A band along the parabola through three points; at the end it is `taper` times as wide."""
-    start, middle, end = np.array([start, middle, end], float)
-    t = np.linspace(0, 1, 12)[:, None]
-    control = 2 * middle - (start + end) / 2
-    line = mix(mix(start, control, t), mix(control, end, t), t)
-    along = mix(control - start, end - control, t)
-    across = along[:, ::-1] * (-1, 1) / np.hypot(*along.T)[:, None] * width / 2 * mix(1, taper, t)
+    points = np.array([start, middle, end])
+    line, along = THROUGH @ points, SLOPE @ points
+    half = width / 2 * mix(1, taper, T) / np.hypot(*along.T)
+    across = along[:, ::-1] * (-1, 1) * half[:, None]
     return np.concatenate([line + across, (line - across)[::-1]])
 
 
@@ -648,7 +663,7 @@ def rgb(text):
 
 def pixel(colour):
     """A colour as Pillow takes it."""
-    return tuple(colour.clip(0, 255).astype(int).tolist())
+    return tuple(min(255, int(value)) for value in colour.tolist())
 
 
 INK, WHITE = rgb("221f24"), rgb("fffaf0")

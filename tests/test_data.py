@@ -1,11 +1,320 @@
-"""Image sets: readers, splits, and the toy birds."""
+"""Image sets: the readers on small folders with the traps of the real ones, the splits, the toy birds."""
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
+import pytest
+from PIL import Image
 
 import datasets
 
 
-def test_toy_has_three_splits_of_every_species(tmp_path):
-    records = datasets.read("toy", tmp_path)
+def put(folder, *names):
+    """Write a tiny image under each name, whatever its extension; return the folder."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (2, 2)).save(path, format="png")
+    return folder
+
+
+def rows(records, top):
+    """(path under top, class or None, split) of each image: all that a reader decides."""
+    return [(path.relative_to(top).as_posix(), records.classes[label] if label >= 0 else None, split)
+            for path, label, split in zip(records.paths, records.labels, records.splits)]
+
+
+@pytest.fixture
+def cub(tmp_path):
+    """Two birds in CUB's layout, ids out of order, beside one file that no list has."""
+    folder = put(tmp_path / "CUB_200_2011", "images/001.Auk/b.jpg", "images/002.Black Gull/a 1.jpg",
+                 "images/001.Auk/b_rgb.jpg", "images/002.Black Gull/c.jpg", "images/001.Auk/d.jpg")
+    for name, text in {"classes": "1 001.Auk\n2 002.Black Gull",
+                       "images": "7 002.Black Gull/a 1.jpg\n3 001.Auk/b.jpg\n"
+                                 "12 002.Black Gull/c.jpg\n5 001.Auk/d.jpg",
+                       "image_class_labels": "3 1\n5 1\n7 2\n12 2",
+                       "train_test_split": "3 1\n5 0\n7 1\n12 0",
+                       "bounding_boxes": "3 0.5 1 2 3\n5 4 4 4 4\n7 10 20 30 40\n12 5 5 5 5"}.items():
+        (folder / f"{name}.txt").write_text(text + "\n")
+    return folder
+
+
+@pytest.fixture
+def grocery(tmp_path):
+    """A Grocery Store repository with two classes, which classes.csv does not list in their order."""
+    folder = put(tmp_path / "GroceryStoreDataset", "dataset/train/p/1.jpg", "dataset/train/k/2.jpg",
+                 "dataset/val/k/1.jpg", "dataset/test/p/1.jpg", "dataset/train/k/stray.jpg") / "dataset"
+    (folder / "classes.csv").write_text("Class Name (str),Class ID (int),Coarse Class Name (str)\n"
+                                        "Pear,1,Fruit\nKiwi,0,Fruit\n")
+    (folder / "train.txt").write_text("train/p/1.jpg, 1, 0\ntrain/k/2.jpg, 0, 0\n")
+    (folder / "val.txt").write_text("val/k/1.jpg, 0, 0\n")
+    (folder / "test.txt").write_text("test/p/1.jpg, 1, 0\n")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------
+# Readers
+# ------------------------------------------------------------------------------------------------
+
+
+def test_cub_joins_its_files_by_image_id_and_never_globs(cub):
+    records = datasets.read(cub, cub.parent)
+    assert rows(records, cub / "images") == [
+        ("002.Black Gull/a 1.jpg", "002.Black Gull", "train"), ("001.Auk/b.jpg", "001.Auk", "train"),
+        ("002.Black Gull/c.jpg", "002.Black Gull", "test"), ("001.Auk/d.jpg", "001.Auk", "test")]
+    assert records.labels.tolist() == [1, 0, 1, 0], "labels count from 1 in the files, from 0 here"
+    assert records.boxes[:2].tolist() == [[10, 20, 30, 40], [0.5, 1, 2, 3]]
+    assert (records.labels.dtype, records.boxes.dtype, records.name) == (
+        np.int64, np.float32, "CUB_200_2011")
+    assert datasets.read("cub", cub.parent).paths == records.paths
+
+
+def test_cub_takes_val_from_its_file_where_there_is_one(cub):
+    (cub / "val.txt").write_text("3 1\n5 0\n7 0\n12 0\n")
+    (cub / "train_test_split.txt").write_text("3 1\n5 1\n7 1\n12 0\n")
+    assert datasets.read(cub, cub.parent).splits.tolist() == ["train", "val", "test", "train"]
+
+
+@pytest.mark.parametrize("name, text, where", [
+    ("image_class_labels", "3 1\n5 one\n7 2\n12 2", "line 2"),
+    ("image_class_labels", "3 1\n5\n7 2\n12 2", "line 2"),
+    ("image_class_labels", "3 1\n5 1\n7 3\n12 2", "line 3"),     # a class that classes.txt lacks
+    ("image_class_labels", "3 1\n5 1\n7 2\n12 2\n9 1", "line 5"),   # an image that images.txt lacks
+    ("image_class_labels", "3 1\n5 1\n7 2\n12 2\n3 2", "line 5"),   # the same image again
+    ("image_class_labels", "3 1\n5 1\n7 2", "no line for 12"),
+    ("train_test_split", "3 1\n5 yes\n7 1\n12 0", "line 2"),
+    ("bounding_boxes", "3 1 1 1\n5 4 4 4 4\n7 1 1 1 1\n12 5 5 5 5", "line 1"),
+    ("bounding_boxes", "3 1 1 1 1 1\n5 4 4 4 4\n7 1 1 1 1\n12 5 5 5 5", "line 1"),
+    ("classes", "", "no line"),
+])
+def test_cub_names_file_and_line_of_what_it_cannot_use(cub, name, text, where):
+    (cub / f"{name}.txt").write_text(text)
+    with pytest.raises(ValueError, match=f"{name}.txt.*{where}"):
+        datasets.read(cub, cub.parent)
+
+
+def test_a_listed_image_that_is_missing_is_named(cub, grocery):
+    for image, name in ((cub / "images/001.Auk/b.jpg", "cub"), (grocery / "val/k/1.jpg", "grocery")):
+        image.unlink()
+        with pytest.raises(FileNotFoundError, match=image.name):
+            datasets.read(name, cub.parent)
+
+
+def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(grocery):
+    wanted = [("train/p/1.jpg", "Pear", "train"), ("train/k/2.jpg", "Kiwi", "train"),
+              ("val/k/1.jpg", "Kiwi", "val"), ("test/p/1.jpg", "Pear", "test")]
+    for folder in (grocery, grocery.parent, "grocery"):
+        records = datasets.read(folder, grocery.parent.parent)
+        assert rows(records, grocery) == wanted
+        assert records.classes == ["Kiwi", "Pear"] and records.boxes is None
+    (grocery / "val.txt").write_text("val/k/1.jpg, 0, 0\nval/k/1.jpg, two, 0\n")
+    with pytest.raises(ValueError, match="val.txt, line 2"):
+        datasets.read(grocery, ".")
+
+
+def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
+    put(tmp_path, "Möwe/a.JPG", "Möwe/b.jpeg", "Möwe/x/deep.PnG", "auk/ü ñ 鳥.webp", "auk/c.TIFF", "auk/d.ppm")
+    put(tmp_path, "Möwe/.hidden.jpg", "Möwe/notes.txt", ".cache/e.jpg", "auk/.thumbs/f.jpg", "empty/readme.md")
+    (tmp_path / "auk" / "loop").symlink_to(tmp_path)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    records = datasets.any_folder(tmp_path)
+    assert [row[:2] for row in rows(records, tmp_path)] == [
+        ("Möwe/a.JPG", "Möwe"), ("Möwe/b.jpeg", "Möwe"), ("Möwe/x/deep.PnG", "Möwe"),
+        ("auk/c.TIFF", "auk"), ("auk/d.ppm", "auk"), ("auk/ü ñ 鳥.webp", "auk")]
+    assert records.classes == ["Möwe", "auk"], "an empty folder is no class"
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
+def test_split_folders_share_the_labels_of_their_classes(tmp_path, val):
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", f"{val}/c/2.jpg", "test/b/3.jpg")
+    assert set(rows(datasets.read(tmp_path, "."), tmp_path)) == {
+        ("train/a/1.jpg", "a", "train"), ("train/b/1.jpg", "b", "train"), ("train/c/1.jpg", "c", "train"),
+        (f"{val}/c/2.jpg", "c", "val"), ("test/b/3.jpg", "b", "test")}
+
+
+def test_loose_images_are_train_images_without_a_label(tmp_path):
+    put(tmp_path / "flat", "2.jpg", "1.png")
+    put(tmp_path / "split", "train/1.jpg", "val/a/2.jpg", "test/3.jpg")
+    assert rows(datasets.read(tmp_path / "flat", "."), tmp_path / "flat") == [
+        ("1.png", None, "train"), ("2.jpg", None, "train")]
+    assert rows(datasets.read(tmp_path / "split", "."), tmp_path / "split") == [
+        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg could score nothing"
+
+
+@pytest.mark.parametrize("names, error, message", [
+    ([], FileNotFoundError, 'no images under .*Expected class folders or loose .jpg.*"Your own images"'),
+    (["val/a/1.jpg"], FileNotFoundError, "no images under .*train"),
+    (["train/a/1.jpg", "val/b/1.jpg", "test/c/1.jpg"], ValueError, "val or test holds b, c"),
+    (["train/a/1.jpg", "bus/1.jpg"], ValueError, "train beside bus"),   # is `train` a class?
+])
+def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, error, message):
+    with pytest.raises(error, match=message):
+        datasets.read(put(tmp_path, *names), ".")
+
+
+def test_a_missing_set_says_where_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="CUB_200_2011.tgz.*97eceeb196236b17998738112f37df78"):
+        datasets.read("cub", tmp_path)
+    with pytest.raises(FileNotFoundError, match="GroceryStoreDataset"):
+        datasets.read("grocery", tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder quetzal.*toy, cub, grocery"):
+        datasets.read("quetzal", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------
+# Splits
+# ------------------------------------------------------------------------------------------------
+
+
+def test_missing_splits_are_cut_from_every_class_and_leave_it_an_image(tmp_path):
+    sizes = {"a": 1, "b": 2, "c": 3, "d": 10, "e": 100}
+    put(tmp_path, *(f"{name}/{i:03}.jpg" for name, size in sizes.items() for i in range(size)))
+    records = datasets.read(tmp_path, ".")
+    counts = {name: [int(((records.labels == label) & (records.splits == split)).sum())
+                     for split in ("train", "val", "test")] for label, name in enumerate(sizes)}
+    assert counts == {"a": [1, 0, 0], "b": [1, 0, 1], "c": [1, 1, 1], "d": [7, 1, 2], "e": [72, 8, 20]}
+    np.random.seed(1)   # a run's own seed must not move an image from one split to another
+    assert (datasets.read(tmp_path, ".").splits == records.splits).all()
+
+
+def test_a_cut_leaves_the_splits_that_a_set_has_alone(tmp_path):
+    put(tmp_path, *(f"{split}/a/{i}.jpg" for split in ("train", "val") for i in range(10)))
+    cut = rows(datasets.read(tmp_path, "."), tmp_path)
+    assert Counter(split for _, _, split in cut) == {"train": 8, "val": 10, "test": 2}
+    assert all(path.startswith("val/") == (split == "val") for path, _, split in cut)
+
+
+# ------------------------------------------------------------------------------------------------
+# Toy birds
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("root")
+    datasets.read("toy", root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def toy(toy_root):
+    return datasets.read("toy", toy_root)
+
+
+def test_two_species_differ_in_two_to_four_parts_and_in_nothing_else():
+    looks = [datasets.COMMON | parts for parts in datasets.SPECIES.values()]
+    assert len(looks) == 20 and all(look.keys() == datasets.COMMON.keys() for look in looks)
+    for one, other in itertools.combinations(looks, 2):
+        assert 2 <= sum(one[part] != other[part] for part in one) <= 4, (one, other)
+
+
+def test_nothing_but_its_parts_is_drawn_differently_for_a_species():
+    """A random draw more or less for one species would change its scenes, and they would give it away."""
+    states = []
+    for species in datasets.SPECIES:
+        rng = np.random.default_rng(5)
+        datasets.photograph(species, rng)
+        states.append(rng.random())
+    assert len(set(states)) == 1
+
+
+def test_toy_has_its_counts_in_every_species_and_split(toy):
+    assert (len(toy.classes), toy.name) == (20, "toy")
     for split, count in (("train", 60), ("val", 20), ("test", 20)):
-        labels = records.labels[records.splits == split]
-        assert np.bincount(labels, minlength=20).tolist() == [count] * 20
+        assert np.bincount(toy.labels[toy.splits == split], minlength=20).tolist() == [count] * 20
+
+
+def test_toy_boxes_lie_in_the_image_and_hold_every_visible_part(toy, toy_root):
+    x, y, width, height = toy.boxes.T
+    assert min(x.min(), y.min()) >= 0 and max((x + width).max(), (y + height).max()) <= datasets.SIDE
+    parts = np.loadtxt(toy_root / "toy" / "parts" / "part_locs.txt").reshape(2000, 15, 5)
+    seen = parts[..., 4] == 1
+    inside = (parts[..., 2:4] >= toy.boxes[:, None, :2] - 0.1) & (
+        parts[..., 2:4] <= toy.boxes[:, None, :2] + toy.boxes[:, None, 2:] + 0.1)
+    assert inside[seen].all()
+    eyes = seen[..., [datasets.PARTS.index("left eye"), datasets.PARTS.index("right eye")]]
+    assert (eyes.sum(1) == 1).all() and 0.4 < eyes[:, 0].mean() < 0.6, "half the birds are mirrored"
+
+
+def test_colour_alone_does_not_tell_a_toy_species(toy):
+    """k-NN on 6 x 6 x 6 colour histograms (Hellinger distance) stays under 3 x chance for every k."""
+    pixels = np.stack([np.asarray(Image.open(path)) for path in toy.paths]).astype(int) // 43
+    codes = (pixels @ [36, 6, 1]).reshape(len(pixels), -1)
+    histograms = np.sqrt([np.bincount(code, minlength=216) / code.size for code in codes])
+    train, test = toy.splits == "train", toy.splits == "test"
+    near = np.argsort(-histograms[test] @ histograms[train].T, axis=1)
+    for k in (1, 5, 20, 50):
+        votes = [np.bincount(toy.labels[train][row[:k]], minlength=20).argmax() for row in near]
+        accuracy = (votes == toy.labels[test]).mean()
+        assert accuracy < 3 / 20, f"{k}-NN on colours finds {accuracy:.0%} of the species; chance is 5 %"
+
+
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_one_seed_draws_the_same_bytes_on_any_number_of_cores(tmp_path, monkeypatch):
+    datasets.draw_toy(tmp_path / "a", seed=1, per_class=(1, 1, 1))
+    datasets.draw_toy(tmp_path / "c", seed=2, per_class=(1, 1, 1))
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    datasets.draw_toy(tmp_path / "b", seed=1, per_class=(1, 1, 1))
+    assert files(tmp_path / "a") == files(tmp_path / "b") != files(tmp_path / "c")
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
+    def interrupted(items, total, what):
+        yield from itertools.islice(items, 5)
+        raise KeyboardInterrupt
+    monkeypatch.setattr(datasets, "progress", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        datasets.read("toy", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def run(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", "import sys, datasets\n" + code, *map(str, arguments)],
+                            cwd=Path(datasets.__file__).parent, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_killed_drawing_leaves_no_set_and_no_process(tmp_path):
+    """kill -9 gives no chance to clean up: the half set must not carry the name of a whole one."""
+    process = run("datasets.read('toy', sys.argv[1])", tmp_path)
+    while not list(tmp_path.rglob("*.jpg")):
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=60)
+    drawn, before = 0, -1
+    while drawn > before:
+        time.sleep(1)
+        drawn, before = len(list(tmp_path.rglob("*.jpg"))), drawn
+    assert drawn < 2000, "the workers went on without the drawing they belong to"
+    assert not (tmp_path / "toy").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of a file")
+def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(tmp_path):
+    process = run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+                  "datasets.draw_toy(sys.argv[1])", tmp_path / "toy")
+    error = process.communicate(timeout=60)[1]
+    assert f"OSError: cannot draw the toy birds in {tmp_path / 'toy'}: " in error and "large" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_root_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(OSError, match="cannot draw the toy birds in .*file.toy"):
+        datasets.read("toy", tmp_path / "file")
+
+
+def test_two_drawings_at_once_leave_one_whole_set(tmp_path):
+    code = "datasets.draw_toy(sys.argv[1], per_class=(2, 1, 1))"
+    for process in [run(code, tmp_path / "toy") for _ in range(2)]:
+        assert process.wait(timeout=60) == 0, process.stderr.read()
+    assert [path.name for path in tmp_path.iterdir()] == ["toy"]
+    assert len(datasets.read(tmp_path / "toy", ".").paths) == 80

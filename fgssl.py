@@ -1,0 +1,1027 @@
+"""fgssl: the nouns that every script here shares, each with one right answer.
+
+    data           load_data, Dataset.cached, batches: files -> one uint8 array -> index batches
+    augmentation   random_resized_crop, hflip, color_jitter, grayscale, gaussian_blur, normalize
+    network        resnet("resnet10|18|34|50|101"), load_encoder
+    evaluation     features, knn
+    run            parser, cosine_lr, save, load, Log, StopSignal
+    pictures       grid, curve, heatmap
+
+Images are (B, 3, H, W). On disk and in the cache they are uint8; every augmentation returns
+float32 in [0, 1]; `normalize` comes last. Random draws take an explicit torch.Generator on the
+CPU, so that a run draws the same numbers on every device.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import platform
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import PIL
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import nn
+
+import datasets
+
+# ------------------------------------------------------------------------------------------------
+# Data: files -> uint8 cache -> batches of indices
+# ------------------------------------------------------------------------------------------------
+
+CACHE_VERSION = 1  # part of every cache's name: raise it when `decode` changes what it returns
+
+
+def load_data(name_or_folder, root=None, skip_bad=False, workers=None):
+    """Find a data set by name, or read any folder of images.
+
+    name_or_folder: "toy", "cub", "grocery", or a path (see datasets.py for the layouts).
+    root: where the named sets lie; None means $FGSSL_DATA, else ./data.
+    skip_bad: leave unreadable files out, with a count, where they would raise otherwise.
+    Returns a Dataset. Raises FileNotFoundError or ValueError saying what was wanted and where.
+    """
+    root = Path(root or os.environ.get("FGSSL_DATA") or "data")
+    return Dataset(datasets.read(name_or_folder, root), skip_bad, workers)
+
+
+class Split(NamedTuple):
+    images: np.ndarray  # uint8 (N, 3, side, side)
+    labels: np.ndarray  # int64 (N,)
+
+
+@dataclasses.dataclass
+class Dataset:
+    """The files of a data set and what is known of them, split into train, val and test.
+
+    records: paths, labels (int64, -1 where unknown), classes, splits, boxes; see datasets.Records.
+    """
+
+    records: datasets.Records
+    skip_bad: bool = False
+    workers: int | None = None
+
+    @property
+    def name(self):
+        return self.records.name
+
+    @property
+    def classes(self):
+        return self.records.classes
+
+    def cached(self, split, side):
+        """Every image of a split, decoded once: the centre square of each, `side` pixels wide.
+
+        Returns images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 where
+        unknown. N is 0 for a split without images. The array lies in $FGSSL_CACHE (or
+        ~/.cache/fgssl) under a digest of the files' paths, sizes and times, so that a changed file
+        makes a new cache. It is written under a temporary name and renamed when whole: an
+        interrupted build leaves nothing that could be taken for a cache.
+        """
+        rows = np.flatnonzero(self.records.splits == split)
+        paths, labels = [self.records.paths[i] for i in rows], self.records.labels[rows]
+        if not paths:
+            return Split(np.empty((0, 3, side, side), np.uint8), labels)
+        file = cache_file(f"{self.name}-{split}-{side}", paths)
+        if not file.exists():
+            build_cache(file, paths, side, f"decoding {self.name} {split}", self.workers)
+        bad = json.loads(file.with_suffix(".bad.json").read_text())  # {row: why it was unreadable}
+        if bad:
+            more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
+            why = next(iter(bad.values())) + more
+            if not self.skip_bad:
+                raise ValueError(f"{why}. Remove or replace it, or pass --skip-bad.")
+            print(f"skipped {len(bad)} of {len(paths)} {split} images: {why}", file=sys.stderr)
+            labels = np.delete(labels, [int(row) for row in bad])
+        return Split(np.load(file, mmap_mode="c"), labels)  # "c": a stray write stays in memory
+
+
+def cache_side(size):
+    """The side at which images are cached for views of `size` pixels: 8/7 of it, in steps of 8
+    (64 -> 72, 224 -> 256), the usual margin between a resized image and its crop."""
+    return 8 * round(size / 7)
+
+
+def cache_folder():
+    return Path(os.environ.get("FGSSL_CACHE") or Path.home() / ".cache" / "fgssl")
+
+
+def cache_file(name, paths):
+    """The cache's path: `name` and a digest of every file's path, size and modification time."""
+    digest = hashlib.sha256(f"{CACHE_VERSION}".encode())
+    for path in paths:
+        stat = os.stat(path)
+        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    return cache_folder() / f"{name}-{digest.hexdigest()[:16]}.npy"
+
+
+def build_cache(file, paths, side, what, workers=None):
+    """Decode `paths` on all cores into `file` (.npy); list the unreadable in .bad.json beside it.
+
+    Raises OSError naming the folder where it cannot be written to, ValueError where nothing is
+    readable; either way nothing half-done is left.
+    """
+    def read(path):
+        try:
+            return decode(path, side)
+        except ValueError as error:
+            return str(error)
+
+    def header(n):
+        return {"descr": "|u1", "fortran_order": False, "shape": (n, 3, side, side)}
+
+    partial, bad = file.with_name(f"{file.name}.{os.getpid()}.part"), {}
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "wb") as out, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+            np.lib.format.write_array_header_1_0(out, header(len(paths)))
+            images = (pool.map(read, paths[i:i + 256]) for i in range(0, len(paths), 256))
+            images = datasets.progress(chain.from_iterable(images), len(paths), what)
+            for row, image in enumerate(images):
+                if isinstance(image, str):
+                    bad[row] = image
+                else:
+                    out.write(image.tobytes())  # not by memory map: there a full disk is a crash
+            if bad:  # fewer images than promised; NumPy pads its header so that N can shrink
+                out.seek(0)
+                np.lib.format.write_array_header_1_0(out, header(len(paths) - len(bad)))
+        if len(bad) == len(paths):
+            raise ValueError(f"none of {len(paths)} images can be read; the first: {bad[0]}")
+        file.with_suffix(".bad.json").write_text(json.dumps(bad))
+        os.replace(partial, file)
+    except OSError as error:
+        raise OSError(f"cannot write the image cache in {file.parent}: {error}. Free some space, "
+                      "or set FGSSL_CACHE to a folder you can write to.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def decode(path, side):
+    """Read one image file of any mode and orientation: its centre square, uint8 (3, side, side).
+
+    EXIF rotation is applied; grey, palette, CMYK and 16-bit images become RGB, transparency
+    becomes white. A JPEG is decoded at the smallest DCT scale that still covers the target
+    (Pillow's draft mode). Raises ValueError naming the file where it cannot be read.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image.draft("RGB", (side, side))
+            image = to_rgb(ImageOps.exif_transpose(image))
+            image = ImageOps.fit(image, (side, side), Image.BILINEAR)
+            return np.asarray(image).transpose(2, 0, 1)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
+
+
+def to_rgb(image):
+    """An 8-bit RGB copy of a Pillow image of any mode. Raises ValueError for NaN pixels."""
+    if image.mode == "F" or image.mode.startswith("I"):  # one channel of 16 or 32 bits
+        grey = np.asarray(image, np.float64)
+        if not np.isfinite(grey).all():
+            raise ValueError("it holds pixels that are not finite")
+        white = next((w for w in (1, 255, 65535) if grey.max() <= w), grey.max())
+        if image.mode.startswith("I;16"):
+            white = 65535
+        image = Image.fromarray((grey / white * 255).clip(0, 255).round().astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def steps_per_epoch(n, batch):
+    """n // batch. Raises ValueError where the images do not fill one batch."""
+    if n < batch:
+        raise ValueError(f"{n} training images do not fill a batch of {batch}: "
+                         f"pass --batch {max(n // 2, 2)}, or add images.")
+    return n // batch
+
+
+def batches(n, batch, seed, step=0):
+    """Endless batches of indices into n images, from the given step on: int64 arrays (batch,).
+
+    Each epoch is one permutation of range(n), drawn from (seed, epoch) alone, so that any step
+    can be resumed without replaying those before it. The last n % batch images of a permutation
+    are left out of that epoch: a contrastive batch must be full.
+    """
+    epoch, i = divmod(step, steps_per_epoch(n, batch))
+    while True:
+        order = np.random.default_rng((seed, epoch)).permutation(n)
+        for i in range(i, n // batch):
+            yield order[i * batch:(i + 1) * batch]
+        epoch, i = epoch + 1, 0
+
+
+def fetch(images, index, device):
+    """images[index] as a uint8 tensor on the device; the copy to a GPU does not wait."""
+    x = torch.from_numpy(images[index])
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
+
+
+def minutes(seconds):
+    """Seconds as m:ss or h:mm:ss."""
+    m, s = divmod(round(seconds), 60)
+    return f"{m}:{s:02d}" if m < 60 else f"{m // 60}:{m % 60:02d}:{s:02d}"
+
+
+# ------------------------------------------------------------------------------------------------
+# Augmentation: batched tensor code, one random draw an image
+# ------------------------------------------------------------------------------------------------
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights
+LUMA = (0.299, 0.587, 0.114)  # share of red, green and blue in brightness: ITU-R BT.601
+
+
+def uniform(rng, low, high, *shape):
+    """float32 draws from [low, high), on the CPU."""
+    return low + (high - low) * torch.rand(*shape, generator=rng)
+
+
+def to_float(x):
+    """uint8 in 0..255, or float in [0, 1], to float32 in [0, 1]."""
+    return x.float().div_(255) if x.dtype == torch.uint8 else x.float()
+
+
+def crop_resize(x, top, left, h, w, size):
+    """Cut a box from each image and resize it: (B, C, H, W), uint8 or float -> (B, C, size, size).
+
+    top, left, h, w: (B,) in pixels. Bilinear, as F.interpolate does to the box alone. There is no
+    antialiasing: the cache is at most 8/7 of the output, where it changes little and costs much.
+    """
+    def places(start, length, side):  # (B, size): what each output pixel shows, -1 to 1 over x
+        start, length = start[:, None], length[:, None]
+        at = (torch.arange(size, device=x.device) + 0.5) * (length / size)
+        at = torch.minimum(at.clamp(min=0.5), length - 0.5)  # the box's outermost pixel centres
+        return (start + at) * (2 / side) - 1
+
+    ys, xs = places(top, h, x.shape[2]), places(left, w, x.shape[3])
+    grid = torch.stack(torch.broadcast_tensors(xs[:, None, :], ys[:, :, None]), dim=3)
+    return F.grid_sample(to_float(x), grid, align_corners=False)
+
+
+def crop_boxes(rng, n, height, width, scale, ratio):
+    """n random boxes (top, left, h, w), int64 (n,) each, in an image of height x width.
+
+    A share of the area uniform in `scale`, an aspect ratio w / h log-uniform in `ratio`; of ten
+    tries the first that fits, else the largest centred box whose ratio is in range: torchvision's
+    rule.
+    """
+    area = height * width * uniform(rng, *scale, n, 10)
+    aspect = uniform(rng, math.log(ratio[0]), math.log(ratio[1]), n, 10).exp()
+    w, h = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    bounded = min(max(width / height, ratio[0]), ratio[1])
+    whole_w = min(width, round(height * bounded))
+    whole_h = min(height, round(width / bounded))
+    found = fits.any(1)
+    w = torch.where(found, w.gather(1, first)[:, 0], whole_w)
+    h = torch.where(found, h.gather(1, first)[:, 0], whole_h)
+    u, v = torch.rand(2, n, generator=rng)
+    top = torch.where(found, (u * (height - h + 1)).long(), (height - h) // 2)
+    left = torch.where(found, (v * (width - w + 1)).long(), (width - w) // 2)
+    return top, left, h, w
+
+
+def random_resized_crop(x, size, rng, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
+    """A random crop of each image, resized: (B, C, H, W), uint8 or float -> (B, C, size, size).
+
+    scale: share of the area; ratio: width / height. Inception's crop (Szegedy et al. 2015), with
+    torchvision's distribution.
+    """
+    boxes = crop_boxes(rng, len(x), *x.shape[2:], scale, ratio)
+    return crop_resize(x, *(v.to(x.device) for v in boxes), size)
+
+
+def evaluation_view(x, size):
+    """The deterministic view for measuring: the centre 7/8 of each image, at `size` pixels.
+
+    (B, C, H, W), uint8 or float -> (B, C, size, size) float in [0, 1]. Of a cache at
+    `cache_side(size)` it is very nearly the centre pixels as they are.
+    """
+    height, width = x.shape[2:]
+    side = torch.full((len(x),), min(height, width) * 7 / 8, device=x.device)
+    return crop_resize(x, (height - side) / 2, (width - side) / 2, side, side, size)
+
+
+def hflip(x, rng, p=0.5):
+    """Mirror each image left to right with probability p."""
+    flip = (torch.rand(len(x), generator=rng) < p).to(x.device)
+    return torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
+
+
+def luma(x):
+    """Brightness as the eye weighs it (ITU-R BT.601): (B, 3, H, W) -> (B, 1, H, W)."""
+    red, green, blue = x.split(1, dim=1)
+    return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
+
+
+def hue_rotation(turn):
+    """(B, 3, 3) matrices that turn colour by `turn` (B,) of a full circle, keeping grey and luma.
+
+    A rotation of the two chroma axes of YIQ: linear, where HSV's hue is not, and alike in effect.
+    """
+    yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
+    sin, cos = (2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()
+    rotation = torch.eye(3).repeat(len(turn), 1, 1)
+    rotation[:, 1, 1], rotation[:, 1, 2], rotation[:, 2, 1], rotation[:, 2, 2] = cos, -sin, sin, cos
+    return torch.linalg.inv(yiq) @ rotation @ yiq
+
+
+def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8):
+    """With probability p, change brightness, contrast, saturation and hue, each image its own way.
+
+    x (B, 3, H, W) float in [0, 1] -> the same, clamped. Factors are uniform in [1 - s, 1 + s] (not
+    below 0), the turn of hue in [-hue, hue] of the circle; strength 0 changes nothing. Brightness
+    scales a colour; contrast blends it with the image's mean luma, saturation with its own luma.
+
+    All four are affine in the colour: together, one 3 x 3 matrix and one offset an image. Unlike
+    torchvision's, which clamps after each and turns the hue of HSV, they commute, so that their
+    order, random there, makes no difference here.
+    """
+    n = len(x)
+    b, c, s = (uniform(rng, max(0, 1 - v), 1 + v, n) for v in (brightness, contrast, saturation))
+    turn = uniform(rng, -hue, hue, n)
+    unchanged = torch.rand(n, generator=rng) >= p
+    for factor, neutral in ((b, 1), (c, 1), (s, 1), (turn, 0)):
+        factor[unchanged] = neutral
+    b, c, s = (v.view(-1, 1, 1) for v in (b, c, s))
+    to_luma = torch.tensor(LUMA).expand(3, 3)  # the matrix of `luma`, in all three channels
+    matrix = b * c * (s * hue_rotation(turn) + (1 - s) * to_luma)
+    offset = (b * (1 - c)).to(x.device) * luma(x).mean((2, 3))[:, :, None]
+    return torch.baddbmm(offset, matrix.to(x.device), x.flatten(2)).clamp_(0, 1).view_as(x)
+
+
+def grayscale(x, rng, p=0.2):
+    """Replace an image by its luma in all three channels with probability p."""
+    grey = (torch.rand(len(x), generator=rng) < p).to(x.device)
+    return torch.where(grey.view(-1, 1, 1, 1), luma(x), x)
+
+
+def gaussian_blur(x, rng, sigma=(0.1, 2.0), p=0.5):
+    """Blur each image with probability p by a Gaussian of its own width.
+
+    sigma: range of the standard deviation in pixels, uniform. The kernel spans a tenth of the
+    image, as in SimCLR's code; the border is mirrored without repeating the edge. A blur is a
+    linear map of the rows and one of the columns: two matrix products do it for a whole batch.
+    """
+    n, _, height, width = x.shape
+    sigma = uniform(rng, *sigma, n)
+    rows = (torch.rand(n, generator=rng) < p).nonzero()[:, 0]
+    if not len(rows):
+        return x
+    sigma, rows = sigma[rows].to(x.device), rows.to(x.device)
+    vertical = horizontal = _blur_matrix(sigma, height)
+    if width != height:
+        horizontal = _blur_matrix(sigma, width)
+    y = x.index_select(0, rows).flatten(1, 2) @ horizontal.mT  # (b, 3 H, W)
+    y = vertical.unsqueeze(1) @ y.view(-1, 3, height, width)
+    return x.index_copy(0, rows, y)
+
+
+def _blur_matrix(sigma, n):
+    """(B, n, n): convolution with a Gaussian of deviation sigma (B,), mirrored at the ends."""
+    taps = _blur_taps(n, sigma.device)
+    offset = torch.arange(len(taps), device=sigma.device) - len(taps) // 2
+    weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    return (weight / weight.sum(1, keepdim=True) @ taps.flatten(1)).view(-1, n, n)
+
+
+@functools.lru_cache
+def _blur_taps(n, device):
+    """(taps, n, n): 1 where a tap brings pixel j to place i, counting mirrored pixels."""
+    radius = min(max(1, n // 20), n - 1)
+    source = torch.arange(n) + torch.arange(-radius, radius + 1)[:, None]
+    source = (n - 1) - ((n - 1) - source.abs()).abs()  # mirrored at 0 and at n - 1
+    return F.one_hot(source, n).float().to(device)
+
+
+def normalize(x):
+    """Less ImageNet's mean colour, over its deviation: what every encoder here expects."""
+    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return (x - mean).div_(std)
+
+
+def denormalize(x):
+    """Undo `normalize`, for pictures."""
+    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    return x * std + mean
+
+
+# ------------------------------------------------------------------------------------------------
+# Network: ResNet (He et al. 2016), with torchvision's parameter names and shapes
+# ------------------------------------------------------------------------------------------------
+
+
+def conv3x3(inside, outside, stride=1):
+    return nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(inside, outside, stride=1):
+    return nn.Conv2d(inside, outside, 1, stride, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: (B, inside, H, W) -> (B, width, H/stride, W/stride)."""
+
+    expansion = 1
+
+    def __init__(self, inside, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = conv3x3(inside, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.downsample = shortcut(inside, width, stride)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.downsample(x), inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 and a shortcut: (B, inside, H, W) -> (B, 4 width, H/stride, W/stride).
+
+    The stride sits on the 3x3 convolution, as in torchvision ("ResNet v1.5"), not on the first 1x1.
+    """
+
+    expansion = 4
+
+    def __init__(self, inside, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = conv1x1(inside, width), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv1x1(width, 4 * width), nn.BatchNorm2d(4 * width)
+        self.downsample = shortcut(inside, 4 * width, stride)
+
+    def forward(self, x):
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.bn3(self.conv3(y))
+        return F.relu(y + self.downsample(x), inplace=True)
+
+
+def shortcut(inside, outside, stride):
+    """The identity, or a strided 1x1 projection where the shape changes."""
+    if stride == 1 and inside == outside:
+        return nn.Identity()
+    return nn.Sequential(conv1x1(inside, outside, stride), nn.BatchNorm2d(outside))
+
+
+class ResNet(nn.Module):
+    """Images (B, 3, H, W), normalised -> features h (B, dim), the last stage's mean over places.
+
+    blocks: how many in each of the four stages; width: channels of the first stage.
+    small_stem: one 3x3 convolution of stride 2 in place of a 7x7 and max-pooling, for images of
+    32 to 96 pixels: the first stage then sees them at half their size, not at a quarter.
+    """
+
+    def __init__(self, block, blocks, width=64, small_stem=False):
+        super().__init__()
+        if small_stem:
+            self.conv1, self.maxpool = conv3x3(3, width, stride=2), nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(width)
+        inside = width
+        for stage, count in enumerate(blocks):
+            layers = []
+            for i in range(count):
+                stride = 2 if stage > 0 and i == 0 else 1
+                layers.append(block(inside, width * 2 ** stage, stride))
+                inside = width * 2 ** stage * block.expansion
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
+        self.dim = inside
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def stages(self, x):
+        """The feature maps after each of the four stages, (B, channels, height, width) each."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        maps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x):
+        return self.stages(x)[-1].mean((2, 3))
+
+
+ARCHITECTURES = {
+    "resnet10": dict(block=BasicBlock, blocks=(1, 1, 1, 1), width=32, small_stem=True),
+    "resnet18": dict(block=BasicBlock, blocks=(2, 2, 2, 2)),
+    "resnet34": dict(block=BasicBlock, blocks=(3, 4, 6, 3)),
+    "resnet50": dict(block=Bottleneck, blocks=(3, 4, 6, 3)),
+    "resnet101": dict(block=Bottleneck, blocks=(3, 4, 23, 3)),
+}
+
+
+def resnet(name):
+    """A ResNet with fresh weights. resnet18|34|50|101 are torchvision's, less the classifier `fc`;
+    resnet10 is for CPUs: half the width, one block a stage, a stem for small images."""
+    if name not in ARCHITECTURES:
+        raise ValueError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
+    return ResNet(**ARCHITECTURES[name])
+
+
+def load_weights(module, state, what):
+    """module.load_state_dict, but with every key that does not fit listed in one ValueError."""
+    own = module.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in own]
+    problems += [f"{k} is {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}"
+                 for k in own if k in state and state[k].shape != own[k].shape]
+    if problems:
+        raise ValueError(f"{what} does not fit this {type(module).__name__}, "
+                         f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
+    module.load_state_dict(state)
+
+
+def load_encoder(file, arch=None):
+    """The encoder in one of our checkpoints, or in a torchvision state dict (less its `fc`).
+
+    arch: needed for a bare state dict, which does not name its architecture. Returns the encoder
+    and the arguments of its run ({} for a bare state dict). Raises ValueError listing every
+    missing, unexpected or misshapen key.
+    """
+    checkpoint = read_checkpoint(file)
+    if "encoder" in checkpoint and "args" in checkpoint:
+        state, run = checkpoint["encoder"], checkpoint["args"]
+        arch = run["arch"]
+    elif checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
+        state, run = {k: v for k, v in checkpoint.items() if not k.startswith("fc.")}, {}
+        if arch is None:
+            raise ValueError(f"{file} is a bare state dict; name its architecture with --arch")
+    else:
+        raise ValueError(f"{file} is neither a checkpoint of a trainer nor a ResNet's state dict")
+    encoder = resnet(arch)
+    load_weights(encoder, state, f"{file} ({arch})")
+    return encoder, run
+
+
+# ------------------------------------------------------------------------------------------------
+# Evaluation of features, shared by the trainers' running check and linear_eval.py
+# ------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def features(encoder, images, size, device, autocast=contextlib.nullcontext(), batch=256):
+    """h of every image's evaluation view: uint8 (N, 3, C, C) -> float32 (N, dim), on the CPU.
+
+    The encoder is in eval mode meanwhile, so that its batch-norm neither uses nor learns the
+    statistics of these images.
+    """
+    was_training = encoder.training
+    encoder.eval()
+    out = []
+    for first in range(0, len(images), batch):
+        x = fetch(images, slice(first, first + batch), device)
+        x = normalize(evaluation_view(x, size)).contiguous(memory_format=torch.channels_last)
+        with autocast:
+            out.append(encoder(x).float().cpu())
+    encoder.train(was_training)
+    return torch.cat(out) if out else torch.empty(0, encoder.dim)
+
+
+def knn(train_h, train_labels, h, k, classes):
+    """Classify by the k nearest training features; cosine similarity s votes with exp(s / 0.07).
+
+    train_h (N, D), train_labels (N,), h (M, D) -> predicted labels (M,). k is at most N. After Wu
+    et al. 2018, whose k is 200; here a class may have 30 images, so the caller chooses k, on val.
+    """
+    train_h, h = F.normalize(train_h, dim=1), F.normalize(h, dim=1)
+    similarity, nearest = (h @ train_h.T).topk(min(k, len(train_h)))
+    votes = torch.zeros(len(h), classes)
+    votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
+    return votes.argmax(1)
+
+
+def knn_check(encoder, train, val, size, device, autocast, k=5):
+    """Percent of `val` that k-NN among `train` gets right; None where either lacks labels.
+
+    train, val: Splits. Quick enough for every few epochs. Choices may rest on it, reports may not.
+    """
+    known = train.labels >= 0
+    if not known.any() or not len(val.labels) or (val.labels < 0).any():
+        return None
+    h = features(encoder, train.images, size, device, autocast)[known]
+    h_val = features(encoder, val.images, size, device, autocast)
+    labels = torch.from_numpy(train.labels[known])
+    return accuracy(knn(h, labels, h_val, k, int(labels.max()) + 1), torch.from_numpy(val.labels))
+
+
+def accuracy(predicted, labels):
+    """Percent right; NaN where there is nothing to be right about."""
+    return 100 * (predicted == labels).double().mean().item() if len(labels) else math.nan
+
+
+# ------------------------------------------------------------------------------------------------
+# A run: arguments, schedule, checkpoint, log, stop
+# ------------------------------------------------------------------------------------------------
+
+
+def cosine_lr(step, total, warmup, peak):
+    """The rate at step 1..total: linear from 0 to `peak` over `warmup` steps, then half a cosine
+    to 0 at the last (Loshchilov & Hutter 2017). Pure: there is no scheduler to step wrongly."""
+    if step < warmup:
+        return peak * step / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
+    """An argparse type: a finite int or float within bounds, with an error that names them."""
+    def convert(text):
+        value = kind(text)
+        if not (math.isfinite(value) and low <= value <= high and value > above):
+            limits = (("at least", low), ("at most", high), ("above", above))
+            wanted = [f"{word} {limit}" for word, limit in limits if math.isfinite(limit)]
+            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(wanted)}")
+        return value
+    convert.__name__ = kind.__name__  # argparse says "invalid int value"
+    return convert
+
+
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """The script's docstring as it stands, and every default."""
+
+
+def parser(doc, training=True, **defaults):
+    """An argparse parser with the flags that every script shares; `defaults` are the script's own.
+
+    training: whether to add the flags of a training run. A flag that does nothing is not offered.
+    """
+    p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
+    p.add_argument("--data", help="toy, cub, grocery, or a folder of images")
+    p.add_argument("--root", help="where named data sets lie (default: $FGSSL_DATA, else ./data)")
+    p.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
+    p.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
+    if training:
+        p.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
+        p.add_argument("--batch", type=number(int, 2), help="images a step")
+        p.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
+        p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        p.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
+                       help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU")
+    p.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
+    p.add_argument("--out", help="folder for what is written")
+    p.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                   help="auto is bf16 where the hardware has it")
+    p.add_argument("--workers", type=number(int, 1), help="decoding threads; None is one a core")
+    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
+    p.set_defaults(**defaults)
+    return p
+
+
+def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl")):
+    """Parse; under --resume, take the arguments of the run in --out.
+
+    What is given beside --resume must repeat the run's own arguments, but for those in
+    `may_change`. An existing run is refused without --resume. Errors end the script, with usage.
+    """
+    args = p.parse_args(argv)
+    file = Path(args.out) / "checkpoint.pt"
+    if not args.resume and file.exists():
+        p.error(f"{args.out} holds a run: --resume goes on with it, --out FOLDER starts another")
+    if not args.resume:
+        return args
+    if not file.exists():
+        p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
+    saved = read_checkpoint(file)["args"]
+    args = p.parse_args(argv, argparse.Namespace(**saved))  # argparse keeps what is there already
+    for name, value in vars(args).items():
+        if name not in may_change and saved.get(name) != value:
+            p.error(f"the run in {args.out} has --{name.replace('_', '-')} {saved.get(name)}, not "
+                    f"{value}: a resumed run keeps its arguments")
+    return args
+
+
+def device_and_precision(precision):
+    """The device to run on and the autocast context for --precision auto|fp32|bf16."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported()
+    else:
+        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    bf16 = precision == "bf16" or precision == "auto" and fast
+    return device, torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
+def save(file, step, args, rng, **parts):
+    """Write one checkpoint: step, args, the state of every part, and of every random generator.
+
+    rng: the generator of the views; parts: name=module or name=optimizer. Written to a temporary
+    name and renamed: a crash while saving leaves the last checkpoint whole.
+    """
+    file = Path(file)
+    kind, keys, *rest = np.random.get_state()
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint.update(step=step, args=vars(args).copy(), rng={
+        "views": rng.get_state(), "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]})
+    partial = file.with_name(file.name + ".part")
+    try:
+        torch.save(checkpoint, partial)
+        os.replace(partial, file)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        partial.unlink(missing_ok=True)
+        raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched.") from error
+
+
+def read_checkpoint(file):
+    """torch.load, executing nothing. Raises FileNotFoundError, or ValueError for another file."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no checkpoint {file}")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # zip, pickle and end-of-file errors have no common type
+        raise ValueError(f"{file} is no checkpoint: cut short, or holding more than tensors and "
+                         "plain values, which are all that is ever loaded") from None
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint")
+    return checkpoint
+
+
+def load(file, rng, **parts):
+    """Put a checkpoint's state back into the parts and the random generators; returns its step."""
+    checkpoint = read_checkpoint(file)
+    absent = [name for name in ("step", "rng", *parts) if name not in checkpoint]
+    if absent:
+        raise ValueError(f"{file} is no checkpoint of this script: it lacks {', '.join(absent)}")
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            load_weights(part, checkpoint[name], f"{name} in {file}")
+        else:
+            part.load_state_dict(checkpoint[name])
+    state = checkpoint["rng"]
+    rng.set_state(state["views"])
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    return checkpoint["step"]
+
+
+class StopSignal:
+    """Makes the first Ctrl-C or SIGTERM a wish (`if stop: save, leave`); the second one kills."""
+
+    def __init__(self):
+        self.signal = None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number, frame):
+        self.signal = number
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    def __bool__(self):
+        return self.signal is not None
+
+    def leave(self, args):
+        """Say how to go on; exit with the code of the signal, so that `a && b` does not run b."""
+        script = shlex.quote(os.path.basename(sys.argv[0]))
+        print(f"saved; to go on: python {script} --out {shlex.quote(args.out)} --resume")
+        raise SystemExit(128 + self.signal)
+
+
+class Log:
+    """One line on the terminal and one JSON line in <out>/log.jsonl for each record.
+
+    The first record holds what repeats the run: command, arguments, versions, device, commit.
+    Resumed at `step`, later records (of a run that outlived its last checkpoint) are dropped.
+
+    total: steps in the whole run; per_step, unit: what the rate counts, e.g. 256 "views".
+    """
+
+    def __init__(self, args, total, step, device, kernels, per_step, unit="img"):
+        self.total, self.per_step, self.unit = total, per_step, unit
+        self.folder = Path(args.out)
+        self.file = self.folder / "log.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read_log(self.file) if step and record["step"] <= step]
+        self.file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._write({"step": step, "argv": sys.argv, "args": vars(args), "seed": args.seed,
+                     "device": describe(device), "kernels": kernels, "commit": commit(),
+                     "python": platform.python_version(), "torch": str(torch.__version__),
+                     "numpy": np.__version__, "pillow": PIL.__version__,
+                     "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+        self.step, self.time = step, time.time()
+
+    def due(self, step):
+        """Whether this step is one to log: the first, the last, and 50 or more between, evenly."""
+        return step in (1, self.total) or step % max(1, min(50, self.total // 50)) == 0
+
+    def __call__(self, step, **values):
+        """Log numbers of training, with the rate since the last record and the time left."""
+        steps_per_s = (step - self.step) / max(time.time() - self.time, 1e-9)
+        rate = round(steps_per_s * self.per_step, 1)
+        eta = minutes((self.total - step) / steps_per_s)
+        tail = f"  {rate:.0f} {self.unit}/s  eta {eta}{memory()}"
+        self.note(step, tail, **values, **{f"{self.unit}_per_s": rate})
+
+    def note(self, step, tail="", **values):
+        """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
+
+        "chance" and "random_init", yardsticks, are printed in brackets behind their number.
+        """
+        line = f"step {step}/{self.total}"
+        for name, value in values.items():
+            text = f"{name.replace('_', ' ')} {value:.4g}"
+            if name in ("chance", "random_init"):
+                line += f" ({text})"
+            elif not name.endswith("_per_s"):
+                line += f"  {text}"
+        print(line + tail, flush=True)
+        self._write({"step": step, **values})
+        self.step, self.time = step, time.time()
+
+    def curves(self, **yardsticks):
+        """Draw each named number over the steps, beside its yardstick, into <out>/curves.png."""
+        records, panels = read_log(self.file), []
+        for name, yardstick in yardsticks.items():
+            points = [(r["step"], r[name], r[yardstick]) for r in records if name in r]
+            points = [point for point in points if math.isfinite(point[1])]
+            if points:
+                steps, values, level = zip(*points)
+                panels.append(curve({name: (steps, values)},
+                                    {yardstick.replace("_", " "): level[-1]}, "step"))
+        if panels:
+            sheet = Image.new("RGB", (panels[0].width, panels[0].height * len(panels)))
+            for i, panel in enumerate(panels):
+                sheet.paste(panel, (0, i * panel.height))
+            sheet.save(self.folder / "curves.png")
+
+    def _write(self, record):
+        with open(self.file, "a") as out:
+            out.write(json.dumps(record) + "\n")
+
+
+def read_log(file):
+    """The records of a log.jsonl; a last line cut short by a crash is left out."""
+    records = []
+    for line in Path(file).read_text().splitlines() if Path(file).exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def describe(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def memory():
+    """The peak of GPU memory as the log prints it; nothing on a CPU."""
+    if not torch.cuda.is_available():
+        return ""
+    return f"  mem {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
+
+
+def commit():
+    """The git commit of this code, with + where files were changed; None outside a checkout."""
+    try:
+        git = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures, with Pillow alone
+# ------------------------------------------------------------------------------------------------
+
+COLORS = ("#3366aa", "#dd7733", "#449955", "#bb3344", "#8866aa", "#886655", "#cc77aa", "#777777")
+
+
+def font(size):
+    return ImageFont.load_default(size)
+
+
+def grid(path, rows, titles=(), side=None):
+    """Write a PNG of image tensors in rows: (n, 3, H, W) each, uint8 or float in [0, 1].
+
+    titles: one a row, at its left. side: width of a drawn image; by default at least 96 pixels.
+    """
+    side, gap = side or max(96, rows[0].shape[-1]), 4
+    margin = gap + (8 * max(map(len, titles)) + 8 if titles else 0)
+    width, height = margin + max(map(len, rows)) * (side + gap), gap + len(rows) * (side + gap)
+    sheet = Image.new("RGB", (width, height), "white")
+    for r, row in enumerate(rows):
+        top = gap + r * (side + gap)
+        if titles:
+            ImageDraw.Draw(sheet).text((6, top + side // 2), titles[r], "black", font(14), "lm")
+        for c, x in enumerate(row):
+            image = to_image(x).resize((side, side), Image.BICUBIC)
+            sheet.paste(image, (margin + c * (side + gap), top))
+    sheet.save(path)
+
+
+def to_image(x):
+    """A (3, H, W) tensor, uint8 or float in [0, 1], as a Pillow image."""
+    if x.dtype != torch.uint8:
+        x = x.float().clamp(0, 1).mul(255).round().byte()
+    return Image.fromarray(x.permute(1, 2, 0).cpu().numpy())
+
+
+def ticks(low, high, count=5):
+    """About `count` round numbers (1, 2 or 5 times a power of ten) covering low..high."""
+    rough = (high - low) / count
+    power = 10 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 10) for i in range(first, last + 1)]
+
+
+def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
+    """A picture of curves with axes and numbers.
+
+    series: {name: (xs, ys)}, finite, not empty. lines: {name: y}, dashed: chance, a baseline.
+    """
+    lines = dict(lines)
+    xt = ticks(*bounds(x for xs, _ in series.values() for x in xs))
+    yt = ticks(*bounds([*(y for _, ys in series.values() for y in ys), *lines.values()]))
+    left, right, top, bottom = 64, size[0] - 16, 16, size[1] - 44
+    px = lambda x: left + (x - xt[0]) / (xt[-1] - xt[0]) * (right - left)
+    py = lambda y: bottom - (y - yt[0]) / (yt[-1] - yt[0]) * (bottom - top)
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    for x in xt:
+        draw.line((px(x), top, px(x), bottom), "#eeeeee")
+        draw.text((px(x), bottom + 6), f"{x:g}", "black", font(12), anchor="ma")
+    for y in yt:
+        draw.line((left, py(y), right, py(y)), "#eeeeee")
+        draw.text((left - 6, py(y)), f"{y:g}", "black", font(12), anchor="rm")
+    draw.rectangle((left, top, right, bottom), outline="#888888")
+    draw.text(((left + right) / 2, size[1] - 6), xlabel, "black", font(13), anchor="ms")
+    draw.text((left + 6, top + 4), ylabel, "black", font(13), anchor="la")
+    for i, name in enumerate([*series, *lines]):
+        color, y = COLORS[i % len(COLORS)], top + 14 + 18 * i
+        if name in series:
+            draw.line([(px(x), py(v)) for x, v in zip(*series[name])], color, 2, joint="curve")
+        else:
+            for x in range(left, right, 10):
+                draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)
+        draw.line((right - 24, y, right - 6, y), color, 3)
+        draw.text((right - 30, y), name, color, font(13), anchor="rm")
+    return picture
+
+
+def bounds(values):
+    """The least and the greatest, set apart where they are one."""
+    values = list(values)
+    low, high = min(values), max(values)
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def heat(values):
+    """Numbers in [0, 1] to colours, uint8 (..., 3), from white through orange to dark red."""
+    stops = np.array([(255, 255, 255), (255, 214, 120), (240, 130, 50), (180, 30, 40), (60, 0, 30)])
+    place = np.clip(np.nan_to_num(np.asarray(values, float)), 0, 1) * (len(stops) - 1)
+    low = np.minimum(place.astype(int), len(stops) - 2)
+    return (stops[low] + (place - low)[..., None] * (stops[low + 1] - stops[low])).astype(np.uint8)
+
+
+def heatmap(path, matrix, ylabel="", xlabel="", names=()):
+    """Write a PNG of a matrix of numbers in [0, 1], row 0 on top. names: of its rows."""
+    n, m = np.shape(matrix)
+    cell = max(4, min(24, 640 // max(n, m)))
+    named = bool(names) and cell >= 10
+    margin = 30 + (7 * min(24, max(map(len, names))) if named else 0)
+    picture = Image.new("RGB", (margin + m * cell + 70, 30 + n * cell + 10), "white")
+    draw = ImageDraw.Draw(picture)
+    cells = Image.fromarray(heat(matrix)).resize((m * cell, n * cell), Image.NEAREST)
+    picture.paste(cells, (margin, 30))
+    draw.rectangle((margin - 1, 29, margin + m * cell, 30 + n * cell), outline="#888888")
+    for i, name in enumerate(names if named else ()):
+        draw.text((margin - 6, 30 + (i + 0.5) * cell), name[:24], "black", font(10), anchor="rm")
+    draw.text((margin + m * cell / 2, 8), xlabel, "black", font(13), anchor="ma")
+    draw.text((4, 8), ylabel, "black", font(13), anchor="la")
+    scale = Image.fromarray(heat(np.linspace(1, 0, 100))[:, None]).resize((14, 100))
+    picture.paste(scale, (margin + m * cell + 16, 30))
+    for value, y in ((1, 30), (0, 130)):
+        draw.text((margin + m * cell + 36, y), f"{value}", "black", font(12), anchor="lm")
+    picture.save(path)

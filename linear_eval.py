@@ -1,0 +1,187 @@
+"""How good are the features? A linear classifier and k nearest neighbours, on a frozen encoder.
+
+The encoder stays as pretraining left it. Its features h of the labelled images train a logistic
+regression ("linear") and serve as neighbours ("k-NN"). How strongly to regularise, and how many
+neighbours to ask, is chosen on val; test is looked at once, at the end. Beside the result stand
+the controls without which it means nothing: the majority class, and the same network untrained.
+
+    python linear_eval.py out/simclr/checkpoint.pt
+    python linear_eval.py --init random --arch resnet18 --data my_photos
+    python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
+
+Prints one table; writes eval.json and confusion.png beside the checkpoint (or into --out).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import fgssl
+
+L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
+NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+
+
+def fit_linear(h, labels, classes, l2, weight=None):
+    """Multinomial logistic regression by L-BFGS: minimises mean cross-entropy + l2 / 2 |W|^2.
+
+    h (N, D), labels (N,) -> weight (D + 1, classes); its last row is the bias, not penalised.
+    weight: where to start, such as the solution for another l2. The problem is convex: the start
+    changes the time it takes, not the result.
+    """
+    h = F.pad(h, (0, 1), value=1.0)
+    weight = torch.zeros(h.shape[1], classes) if weight is None else weight.clone()
+    weight.requires_grad_(True)
+    optimizer = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-5,
+                                  line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(h @ weight, labels) + l2 / 2 * weight[:-1].square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach()
+
+
+def predict_linear(h, weight):
+    """(N, D) -> the most probable class of each, (N,)."""
+    return (h @ weight[:-1] + weight[-1]).argmax(1)
+
+
+def choose_linear(h, labels, h_val, labels_val, classes):
+    """Fit for every strength in L2, each from the last; the weight best on val and its strength.
+
+    Where two do equally well, the more strongly regularised.
+    """
+    best, weight = (-1.0,), None
+    for l2 in L2:
+        weight = fit_linear(h, labels, classes, l2, weight)
+        score = fgssl.accuracy(predict_linear(h_val, weight), labels_val)
+        if score > best[0]:
+            best = score, weight, l2
+    return best[1:]
+
+
+def choose_neighbours(h, labels, h_val, labels_val, classes):
+    """The number of neighbours best on val, of those in NEIGHBOURS that the training set has."""
+    scores = {k: fgssl.accuracy(fgssl.knn(h, labels, h_val, k, classes), labels_val)
+              for k in NEIGHBOURS if k <= len(h)}
+    return max(scores, key=scores.get)
+
+
+def confusion_matrix(labels, predicted, classes):
+    """Counts (classes, classes): row = the true class, column = what it was taken for."""
+    pairs = np.bincount(labels * classes + predicted, minlength=classes ** 2)
+    return pairs.reshape(classes, classes)
+
+
+def per_class(confusion):
+    """Recall and F1 of each class, in percent; NaN for a class without images, not 0."""
+    right, true, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    with np.errstate(invalid="ignore"):
+        recall, f1 = right / true, 2 * right / (true + said)
+    return 100 * recall, 100 * np.where(true > 0, f1, np.nan)
+
+
+def evaluate(encoder, splits, size, classes, device, autocast):
+    """Probe one frozen encoder: choices on val, then test, once and whole.
+
+    splits: train, val and test. Returns percentages and choices, and the linear predictions.
+    """
+    encoder.to(device, memory_format=torch.channels_last)
+    h, h_val, h_test = (fgssl.features(encoder, s.images, size, device, autocast) for s in splits)
+    labels, labels_val, labels_test = (torch.from_numpy(s.labels) for s in splits)
+    k = choose_neighbours(h, labels, h_val, labels_val, classes)
+    knn = fgssl.knn(h, labels, h_test, k, classes)
+
+    mean, std = h.mean(0), h.std(0).clamp(min=1e-6)          # of train: the probe's scale of l2
+    h, h_val, h_test = ((x - mean) / std for x in (h, h_val, h_test))
+    weight, l2 = choose_linear(h, labels, h_val, labels_val, classes)
+    linear = predict_linear(h_test, weight)
+    recall, f1 = per_class(confusion_matrix(labels_test.numpy(), linear.numpy(), classes))
+    return {"linear": fgssl.accuracy(linear, labels_test), "knn": fgssl.accuracy(knn, labels_test),
+            "mean_per_class": float(np.nanmean(recall)), "macro_f1": float(np.nanmean(f1)),
+            "l2": l2, "k": k}, linear
+
+
+def labelled_splits(data, size):
+    """The train, val and test Splits of a set. Raises ValueError where they cannot be used."""
+    splits = [data.cached(split, fgssl.cache_side(size)) for split in ("train", "val", "test")]
+    for name, split in zip(("train", "val", "test"), splits):
+        if not len(split.labels):
+            raise ValueError(f"{data.name} has no {name} images. Evaluation needs class folders; "
+                             'see README, "Your own images".')
+        if (split.labels < 0).any():
+            raise ValueError(f"{data.name} has {(split.labels < 0).sum()} {name} images without "
+                             "labels. Evaluation needs them: put images into one folder a class.")
+    if len(data.classes) < 2:
+        raise ValueError(f"{data.name} has one class only, {data.classes[0]}: nothing to tell.")
+    return splits
+
+
+def arguments(argv):
+    p = fgssl.parser(__doc__, training=False)
+    p.add_argument("checkpoint", nargs="?", help="of a trainer, or a torchvision state dict")
+    p.add_argument("--init", choices=("random",), help="evaluate an untrained encoder alone")
+    args = p.parse_args(argv)
+    if (args.checkpoint is None) == (args.init is None):
+        p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
+    return args
+
+
+def main(argv=None):
+    args = arguments(argv)
+    encoder, run = None, {}
+    if args.checkpoint:
+        encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
+    defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
+    for name, default in defaults.items():
+        if getattr(args, name) is None:  # what is not asked for is as in the run
+            setattr(args, name, run.get(name, default))
+    out = Path(args.out or (Path(args.checkpoint).parent if args.checkpoint else "out/random"))
+    out.mkdir(parents=True, exist_ok=True)
+    device, autocast = fgssl.device_and_precision(args.precision)
+    data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
+    splits = labelled_splits(data, args.size)
+    classes = len(data.classes)
+
+    counts = np.bincount(splits[0].labels, minlength=classes)
+    test = splits[2].labels
+    result = {"data": data.name, "classes": classes, "size": args.size, "arch": args.arch,
+              "seed": args.seed,
+              "n": {name: len(s.labels) for name, s in zip(("train", "val", "test"), splits)},
+              "chance": 100 / classes, "majority": 100 * float((test == counts.argmax()).mean()),
+              "argv": sys.argv, "commit": fgssl.commit()}
+    print(f"{data.name}, {classes} classes, {args.size} px, {args.arch}: "
+          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test")
+
+    torch.manual_seed(args.seed)
+    untrained = fgssl.resnet(args.arch)
+    how = (splits, args.size, classes, device, autocast)
+    result["random_init"], predicted = evaluate(untrained, *how)
+    rows = [("chance", result["chance"], result["chance"]),
+            ("majority class", result["majority"], result["majority"]),
+            ("random init", result["random_init"]["linear"], result["random_init"]["knn"])]
+    if encoder is not None:
+        result["encoder"], predicted = evaluate(encoder, *how)
+        rows.append((args.checkpoint, result["encoder"]["linear"], result["encoder"]["knn"]))
+
+    width = max(len(row[0]) for row in rows)
+    print(f"\n{'test accuracy, %':{width}}  linear    k-NN")
+    for name, linear, knn in rows:
+        print(f"{name:{width}}  {linear:6.1f}  {knn:6.1f}")
+    confusion = confusion_matrix(test, predicted.numpy(), classes)
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    fgssl.heatmap(out / "confusion.png", share, "true class", "taken for", data.classes)
+    (out / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\nwrote {out}/eval.json and confusion.png")
+
+
+if __name__ == "__main__":
+    main()

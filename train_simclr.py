@@ -1,0 +1,156 @@
+"""SimCLR: of two views of one image, recognise the partner among the views of all others.
+
+Each image of a batch of N is distorted twice at random. The encoder and a small head turn the 2N
+views into unit vectors z, and the NT-Xent loss asks that every z lie closer to its partner than to
+the other 2N - 2. What survives the distortion is what the encoder must see.
+
+Chen, Kornblith, Norouzi & Hinton, A Simple Framework for Contrastive Learning of Visual
+Representations, ICML 2020: Algorithm 1.
+
+    python train_simclr.py                     # toy birds, a few minutes on a laptop's CPU
+    python train_simclr.py --data my_photos    # any folder of images
+    python train_simclr.py --resume            # after Ctrl-C
+
+Writes out/simclr/: checkpoint.pt, log.jsonl, views.png (what the network is shown), curves.png.
+"""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fgssl
+import kernels
+
+
+class ProjectionHead(nn.Sequential):
+    """h (B, dim) -> z (B, out), not yet of unit length: linear, batch-norm, ReLU, linear.
+
+    The paper's section 4.2, with the batch-norm of its code. Thrown away after training: h, what
+    the head is given, is the feature.
+    """
+
+    def __init__(self, dim, hidden, out):
+        super().__init__(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden),
+                         nn.ReLU(inplace=True), nn.Linear(hidden, out))
+
+
+def random_view(x, args, rng):
+    """One distorted view of every image, normalised: uint8 (B, 3, C, C) -> (B, 3, size, size).
+
+    The paper's appendix A: crop, mirror, colour jitter, greyscale, blur.
+    """
+    x = fgssl.random_resized_crop(x, args.size, rng, scale=(args.min_crop, 1.0))
+    x = fgssl.hflip(x, rng)
+    s = args.color
+    x = fgssl.color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    x = fgssl.grayscale(x, rng)
+    x = fgssl.gaussian_blur(x, rng)
+    return fgssl.normalize(x)
+
+
+def positive_rank(z):
+    """The partner's mean place among the 2N - 1 other views, by similarity: 1 is best, N chance.
+
+    z (2N, D), of unit length; at most 256 anchors are looked at.
+    """
+    anchors = torch.arange(min(len(z), 256), device=z.device)
+    partner = (anchors + len(z) // 2) % len(z)
+    sim = z[anchors] @ z.T
+    sim[anchors, anchors] = -torch.inf
+    return 1 + (sim > sim[anchors, partner][:, None]).sum(1).float().mean()
+
+
+def draw_views(images, args, file):
+    """A picture of what the network is shown: eight images, and two views of each below."""
+    rng = torch.Generator().manual_seed(args.seed)
+    x = torch.from_numpy(images[:: max(1, len(images) // 8)][:8])
+    views = fgssl.denormalize(random_view(x.repeat(2, 1, 1, 1), args, rng))
+    rows = [fgssl.evaluation_view(x, args.size), *views.chunk(2)]
+    fgssl.grid(file, rows, ("image", "view 1", "view 2"))
+
+
+def arguments(argv):
+    p = fgssl.parser(__doc__, data="toy", out="out/simclr", size=64, arch="resnet10", epochs=30,
+                     batch=128, lr=1e-3, seed=0)
+    p.add_argument("--temperature", type=fgssl.number(float, above=0), default=0.2,
+                   help="of the softmax; small sets want 0.1 to 0.2: at 0.5 the loss hardly moves")
+    p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
+                   help="strength of colour jitter; colour is evidence where classes are fine")
+    p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.2,
+                   help="smallest share of the image that a view may show")
+    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
+    p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
+    p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
+                   help="epochs between k-NN checks on val")
+    return fgssl.parse(p, argv)
+
+
+def main(argv=None):
+    args = arguments(argv)
+    device, autocast = fgssl.device_and_precision(args.precision)
+    data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
+    train = data.cached("train", fgssl.cache_side(args.size))
+    val = data.cached("val", fgssl.cache_side(args.size))
+    per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)
+    total = args.epochs * per_epoch
+
+    torch.manual_seed(args.seed)
+    encoder = fgssl.resnet(args.arch).to(device, memory_format=torch.channels_last)
+    head = ProjectionHead(encoder.dim, args.hidden, 128).to(device)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
+                                  weight_decay=args.weight_decay)
+    rng = torch.Generator().manual_seed(args.seed)           # of the views
+    state = dict(encoder=encoder, head=head, optimizer=optimizer)
+
+    random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
+    out, step = Path(args.out), 0
+    if args.resume:
+        step = fgssl.load(out / "checkpoint.pt", rng, **state)
+    log = fgssl.Log(args, total, step, device, kernels.status(), 2 * args.batch, "views")
+    if step == 0:
+        draw_views(train.images, args, out / "views.png")
+    stop, saved = fgssl.StopSignal(), time.time()
+
+    for index in fgssl.batches(len(train.images), args.batch, args.seed, step):
+        if step == total or stop:
+            break
+        step += 1
+        lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        x = fgssl.fetch(train.images, index, device)         # (N, 3, C, C)
+        x = random_view(x.repeat(2, 1, 1, 1), args, rng)     # (2N, 3, size, size): two views each
+        with autocast:
+            z = head(encoder(x.contiguous(memory_format=torch.channels_last)))
+        z = F.normalize(z.float(), dim=1)                    # (2N, 128)
+        loss = kernels.nt_xent(z, args.temperature, args.impl)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        if log.due(step):
+            value = loss.item()                              # the one wait for a GPU
+            log(step, loss=value, chance=math.log(len(z) - 1), rank=positive_rank(z).item(), lr=lr)
+            if not math.isfinite(value):
+                fgssl.save(out / "diverged.pt", step, args, rng, **state)
+                raise FloatingPointError(f"loss {value} at step {step}, learning rate {lr:.1e}. "
+                                         f"This state is in {out}/diverged.pt; try a smaller --lr.")
+        if random_init is not None and (step == total or step % (args.eval_every * per_epoch) == 0):
+            knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
+            log.note(step, knn=knn, random_init=random_init)
+        if step == total or stop or time.time() - saved > 60:
+            fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
+            saved = time.time()
+
+    log.curves(loss="chance", knn="random_init")
+    if step < total:
+        stop.leave(args)
+    print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt")
+
+
+if __name__ == "__main__":
+    main()
