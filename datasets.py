@@ -145,8 +145,8 @@ def any_folder(folder):
     split_of = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
     inside = folders_in(folder)
     tops = {top: split_of[top.name.lower()] for top in inside if top.name.lower() in split_of}
-    others = [top.name for top in inside if top not in tops and images_in(top, deep=True)]
-    if tops and others:
+    others = [top.name for top in inside if tops and top not in tops and images_in(top, deep=True)]
+    if others:
         raise ValueError(f"{folder} holds {', '.join(top.name for top in tops)} beside "
                          f"{', '.join(others)}. Expected splits or classes: move the others out.")
     rows = []
@@ -197,10 +197,11 @@ def table(path, form, *parse, keys=None, separator=None, header=0):
                 raise ValueError(f"{path}, line {number}: cannot use {line.strip()!r}. Expected "
                                  f"{form} with known ids, each once.")
             found[key] = values[0] if len(values) == 1 else tuple(values)
-    missing = [key for key in keys or [] if key not in found]
-    if missing or not found:
-        raise ValueError(f"{path}: no line for {missing[0] if missing else 'anything'}. Expected "
-                         f"{form} for each of {len(keys or [])} ids.")
+    if not found:
+        raise ValueError(f"{path} is empty. Expected lines {form}.")
+    for key in keys or ():
+        if key not in found:
+            raise ValueError(f"{path} has no line for {key}. Expected lines {form}.")
     return found
 
 

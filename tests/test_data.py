@@ -1,4 +1,4 @@
-"""Image sets: the readers on small folders with the traps of the real ones, the splits, the toy birds."""
+"""Image sets: readers on small folders with the traps of the real ones, splits, toy birds."""
 
 import itertools
 import os
@@ -26,8 +26,9 @@ def put(folder, *names):
 
 def rows(records, top):
     """(path under top, class or None, split) of each image: all that a reader decides."""
-    return [(path.relative_to(top).as_posix(), records.classes[label] if label >= 0 else None, split)
-            for path, label, split in zip(records.paths, records.labels, records.splits)]
+    names = [records.classes[label] if label >= 0 else None for label in records.labels]
+    return [(path.relative_to(top).as_posix(), name, split)
+            for path, name, split in zip(records.paths, names, records.splits)]
 
 
 @pytest.fixture
@@ -35,21 +36,22 @@ def cub(tmp_path):
     """Two birds in CUB's layout, ids out of order, beside one file that no list has."""
     folder = put(tmp_path / "CUB_200_2011", "images/001.Auk/b.jpg", "images/002.Black Gull/a 1.jpg",
                  "images/001.Auk/b_rgb.jpg", "images/002.Black Gull/c.jpg", "images/001.Auk/d.jpg")
-    for name, text in {"classes": "1 001.Auk\n2 002.Black Gull",
-                       "images": "7 002.Black Gull/a 1.jpg\n3 001.Auk/b.jpg\n"
-                                 "12 002.Black Gull/c.jpg\n5 001.Auk/d.jpg",
-                       "image_class_labels": "3 1\n5 1\n7 2\n12 2",
-                       "train_test_split": "3 1\n5 0\n7 1\n12 0",
-                       "bounding_boxes": "3 0.5 1 2 3\n5 4 4 4 4\n7 10 20 30 40\n12 5 5 5 5"}.items():
+    texts = {"classes": "1 001.Auk\n2 002.Black Gull",
+             "images": "7 002.Black Gull/a 1.jpg\n3 001.Auk/b.jpg\n"
+                       "12 002.Black Gull/c.jpg\n5 001.Auk/d.jpg",
+             "image_class_labels": "3 1\n5 1\n7 2\n12 2",
+             "train_test_split": "3 1\n5 0\n7 1\n12 0",
+             "bounding_boxes": "3 0.5 1 2 3\n5 4 4 4 4\n7 10 20 30 40\n12 5 5 5 5"}
+    for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text + "\n")
     return folder
 
 
 @pytest.fixture
 def grocery(tmp_path):
-    """A Grocery Store repository with two classes, which classes.csv does not list in their order."""
-    folder = put(tmp_path / "GroceryStoreDataset", "dataset/train/p/1.jpg", "dataset/train/k/2.jpg",
-                 "dataset/val/k/1.jpg", "dataset/test/p/1.jpg", "dataset/train/k/stray.jpg") / "dataset"
+    """The dataset folder of Grocery Store, with two classes not listed in their order."""
+    folder = put(tmp_path / "GroceryStoreDataset" / "dataset", "train/p/1.jpg", "train/k/2.jpg",
+                 "val/k/1.jpg", "test/p/1.jpg", "train/k/stray.jpg")
     (folder / "classes.csv").write_text("Class Name (str),Class ID (int),Coarse Class Name (str)\n"
                                         "Pear,1,Fruit\nKiwi,0,Fruit\n")
     (folder / "train.txt").write_text("train/p/1.jpg, 1, 0\ntrain/k/2.jpg, 0, 0\n")
@@ -66,8 +68,10 @@ def grocery(tmp_path):
 def test_cub_joins_its_files_by_image_id_and_never_globs(cub):
     records = datasets.read(cub, cub.parent)
     assert rows(records, cub / "images") == [
-        ("002.Black Gull/a 1.jpg", "002.Black Gull", "train"), ("001.Auk/b.jpg", "001.Auk", "train"),
-        ("002.Black Gull/c.jpg", "002.Black Gull", "test"), ("001.Auk/d.jpg", "001.Auk", "test")]
+        ("002.Black Gull/a 1.jpg", "002.Black Gull", "train"),
+        ("001.Auk/b.jpg", "001.Auk", "train"),
+        ("002.Black Gull/c.jpg", "002.Black Gull", "test"),
+        ("001.Auk/d.jpg", "001.Auk", "test")]
     assert records.labels.tolist() == [1, 0, 1, 0], "labels count from 1 in the files, from 0 here"
     assert records.boxes[:2].tolist() == [[10, 20, 30, 40], [0.5, 1, 2, 3]]
     assert (records.labels.dtype, records.boxes.dtype, records.name) == (
@@ -84,14 +88,14 @@ def test_cub_takes_val_from_its_file_where_there_is_one(cub):
 @pytest.mark.parametrize("name, text, where", [
     ("image_class_labels", "3 1\n5 one\n7 2\n12 2", "line 2"),
     ("image_class_labels", "3 1\n5\n7 2\n12 2", "line 2"),
-    ("image_class_labels", "3 1\n5 1\n7 3\n12 2", "line 3"),     # a class that classes.txt lacks
-    ("image_class_labels", "3 1\n5 1\n7 2\n12 2\n9 1", "line 5"),   # an image that images.txt lacks
-    ("image_class_labels", "3 1\n5 1\n7 2\n12 2\n3 2", "line 5"),   # the same image again
+    ("image_class_labels", "3 1\n5 1\n7 3\n12 2", "line 3"),        # classes.txt lacks class 3
+    ("image_class_labels", "3 1\n5 1\n7 2\n12 2\n9 1", "line 5"),  # images.txt lacks image 9
+    ("image_class_labels", "3 1\n5 1\n7 2\n12 2\n3 2", "line 5"),  # image 3 comes twice
     ("image_class_labels", "3 1\n5 1\n7 2", "no line for 12"),
     ("train_test_split", "3 1\n5 yes\n7 1\n12 0", "line 2"),
     ("bounding_boxes", "3 1 1 1\n5 4 4 4 4\n7 1 1 1 1\n12 5 5 5 5", "line 1"),
     ("bounding_boxes", "3 1 1 1 1 1\n5 4 4 4 4\n7 1 1 1 1\n12 5 5 5 5", "line 1"),
-    ("classes", "", "no line"),
+    ("classes", "", "is empty"),
 ])
 def test_cub_names_file_and_line_of_what_it_cannot_use(cub, name, text, where):
     (cub / f"{name}.txt").write_text(text)
@@ -100,10 +104,10 @@ def test_cub_names_file_and_line_of_what_it_cannot_use(cub, name, text, where):
 
 
 def test_a_listed_image_that_is_missing_is_named(cub, grocery):
-    for image, name in ((cub / "images/001.Auk/b.jpg", "cub"), (grocery / "val/k/1.jpg", "grocery")):
-        image.unlink()
-        with pytest.raises(FileNotFoundError, match=image.name):
-            datasets.read(name, cub.parent)
+    for folder, image in (cub, "images/001.Auk/b.jpg"), (grocery, "val/k/1.jpg"):
+        (folder / image).unlink()
+        with pytest.raises(FileNotFoundError, match=image):
+            datasets.read(folder, ".")
 
 
 def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(grocery):
@@ -119,8 +123,10 @@ def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(groce
 
 
 def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
-    put(tmp_path, "Möwe/a.JPG", "Möwe/b.jpeg", "Möwe/x/deep.PnG", "auk/ü ñ 鳥.webp", "auk/c.TIFF", "auk/d.ppm")
-    put(tmp_path, "Möwe/.hidden.jpg", "Möwe/notes.txt", ".cache/e.jpg", "auk/.thumbs/f.jpg", "empty/readme.md")
+    put(tmp_path, "Möwe/a.JPG", "Möwe/b.jpeg", "Möwe/x/deep.PnG", "auk/c.TIFF", "auk/d.ppm",
+        "auk/ü ñ 鳥.webp")
+    put(tmp_path, "Möwe/.hidden.jpg", "Möwe/notes.txt", ".cache/e.jpg", "auk/.thumbs/f.jpg",
+        "empty/readme.md")
     (tmp_path / "auk" / "loop").symlink_to(tmp_path)
     (tmp_path / "loop").symlink_to(tmp_path)
     records = datasets.any_folder(tmp_path)
@@ -132,10 +138,12 @@ def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
 def test_split_folders_share_the_labels_of_their_classes(tmp_path, val):
-    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", f"{val}/c/2.jpg", "test/b/3.jpg")
+    put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", f"{val}/c/2.jpg",
+        "test/b/3.jpg")
     assert set(rows(datasets.read(tmp_path, "."), tmp_path)) == {
-        ("train/a/1.jpg", "a", "train"), ("train/b/1.jpg", "b", "train"), ("train/c/1.jpg", "c", "train"),
-        (f"{val}/c/2.jpg", "c", "val"), ("test/b/3.jpg", "b", "test")}
+        ("train/a/1.jpg", "a", "train"), ("train/b/1.jpg", "b", "train"),
+        ("train/c/1.jpg", "c", "train"), (f"{val}/c/2.jpg", "c", "val"),
+        ("test/b/3.jpg", "b", "test")}
 
 
 def test_loose_images_are_train_images_without_a_label(tmp_path):
@@ -144,11 +152,11 @@ def test_loose_images_are_train_images_without_a_label(tmp_path):
     assert rows(datasets.read(tmp_path / "flat", "."), tmp_path / "flat") == [
         ("1.png", None, "train"), ("2.jpg", None, "train")]
     assert rows(datasets.read(tmp_path / "split", "."), tmp_path / "split") == [
-        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg could score nothing"
+        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg scores nothing"
 
 
 @pytest.mark.parametrize("names, error, message", [
-    ([], FileNotFoundError, 'no images under .*Expected class folders or loose .jpg.*"Your own images"'),
+    ([], FileNotFoundError, 'no images under .*class folders or loose .jpg.*"Your own images"'),
     (["val/a/1.jpg"], FileNotFoundError, "no images under .*train"),
     (["train/a/1.jpg", "val/b/1.jpg", "test/c/1.jpg"], ValueError, "val or test holds b, c"),
     (["train/a/1.jpg", "bus/1.jpg"], ValueError, "train beside bus"),   # is `train` a class?
@@ -159,12 +167,18 @@ def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, erro
 
 
 def test_a_missing_set_says_where_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="CUB_200_2011.tgz.*97eceeb196236b17998738112f37df78"):
+    with pytest.raises(FileNotFoundError, match="CUB_200_2011.tgz.*md5 97eceeb196236b"):
         datasets.read("cub", tmp_path)
     with pytest.raises(FileNotFoundError, match="GroceryStoreDataset"):
         datasets.read("grocery", tmp_path)
     with pytest.raises(FileNotFoundError, match="no folder quetzal.*toy, cub, grocery"):
         datasets.read("quetzal", tmp_path)
+
+
+def test_progress_passes_every_item_on_and_ends_with_the_whole_count(capsys):
+    assert list(datasets.progress("abc", 3, "reading")) == ["a", "b", "c"]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("reading  3/3  ")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -178,7 +192,8 @@ def test_missing_splits_are_cut_from_every_class_and_leave_it_an_image(tmp_path)
     records = datasets.read(tmp_path, ".")
     counts = {name: [int(((records.labels == label) & (records.splits == split)).sum())
                      for split in ("train", "val", "test")] for label, name in enumerate(sizes)}
-    assert counts == {"a": [1, 0, 0], "b": [1, 0, 1], "c": [1, 1, 1], "d": [7, 1, 2], "e": [72, 8, 20]}
+    assert counts == {
+        "a": [1, 0, 0], "b": [1, 0, 1], "c": [1, 1, 1], "d": [7, 1, 2], "e": [72, 8, 20]}
     np.random.seed(1)   # a run's own seed must not move an image from one split to another
     assert (datasets.read(tmp_path, ".").splits == records.splits).all()
 
@@ -195,13 +210,6 @@ def test_a_cut_leaves_the_splits_that_a_set_has_alone(tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def toy_root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    datasets.read("toy", root)
-    return root
-
-
 @pytest.fixture(scope="module")
 def toy(toy_root):
     return datasets.read("toy", toy_root)
@@ -215,7 +223,7 @@ def test_two_species_differ_in_two_to_four_parts_and_in_nothing_else():
 
 
 def test_nothing_but_its_parts_is_drawn_differently_for_a_species():
-    """A random draw more or less for one species would change its scenes, and they would give it away."""
+    """One random draw more for a species would change its scenes, and they would give it away."""
     states = []
     for species in datasets.SPECIES:
         rng = np.random.default_rng(5)
@@ -232,7 +240,8 @@ def test_toy_has_its_counts_in_every_species_and_split(toy):
 
 def test_toy_boxes_lie_in_the_image_and_hold_every_visible_part(toy, toy_root):
     x, y, width, height = toy.boxes.T
-    assert min(x.min(), y.min()) >= 0 and max((x + width).max(), (y + height).max()) <= datasets.SIDE
+    assert min(x.min(), y.min()) >= 0
+    assert max((x + width).max(), (y + height).max()) <= datasets.SIDE
     parts = np.loadtxt(toy_root / "toy" / "parts" / "part_locs.txt").reshape(2000, 15, 5)
     seen = parts[..., 4] == 1
     inside = (parts[..., 2:4] >= toy.boxes[:, None, :2] - 0.1) & (
@@ -243,7 +252,7 @@ def test_toy_boxes_lie_in_the_image_and_hold_every_visible_part(toy, toy_root):
 
 
 def test_colour_alone_does_not_tell_a_toy_species(toy):
-    """k-NN on 6 x 6 x 6 colour histograms (Hellinger distance) stays under 3 x chance for every k."""
+    """k-NN on 6 x 6 x 6 colour histograms (Hellinger distance) stays under 3 x chance."""
     pixels = np.stack([np.asarray(Image.open(path)) for path in toy.paths]).astype(int) // 43
     codes = (pixels @ [36, 6, 1]).reshape(len(pixels), -1)
     histograms = np.sqrt([np.bincount(code, minlength=216) / code.size for code in codes])
@@ -252,11 +261,13 @@ def test_colour_alone_does_not_tell_a_toy_species(toy):
     for k in (1, 5, 20, 50):
         votes = [np.bincount(toy.labels[train][row[:k]], minlength=20).argmax() for row in near]
         accuracy = (votes == toy.labels[test]).mean()
-        assert accuracy < 3 / 20, f"{k}-NN on colours finds {accuracy:.0%} of the species; chance is 5 %"
+        assert accuracy < 3 / 20, f"{k}-NN on colours reaches {accuracy:.1%}; chance is 5 %"
 
 
 def files(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file under a folder with its bytes."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in found}
 
 
 def test_one_seed_draws_the_same_bytes_on_any_number_of_cores(tmp_path, monkeypatch):
@@ -278,14 +289,16 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def run(code, *arguments):
-    return subprocess.Popen([sys.executable, "-c", "import sys, datasets\n" + code, *map(str, arguments)],
-                            cwd=Path(datasets.__file__).parent, stderr=subprocess.PIPE, text=True)
+    """Start a program that imports datasets as a user's script does, without a main guard."""
+    command = [sys.executable, "-c", "import sys, datasets\n" + code, *map(str, arguments)]
+    root = Path(datasets.__file__).parent
+    return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_drawing_leaves_no_set_and_no_process(tmp_path):
     """kill -9 gives no chance to clean up: the half set must not carry the name of a whole one."""
     process = run("datasets.read('toy', sys.argv[1])", tmp_path)
-    while not list(tmp_path.rglob("*.jpg")):
+    while process.poll() is None and not list(tmp_path.rglob("*.jpg")):
         time.sleep(0.05)
     process.kill()
     process.communicate(timeout=60)
@@ -302,7 +315,8 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(tmp_pa
     process = run("import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
                   "datasets.draw_toy(sys.argv[1])", tmp_path / "toy")
     error = process.communicate(timeout=60)[1]
-    assert f"OSError: cannot draw the toy birds in {tmp_path / 'toy'}: " in error and "large" in error
+    assert f"OSError: cannot draw the toy birds in {tmp_path / 'toy'}: " in error
+    assert "File too large" in error, "the worker's own reason got lost"
     assert list(tmp_path.iterdir()) == []
 
 
