@@ -844,8 +844,12 @@ class Log:
     def note(self, step, tail="", **values):
         """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
 
-        "chance" and "random_init", yardsticks, are printed in brackets behind their number.
+        "chance" and "random_init", yardsticks, are printed in brackets behind their number. None
+        is a number that could not be had, such as k-NN without labels: it is left out.
         """
+        values = {name: value for name, value in values.items() if value is not None}
+        if not values:
+            return
         line = f"step {step}/{self.total}"
         for name, value in values.items():
             text = f"{name.replace('_', ' ')} {value:.4g}"
@@ -978,15 +982,22 @@ def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
     draw.rectangle((left, top, right, bottom), outline="#888888")
     draw.text(((left + right) / 2, size[1] - 6), xlabel, "black", font(13), anchor="ms")
     draw.text((left + 6, top + 4), ylabel, "black", font(13), anchor="la")
-    for i, name in enumerate([*series, *lines]):
-        color, y = COLORS[i % len(COLORS)], top + 14 + 18 * i
+    names = [*series, *lines]
+    for name, color in zip(names, COLORS):
         if name in series:
-            draw.line([(px(x), py(v)) for x, v in zip(*series[name])], color, 2, joint="curve")
+            points = [(px(x), py(v)) for x, v in zip(*series[name])]
+            draw.line(points, color, 2, joint="curve")
+            for x, y in points if len(points) <= 30 else ():
+                draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
         else:
             for x in range(left, right, 10):
                 draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)
-        draw.line((right - 24, y, right - 6, y), color, 3)
-        draw.text((right - 30, y), name, color, font(13), anchor="rm")
+    widest = max(draw.textlength(name, font(13)) for name in names)
+    draw.rectangle((right - 42 - widest, top + 4, right - 4, top + 8 + 18 * len(names)), "white")
+    for i, (name, color) in enumerate(zip(names, COLORS)):
+        y = top + 15 + 18 * i
+        draw.line((right - 30, y, right - 10, y), color, 3)
+        draw.text((right - 36, y), name, color, font(13), anchor="rm")
     return picture
 
 

@@ -113,6 +113,7 @@ def main(argv=None):
     log = fgssl.Log(args, total, step, device, kernels.status(), 2 * args.batch, "views")
     if step == 0:
         draw_views(train.images, args, out / "views.png")
+        log.note(0, knn=random_init, random_init=random_init)
     stop, saved = fgssl.StopSignal(), time.time()
 
     for index in fgssl.batches(len(train.images), args.batch, args.seed, step):
@@ -139,7 +140,7 @@ def main(argv=None):
                 fgssl.save(out / "diverged.pt", step, args, rng, **state)
                 raise FloatingPointError(f"loss {value} at step {step}, learning rate {lr:.1e}. "
                                          f"This state is in {out}/diverged.pt; try a smaller --lr.")
-        if random_init is not None and (step == total or step % (args.eval_every * per_epoch) == 0):
+        if step == total or step % (args.eval_every * per_epoch) == 0:
             knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
             log.note(step, knn=knn, random_init=random_init)
         if step == total or stop or time.time() - saved > 60:

@@ -1,0 +1,222 @@
+"""train_simclr.py from end to end, tiny: what it writes, how it stops, goes on, and refuses."""
+
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+import fgssl
+import train_simclr
+
+TINY = ["--size", "16", "--batch", "8", "--epochs", "2", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Two classes of 20 images, train alone: the reader cuts val and test."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in ("ash", "oak"):
+        (folder / name).mkdir()
+        for i in range(20):
+            pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def train(photos, out, *more):
+    train_simclr.main(["--data", str(photos), "--out", str(out), *TINY, *more])
+    return fgssl.read_checkpoint(out / "checkpoint.pt"), fgssl.read_log(out / "log.jsonl")
+
+
+def assert_same(a, b, where="checkpoint"):
+    """Equal to the bit, through dicts and lists; `args` may differ in --out."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            if key != "out":
+                assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), f"{where} differs"
+    else:
+        assert a == b, f"{where}: {a!r} is not {b!r}"
+
+
+def test_a_run_leaves_checkpoint_log_and_pictures(photos, tmp_path, capsys):
+    checkpoint, records = train(photos, tmp_path)
+    steps = checkpoint["step"]
+    assert steps == 2 * (28 // 8), "40 images: 8 to test, 4 to val, 28 to train, 3 batches an epoch"
+    printed = capsys.readouterr().out
+    assert re.search(rf"step {steps}/{steps}  loss \S+ \(chance 2.708\)", printed), "ln(2 * 8 - 1)"
+    assert "linear_eval.py" in printed, "the last line says what to do next"
+    for picture in ("views.png", "curves.png"):
+        Image.open(tmp_path / picture).verify()
+    first, last = records[0], [r for r in records if "loss" in r][-1]
+    assert first["args"]["temperature"] == 0.2 and first["torch"] == torch.__version__
+    assert {"argv", "seed", "device", "kernels", "commit", "python", "numpy"} <= first.keys()
+    assert last["chance"] == pytest.approx(math.log(15)) and last["lr"] == 0
+    assert [r["step"] for r in records if "knn" in r] == [0, steps], "k-NN before and after"
+
+
+def test_one_seed_repeats_to_the_bit_and_another_differs(photos, tmp_path):
+    first, _ = train(photos, tmp_path / "a")
+    again, _ = train(photos, tmp_path / "b")
+    other, _ = train(photos, tmp_path / "c", "--seed", "1")
+    assert_same(first, again)
+    assert not torch.equal(first["encoder"]["conv1.weight"], other["encoder"]["conv1.weight"])
+
+
+def test_resume_is_the_run_that_was_never_interrupted(photos, tmp_path, monkeypatch):
+    whole, _ = train(photos, tmp_path / "whole")
+    for stop_after in (1, 3, 4):  # within an epoch, at its end, in the next
+        out = tmp_path / f"stopped{stop_after}"
+        asked = []
+
+        def stop(self):  # as if Ctrl-C came during that step; the loop asks twice in a step
+            asked.append(1)
+            self.signal = signal.SIGINT if len(asked) >= 2 * stop_after else None
+            return self.signal is not None
+
+        with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+            patch.setattr(fgssl.StopSignal, "__bool__", stop)
+            train(photos, out)
+        assert left.value.code == 130
+        assert fgssl.read_checkpoint(out / "checkpoint.pt")["step"] == stop_after
+        train_simclr.main(["--out", str(out), "--resume"])
+        resumed = fgssl.read_checkpoint(out / "checkpoint.pt")
+        resumed["args"]["resume"] = False
+        assert_same(whole, resumed)
+
+
+def test_no_trainable_tensor_is_left_behind(photos, tmp_path):
+    """A head built after the optimizer, or left out of it, never trains."""
+    torch.manual_seed(0)
+    encoder = fgssl.resnet("resnet10")
+    before = {f"encoder.{k}": v.clone() for k, v in encoder.named_parameters()}
+    checkpoint, _ = train(photos, tmp_path)
+    for name, old in before.items():
+        new = checkpoint["encoder"][name.removeprefix("encoder.")]
+        assert not torch.equal(old, new), f"{name} is as it was initialised"
+    optimised = checkpoint["optimizer"]["state"]
+    of_head = sum(1 for name in checkpoint["head"] if "running" not in name and "num_" not in name)
+    assert len(optimised) == len(before) + of_head, "every parameter has optimizer state"
+
+
+def test_validation_does_not_teach_batch_norm(photos, tmp_path):
+    """A check on val in train mode would move the running statistics (pitfall 6)."""
+    often, _ = train(photos, tmp_path / "often", "--eval-every", "1")
+    once, _ = train(photos, tmp_path / "once", "--eval-every", "99")
+    assert_same(often["encoder"], once["encoder"])
+
+
+def test_both_views_of_a_row_show_the_same_image():
+    """Partners zipped from two listings shift by one when a file is missing (pitfall 8)."""
+    parser_defaults = train_simclr.arguments(["--out", "nowhere", "--size", "16", "--color", "0"])
+    x = torch.zeros(6, 3, 24, 24, dtype=torch.uint8)
+    for i in range(6):
+        x[i] = 40 * i + 20  # flat grey: crops, mirrors and blurs leave it as it is
+    views = train_simclr.random_view(x.repeat(2, 1, 1, 1), parser_defaults,
+                                     torch.Generator().manual_seed(0))
+    grey = fgssl.denormalize(views).mean((1, 2, 3)) * 255
+    torch.testing.assert_close(grey, x[:, 0, 0, 0].float().repeat(2), atol=0.01, rtol=0)
+
+
+def test_positive_rank_counts_the_views_that_are_closer():
+    z = torch.nn.functional.normalize(torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
+    ranks = []
+    for i in range(10):
+        order = sorted((j for j in range(10) if j != i), key=lambda j: -float(z[i] @ z[j]))
+        ranks.append(1 + order.index((i + 5) % 10))
+    assert train_simclr.positive_rank(z).item() == pytest.approx(sum(ranks) / 10)
+    pairs = torch.eye(5).repeat(2, 1)
+    assert train_simclr.positive_rank(pairs).item() == 1, "partners that coincide rank first"
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+        photos, tmp_path, monkeypatch):
+    train(photos, tmp_path)
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    monkeypatch.setattr(train_simclr.kernels, "nt_xent", lambda z, *_: z.sum() * math.nan)
+    with pytest.raises(FloatingPointError, match=r"loss nan at step 1, learning rate .*diverged.pt"):
+        train(photos, broken)
+    assert fgssl.read_checkpoint(broken / "diverged.pt")["step"] == 1
+    assert not (broken / "checkpoint.pt").exists()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good
+
+
+def test_an_existing_run_is_not_overwritten(photos, tmp_path, capsys):
+    train(photos, tmp_path)
+    with pytest.raises(SystemExit) as left:
+        train(photos, tmp_path)
+    assert left.value.code == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+
+
+def test_unlabelled_images_train_without_a_knn_check(photos, tmp_path):
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for path in photos.glob("*/*.png"):
+        shutil.copy(path, loose / f"{path.parent.name}{path.name}")
+    checkpoint, records = train(loose, tmp_path / "run")
+    assert checkpoint["step"] == 2 * (40 // 8)
+    assert not any("knn" in record for record in records)
+
+
+def test_too_few_images_for_a_batch_say_what_to_do(photos, tmp_path):
+    with pytest.raises(ValueError, match=r"28 training images do not fill a batch of 64.*--batch 14"):
+        train(photos, tmp_path, "--batch", "64")
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("--size", "8"), ("--batch", "1"), ("--epochs", "0"), ("--temperature", "0"),
+    ("--temperature", "nan"), ("--lr", "-1"), ("--lr", "inf"), ("--min-crop", "1.5"),
+    ("--arch", "vgg"), ("--precision", "fp8")])
+def test_a_value_out_of_range_is_named(flag, value, tmp_path, capsys):
+    with pytest.raises(SystemExit) as left:
+        train_simclr.main([flag, value, "--out", str(tmp_path)])
+    assert left.value.code == 2
+    error = capsys.readouterr().err
+    assert flag in error and value in error
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(photos, tmp_path, number):
+    command = [sys.executable, str(ROOT / "train_simclr.py"), "--data", str(photos), *TINY,
+               "--epochs", "100000", "--out", str(tmp_path)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in run.stdout:
+        if "loss" in line:
+            break
+    run.send_signal(number)
+    rest = run.stdout.read()
+    assert run.wait(60) == 128 + number, "so that `train && evaluate` does not evaluate"
+    assert f"python train_simclr.py --out {tmp_path} --resume" in rest
+    step = fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"]
+    assert step == [r for r in fgssl.read_log(tmp_path / "log.jsonl")][-1]["step"] or step > 0
+
+
+def test_help_is_quick_and_complete():
+    """It must import, not build or download; every flag has its default in sight."""
+    for script in ("train_simclr.py", "linear_eval.py"):
+        shown = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True,
+                               text=True, check=True).stdout
+        for flag in ("--data", "--root", "--size", "--arch", "--seed", "--out", "--precision"):
+            assert flag in shown, f"{script} --help lacks {flag}"
+        assert "(default: " in shown
