@@ -171,7 +171,8 @@ GROCERY_SOURCE = "https://github.com/marcusklasson/GroceryStoreDataset (123 MB)"
 SETS = {  # name: its reader, its folder's names under root, where to fetch it
     "toy": (cub, ["toy"], None),
     "cub": (cub, ["CUB_200_2011"], CUB_SOURCE),
-    "grocery": (grocery, ["GroceryStoreDataset", "grocery"], GROCERY_SOURCE),
+    "grocery": (grocery, ["GroceryStoreDataset", "GroceryStoreDataset-master", "grocery"],
+                GROCERY_SOURCE),
 }
 
 
@@ -318,14 +319,18 @@ def draw_toy(folder, seed=0, per_class=(60, 20, 20)):
 
 
 def draw_share(folder, seed, each, core, cores):
-    """Draw every `cores`-th image from `core` on; print a line for each, its box and its parts."""
+    """Draw every `cores`-th image from `core` on; print a row for each: box, then x, y, visible of
+    each part.
+    """
     for i, path in list(enumerate(toy_paths(each)))[core::cores]:
         rng = np.random.default_rng([seed, *divmod(i, each)])
         picture, box, parts = photograph(list(SPECIES)[i // each], rng)
         jpeg = io.BytesIO()
         picture.save(jpeg, "jpeg", quality=92)
         Path(folder, path).write_bytes(jpeg.getvalue())  # on a full disk, save(path) may not raise
-        numbers = [*box, *(number for part in PARTS for number in parts.get(part, (0, 0, 0)))]
+        numbers = list(box)
+        for part in PARTS:
+            numbers += (*parts[part], 1) if part in parts else (0, 0, 0)
         print(*(f"{number:.4g}" for number in numbers), flush=True)
 
 
@@ -336,7 +341,7 @@ def toy_paths(each):
 
 
 def annotate(folder, paths, rows, per_class):
-    """Write CUB's text files, and val.txt, for images with these rows of box and parts."""
+    """Write CUB's text files, and val.txt, for images with these rows of draw_share."""
     train, val, test = per_class
     label, number = np.divmod(np.arange(len(paths)), train + val + test)
     columns = {  # of lines `<id> <value>`, ids from 1
@@ -401,10 +406,10 @@ OUTLINES = {  # corners x y of each part, in hundredths; `outline` rounds them
 
 
 def photograph(species, rng):
-    """Draw one bird: (image, box (x, y, width, height), {part: (x, y, 1)}), in pixels.
+    """Draw one bird: image, box (x, y, width, height) and {visible part: (x, y)}, in pixels.
 
-    Colours, pose, scene and light are drawn from `rng` in the same way for every species: they tell
-    nothing of it, and one seed shows every species in the same photograph.
+    Colours, pose, scene and light take the same random draws for every species: they tell nothing
+    of it, and one seed shows all species in the same scene.
     """
     def colour(texts):
         return rgb(texts[rng.integers(len(texts))]) * rng.uniform(0.88, 1.1)
@@ -428,7 +433,7 @@ def photograph(species, rng):
     for points, fill in tree + shapes:
         points = (points * (scale * flip, scale) + place) * SIDE
         if isinstance(fill, str):
-            parts[fill.replace("near", near).replace("far", far)] = (*points[0], 1)
+            parts[fill.replace("near", near).replace("far", far)] = points[0]
         else:
             draw.polygon((points * FINE).ravel().tolist(), pixel(fill))
     box = (*(low * scale + place) * SIDE, *(high - low) * scale * SIDE)
