@@ -1,9 +1,10 @@
 // Runs a CUDA kernel's source on the CPU, so that it can be read, changed and tested without a GPU.
 //
 // g++ compiles the unmodified .cu against this header. Each thread of a block is a fibre (ucontext):
-// it runs until it meets a barrier or a warp operation, then the next one runs. Blocks spread over
-// the CPU's cores. The environment variable CUDA_ON_CPU_ORDER = forward | reverse | random:SEED is the
-// order in which fibres resume: a missing barrier that hides in one order shows in another.
+// it runs until it meets a barrier or a warp operation, then the next one runs; a warp runs as far as
+// it can. Blocks spread over the CPU's cores. The variable CUDA_ON_CPU_ORDER = forward | reverse |
+// random:SEED is the order in which fibres resume: a missing barrier that hides in one order shows in
+// another.
 //
 // Refused with a std::runtime_error that names kernel, block and thread:
 //   * threads of a block that wait at different barriers;
@@ -206,6 +207,22 @@ inline void open_barrier(Block& block) {
     }
 }
 
+// Resume each lane of a warp that can go on, once; returns how many there were.
+inline unsigned run_lanes(Block& block, unsigned warp, const std::vector<unsigned>& lanes, unsigned& left) {
+    unsigned resumed = 0;
+    for (unsigned lane : lanes) {
+        if (warp + lane >= block.fibres.size()) continue;
+        self = &block.fibres[warp + lane];
+        if (self->state != Fibre::READY) continue;
+        swapcontext(&block.scheduler, &self->context);
+        if (!block.error.empty()) throw std::runtime_error(block.error);
+        left -= self->state == Fibre::EXITED;
+        resumed++;
+    }
+    return resumed;
+}
+
+// A warp runs as far as it can before the next one starts: they drift as far apart as barriers allow.
 inline void run_block(Block& block) {
     unsigned left = block.dim.count();
     memset(block.shared.get(), 0xff, block.shared_bytes);  // NaN in every floating type
@@ -219,19 +236,19 @@ inline void run_block(Block& block) {
         fibre.context.uc_stack.ss_size = STACK;
         makecontext(&fibre.context, run_fibre, 0);
     }
-    std::vector<unsigned> turns(left);
-    std::iota(turns.begin(), turns.end(), 0);
-    if (block.order == Block::REVERSE) std::reverse(turns.begin(), turns.end());
+    std::vector<unsigned> warps((left + 31) / 32), lanes(32);
+    std::iota(warps.begin(), warps.end(), 0);
+    std::iota(lanes.begin(), lanes.end(), 0);
+    if (block.order == Block::REVERSE) {
+        std::reverse(warps.begin(), warps.end());
+        std::reverse(lanes.begin(), lanes.end());
+    }
     while (left) {
         bool ran = false;
-        if (block.order == Block::RANDOM) std::shuffle(turns.begin(), turns.end(), block.random);
-        for (unsigned turn : turns) {
-            if (block.fibres[turn].state != Fibre::READY) continue;
-            self = &block.fibres[turn];
-            swapcontext(&block.scheduler, &self->context);
-            if (!block.error.empty()) throw std::runtime_error(block.error);
-            left -= self->state == Fibre::EXITED;
-            ran = true;
+        if (block.order == Block::RANDOM) std::shuffle(warps.begin(), warps.end(), block.random);
+        for (unsigned warp : warps) {
+            if (block.order == Block::RANDOM) std::shuffle(lanes.begin(), lanes.end(), block.random);
+            while (unsigned resumed = run_lanes(block, 32 * warp, lanes, left)) ran |= resumed > 0;
         }
         if (!ran) open_barrier(block);
     }

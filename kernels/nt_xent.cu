@@ -16,12 +16,15 @@
 //           mma: 4 warps, a warp owns 16 rows; a row's 64 values lie in the 4 lanes of a quad. The
 //           backward's P stays in registers: an accumulator has the layout of the next product's A.
 //           Backward blocks own 128 features; above D = 128 others do the rest, and S is made again.
-// Work      2 M R D operations forward, 4 M R D backward (+ 2 M R D for each further 128 features), as
-//           in plain autograd: to recompute S is free. Read from global memory, in elements of T:
-//           simt forward (R ceil(M/64) + M ceil(R/64)) D; mma forward R D + ceil(R/64) M D.
+// Work      2 M R D operations forward, 4 M R D backward (2 M R D more for each further 128 features),
+//           as in plain autograd: to recompute S is free. Elements of T read from global memory, with
+//           B = ceil(R/64) blocks, C = ceil(M/64) tiles, S = ceil(D/128) slabs: forward (R C + M B) D,
+//           in mma (R + M B) D; backward S times that, in simt M B D more; and of statistics
+//           48 S (R + M B), in mma S (12 R + 3 M B). Most of it comes from the L2 cache.
 //           At M = 8192, D = 128 PyTorch's composition moves 1.9 GB forward, 2.7 GB backward and keeps
-//           256 MiB matrices; here 4 MB lie in memory. Bound: arithmetic. A warp tile of 16 x 64 is fed
-//           by shared memory at half the tensor cores' rate. M/64 blocks fill a GPU from M = 8192 on.
+//           several matrices of 256 MiB; here z and dz, 4 MiB each. Bound: arithmetic. A warp tile of
+//           16 x 64 is fed from shared memory at half the tensor cores' rate, and M/64 blocks fill an
+//           H100 only from M = 8192 on.
 // Numerics  running maximum and sum in each thread, so any t > 0 is safe; fp32 accumulation (fp64 for
 //           fp64); fixed order, the same bits every run. Saved for the backward: top and log_sum, not
 //           their sum, which at t = 0.001 is near 1000 and would carry an error of 3e-5 into P. mma
@@ -336,7 +339,7 @@ backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* 
     __syncthreads();
     load_rows<D>(shared + STAGE, a);
     for (int j0 = 0; j0 < p.m; j0 += TILE) {
-        __syncthreads();
+        __syncthreads();  // all are done with the stage that comes next
         bfloat16 *here = shared + j0 / TILE % 2 * STAGE, *next = shared + (STAGE - (here - shared));
         if (j0 + TILE < p.m) load(j0 + TILE, next);
         cp_async_commit();
