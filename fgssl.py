@@ -99,16 +99,22 @@ class Dataset:
             return Split(np.empty((0, 3, side, side), np.uint8), labels)
         file = cache_file(f"{self.name}-{split}-{side}", paths)
         if not file.exists():
-            build_cache(file, paths, side, f"decoding {self.name} {split}", self.workers)
+            what = f"decoding {self.name} {split}"
+            build_cache(file, paths, side, what, self.skip_bad, self.workers)
         bad = json.loads(file.with_suffix(".bad.json").read_text())  # {row: why it was unreadable}
         if bad:
-            more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
-            why = next(iter(bad.values())) + more
-            if not self.skip_bad:
-                raise ValueError(f"{why}. Remove or replace it, or pass --skip-bad.")
-            print(f"skipped {len(bad)} of {len(paths)} {split} images: {why}", file=sys.stderr)
+            refuse_bad(bad, len(paths), self.skip_bad)
             labels = np.delete(labels, [int(row) for row in bad])
         return Split(np.load(file, mmap_mode="c"), labels)  # "c": a stray write stays in memory
+
+
+def refuse_bad(bad, total, skip):
+    """Raise ValueError for unreadable files, {row: why}; if `skip`, say how many on stderr."""
+    first = next(iter(bad.values()))
+    more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
+    if not skip or len(bad) == total:
+        raise ValueError(f"{first}{more}. Remove or replace it, or pass --skip-bad.")
+    print(f"skipped {len(bad)} of {total} images: {first}{more}", file=sys.stderr)
 
 
 def cache_side(size):
@@ -130,11 +136,11 @@ def cache_file(name, paths):
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}.npy"
 
 
-def build_cache(file, paths, side, what, workers=None):
+def build_cache(file, paths, side, what, skip_bad=False, workers=None):
     """Decode `paths` on all cores into `file` (.npy); list the unreadable in .bad.json beside it.
 
-    Raises OSError naming the folder where it cannot be written to, ValueError where nothing is
-    readable; either way nothing half-done is left.
+    Raises OSError naming the folder where it cannot be written to; ValueError for unreadable
+    images, unless `skip_bad`, and where all are. Either way nothing half-done is left.
     """
     def read(path):
         try:
@@ -148,7 +154,9 @@ def build_cache(file, paths, side, what, workers=None):
     partial, bad = file.with_name(f"{file.name}.{os.getpid()}.part"), {}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as out, ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        with (open(partial, "wb") as out, warnings.catch_warnings(),
+              ThreadPoolExecutor(workers or os.cpu_count()) as pool):
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(out, header(len(paths)))
             images = (pool.map(read, paths[i:i + 256]) for i in range(0, len(paths), 256))
             images = datasets.progress(chain.from_iterable(images), len(paths), what)
@@ -160,8 +168,8 @@ def build_cache(file, paths, side, what, workers=None):
             if bad:  # fewer images than promised; NumPy pads its header so that N can shrink
                 out.seek(0)
                 np.lib.format.write_array_header_1_0(out, header(len(paths) - len(bad)))
-        if len(bad) == len(paths):
-            raise ValueError(f"none of {len(paths)} images can be read; the first: {bad[0]}")
+        if bad and (not skip_bad or len(bad) == len(paths)):
+            refuse_bad(bad, len(paths), skip_bad)
         file.with_suffix(".bad.json").write_text(json.dumps(bad))
         os.replace(partial, file)
     except OSError as error:
@@ -180,14 +188,24 @@ def decode(path, side):
     (Pillow's draft mode). Raises ValueError naming the file where it cannot be read.
     """
     try:
-        with warnings.catch_warnings(), Image.open(path) as image:
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(path) as image:
             image.draft("RGB", (side, side))
-            image = to_rgb(ImageOps.exif_transpose(image))
-            image = ImageOps.fit(image, (side, side), Image.BILINEAR)
+            image = ImageOps.fit(to_rgb(upright(image)), (side, side), Image.BILINEAR)
             return np.asarray(image).transpose(2, 0, 1)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"cannot read image {path}: {error}") from error
+
+
+def upright(image):
+    """The image turned as its EXIF orientation says. Damaged EXIF is no reason to lose a picture."""
+    turn = Image.Transpose
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:  # of many kinds, as for the image itself
+        return image
+    turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM,
+             5: turn.TRANSPOSE, 6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}
+    return image.transpose(turns[orientation]) if orientation in turns else image
 
 
 def to_rgb(image):
@@ -566,6 +584,8 @@ def load_encoder(file, arch=None):
     checkpoint = read_checkpoint(file)
     if "encoder" in checkpoint and "args" in checkpoint:
         state, run = checkpoint["encoder"], checkpoint["args"]
+        if arch not in (None, run["arch"]):
+            raise ValueError(f"{file} holds a {run['arch']}, not a {arch}")
         arch = run["arch"]
     elif checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
         state, run = {k: v for k, v in checkpoint.items() if not k.startswith("fc.")}, {}
@@ -574,6 +594,9 @@ def load_encoder(file, arch=None):
     else:
         raise ValueError(f"{file} is neither a checkpoint of a trainer nor a ResNet's state dict")
     encoder = resnet(arch)
+    if not run:  # the older of torchvision's files lack these counters, which nothing here reads
+        counters = {k: v for k, v in encoder.state_dict().items() if "num_batches" in k}
+        state = counters | state
     load_weights(encoder, state, f"{file} ({arch})")
     return encoder, run
 
@@ -654,14 +677,17 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
         if not (math.isfinite(value) and low <= value <= high and value > above):
             limits = (("at least", low), ("at most", high), ("above", above))
             wanted = [f"{word} {limit}" for word, limit in limits if math.isfinite(limit)]
-            raise argparse.ArgumentTypeError(f"{text} is not {' and '.join(wanted)}")
+            raise argparse.ArgumentTypeError(f"{text} is not finite and {' and '.join(wanted)}")
         return value
     convert.__name__ = kind.__name__  # argparse says "invalid int value"
     return convert
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The script's docstring as it stands, and every default."""
+    """The script's docstring as it stands, and every default that there is."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
 
 
 def parser(doc, training=True, **defaults):
@@ -671,7 +697,7 @@ def parser(doc, training=True, **defaults):
     """
     p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
     p.add_argument("--data", help="toy, cub, grocery, or a folder of images")
-    p.add_argument("--root", help="where named data sets lie (default: $FGSSL_DATA, else ./data)")
+    p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
     p.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
     p.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
     if training:
@@ -685,7 +711,7 @@ def parser(doc, training=True, **defaults):
     p.add_argument("--out", help="folder for what is written")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                    help="auto is bf16 where the hardware has it")
-    p.add_argument("--workers", type=number(int, 1), help="decoding threads; None is one a core")
+    p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
     p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
     p.set_defaults(**defaults)
     return p
@@ -705,8 +731,12 @@ def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl")):
         return args
     if not file.exists():
         p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
-    saved = read_checkpoint(file)["args"]
-    args = p.parse_args(argv, argparse.Namespace(**saved))  # argparse keeps what is there already
+    try:
+        saved = read_checkpoint(file)["args"]
+    except (ValueError, KeyError) as error:
+        p.error(f"cannot resume: {error}")
+    named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
+    args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():
         if name not in may_change and saved.get(name) != value:
             p.error(f"the run in {args.out} has --{name.replace('_', '-')} {saved.get(name)}, not "
@@ -865,8 +895,8 @@ class Log:
         """Draw each named number over the steps, beside its yardstick, into <out>/curves.png."""
         records, panels = read_log(self.file), []
         for name, yardstick in yardsticks.items():
-            points = [(r["step"], r[name], r[yardstick]) for r in records if name in r]
-            points = [point for point in points if math.isfinite(point[1])]
+            points = [(r["step"], r[name], r[yardstick]) for r in records
+                      if r.get(name) is not None]
             if points:
                 steps, values, level = zip(*points)
                 panels.append(curve({name: (steps, values)},
@@ -879,7 +909,9 @@ class Log:
 
     def _write(self, record):
         with open(self.file, "a") as out:
-            out.write(json.dumps(record) + "\n")
+            finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                      for name, value in record.items()}  # JSON knows neither NaN nor infinity
+            out.write(json.dumps(finite) + "\n")
 
 
 def read_log(file):
@@ -957,7 +989,8 @@ def ticks(low, high, count=5):
     power = 10 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(i * step, 10) for i in range(first, last + 1)]
+    digits = max(0, 2 - math.floor(math.log10(step)))
+    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
@@ -1002,10 +1035,11 @@ def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
 
 
 def bounds(values):
-    """The least and the greatest, set apart where they are one."""
+    """The least and the greatest, set apart where they are all but one."""
     values = list(values)
     low, high = min(values), max(values)
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    apart = high - low > 1e-6 * max(abs(low), abs(high))
+    return (low, high) if apart else (low - 0.5, high + 0.5)
 
 
 def heat(values):

@@ -143,10 +143,11 @@ def main(argv=None):
         if step == total or step % (args.eval_every * per_epoch) == 0:
             knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
             log.note(step, knn=knn, random_init=random_init)
-        if step == total or stop or time.time() - saved > 60:
+        if time.time() - saved > 60:
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
 
+    fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
     log.curves(loss="chance", knn="random_init")
     if step < total:
         stop.leave(args)

@@ -54,11 +54,12 @@ def _say_once(line):
 
 
 def status():
-    """Which implementation impl="auto" runs, and why, as a dict; looks, but never builds."""
+    """What impl="auto" runs for tensors on a CPU and on a GPU, and why; looks, but never builds."""
     reason = build.obstacle("cuda")
-    return {"cpu tensors": "torch", "cuda tensors": "torch" if reason else "cuda",
-            "reason": reason or "the CUDA kernels are built at the first call",
-            }
+    if reason is None:
+        built = build.library("cuda").exists()
+        reason = "the kernels are built" if built else "the kernels will be built at the first call"
+    return {"cpu": "torch", "cuda": "torch" if build.obstacle("cuda") else "cuda", "why": reason}
 
 
 # ------------------------------------------------ NT-Xent: Chen et al. 2020, equation 1

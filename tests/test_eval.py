@@ -1,0 +1,207 @@
+"""linear_eval.py: the probe against its own definition, the protocol, the report, the refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fgssl
+import linear_eval
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Three classes told apart by brightness, 12 train / 6 val / 9 test images each."""
+    top, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 9)):
+        for level, name in ((40, "ash"), (120, "elm"), (200, "oak")):
+            folder = top / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + rng.normal(0, 20, (24, 24, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return top
+
+
+@pytest.fixture
+def checkpoint(photos, tmp_path):
+    """An encoder trained by nobody, in a trainer's file: seed 7, so not the control's weights."""
+    torch.manual_seed(7)
+    args = dict(data=str(photos), root=None, size=24, arch="resnet10", seed=0)
+    torch.save({"encoder": fgssl.resnet("resnet10").state_dict(), "args": args, "step": 1},
+               tmp_path / "checkpoint.pt")
+    return tmp_path / "checkpoint.pt"
+
+
+def problem(n=60, dim=5, classes=3, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=rng)
+    return torch.randn(n, dim, generator=rng) + 0.7 * labels[:, None], labels
+
+
+@pytest.mark.parametrize("l2", [1.0, 1e-2, 1e-4])
+def test_the_probe_is_at_the_minimum_of_its_objective(l2):
+    """At the minimum of a convex function the gradient is 0; here it is written out in NumPy."""
+    h, labels = problem()
+    weight = linear_eval.fit_linear(h, labels, 3, l2).double().numpy()
+    x = np.c_[h.double().numpy(), np.ones(len(h))]
+    p = np.exp(x @ weight - (x @ weight).max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    gradient = x.T @ (p - np.eye(3)[labels]) / len(x)
+    gradient[:-1] += l2 * weight[:-1]  # the bias is not penalised
+    assert np.abs(gradient).max() < 2e-4, "L-BFGS stops at 1e-5 in fp32, which sums 60 terms"
+
+
+def test_the_start_does_not_change_the_probe():
+    h, labels = problem()
+    cold = linear_eval.fit_linear(h, labels, 3, 0.01)
+    warm = linear_eval.fit_linear(h, labels, 3, 0.01, weight=torch.randn(6, 3))
+    logits = torch.nn.functional.pad(h, (0, 1), value=1.0)
+    torch.testing.assert_close((logits @ cold).softmax(1), (logits @ warm).softmax(1),
+                               atol=2e-3, rtol=0)  # both within the optimizer's tolerance
+
+
+def test_choices_rest_on_val_and_ties_take_the_stronger_l2(monkeypatch):
+    h, labels = problem(n=30, dim=40)  # more features than images: any weak l2 fits train exactly
+    h_val, labels_val = problem(n=300, dim=40, seed=1)
+    tried = {}
+    fit = linear_eval.fit_linear
+
+    def spy(h, labels, classes, l2, weight=None):
+        tried[l2] = fit(h, labels, classes, l2, weight)
+        return tried[l2]
+
+    monkeypatch.setattr(linear_eval, "fit_linear", spy)
+    weight, l2 = linear_eval.choose_linear(h, labels, h_val, labels_val, 3)
+    score = {s: fgssl.accuracy(linear_eval.predict_linear(h_val, w), labels_val)
+             for s, w in tried.items()}
+    assert sorted(tried, reverse=True) == list(linear_eval.L2)
+    assert l2 == max(s for s in score if score[s] == max(score.values()))
+    assert torch.equal(weight, tried[l2])
+
+
+def test_knn_never_asks_more_neighbours_than_there_are():
+    """k = 200 on a set with 30 images a class asks mostly other classes (pitfall 33)."""
+    h, labels = problem(n=4)
+    k = linear_eval.choose_neighbours(h, labels, h, labels, 3)
+    assert k in (1, 3)
+
+
+def test_confusion_rows_are_true_classes():
+    """Exchanged rows and columns turn recall into precision (pitfall 32)."""
+    labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 1, 0])
+    confusion = linear_eval.confusion_matrix(labels, predicted, 4)
+    assert confusion.tolist() == [[1, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+    recall, f1 = linear_eval.per_class(confusion)
+    np.testing.assert_allclose(recall, [100 / 3, 100, np.nan, 0])
+    np.testing.assert_allclose(f1, [100 * 2 / 5, 100 * 4 / 6, np.nan, 0])  # 2 TP / (true + said)
+    assert np.nanmean(f1) == pytest.approx(100 * (2 / 5 + 4 / 6) / 3), "an absent class has no F1"
+
+
+def test_the_encoder_is_frozen_to_the_bit(photos):
+    """In train mode its batch-norm would drift; left in the optimizer it would learn (28, 29)."""
+    splits = linear_eval.labelled_splits(fgssl.load_data(photos), 24)
+    encoder = fgssl.resnet("resnet10").train()
+    before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
+    linear_eval.evaluate(encoder, splits, 24, 3, *fgssl.device_and_precision("fp32"))
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(tensor, before[name]), f"{name} changed while it was measured"
+    assert all(p.grad is None for p in encoder.parameters())
+
+
+def test_test_labels_change_the_score_and_no_choice(photos):
+    """Choosing on the split that is reported flatters every method (30)."""
+    splits = linear_eval.labelled_splits(fgssl.load_data(photos), 24)
+    torch.manual_seed(0)
+    encoder = fgssl.resnet("resnet10")
+    how = 24, 3, *fgssl.device_and_precision("fp32")
+    honest, predicted = linear_eval.evaluate(encoder, splits, *how)
+    shuffled = splits[2]._replace(labels=(splits[2].labels + 1) % 3)
+    other, predicted_too = linear_eval.evaluate(encoder, [*splits[:2], shuffled], *how)
+    assert (honest["l2"], honest["k"]) == (other["l2"], other["k"])
+    assert torch.equal(predicted, predicted_too)
+    assert honest["linear"] > 60 > other["linear"], "brightness tells these classes apart"
+
+
+def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsys):
+    linear_eval.main([str(checkpoint), "--precision", "fp32"])
+    result = json.loads((checkpoint.parent / "eval.json").read_text())
+    assert result["n"] == {"train": 36, "val": 18, "test": 27}, "no partial batch is dropped"
+    assert result["chance"] == pytest.approx(100 / 3) and result["majority"] == pytest.approx(100 / 3)
+    assert result["size"] == 24, "the size is the run's, not a default"
+    assert result["encoder"] != result["random_init"], "the control has weights of its own"
+    for row in ("encoder", "random_init"):
+        assert {"linear", "knn", "l2", "k", "mean_per_class", "macro_f1"} == result[row].keys()
+        right = result[row]["linear"] * 27 / 100
+        assert right == pytest.approx(round(right)), "percent of 27 images"
+    printed = capsys.readouterr().out
+    for word in ("chance", "majority class", "random init", str(checkpoint), "linear", "k-NN"):
+        assert word in printed
+    Image.open(checkpoint.parent / "confusion.png").verify()
+
+
+def test_random_init_is_the_control_of_the_same_seed(photos, checkpoint, tmp_path):
+    linear_eval.main([str(checkpoint), "--precision", "fp32"])
+    linear_eval.main(["--init", "random", "--data", str(photos), "--size", "24", "--seed", "0",
+                      "--precision", "fp32", "--out", str(tmp_path / "random")])
+    alone = json.loads((tmp_path / "random" / "eval.json").read_text())
+    beside = json.loads((checkpoint.parent / "eval.json").read_text())
+    assert "encoder" not in alone
+    assert alone["random_init"] == beside["random_init"]
+
+
+def test_torchvision_weights_take_the_place_of_a_checkpoint(photos, tmp_path):
+    state = {**fgssl.resnet("resnet18").state_dict(), "fc.weight": torch.zeros(1000, 512),
+             "fc.bias": torch.zeros(1000)}
+    torch.save(state, tmp_path / "resnet18.pth")
+    linear_eval.main([str(tmp_path / "resnet18.pth"), "--arch", "resnet18", "--data", str(photos),
+                      "--size", "24"])
+    assert "encoder" in json.loads((tmp_path / "eval.json").read_text())
+
+
+def test_a_missing_checkpoint_is_not_scored_as_a_random_network(tmp_path):
+    """A wrong file name once gave a number all the same (pitfall 19)."""
+    with pytest.raises(FileNotFoundError, match="nowhere.pt"):
+        linear_eval.main([str(tmp_path / "nowhere.pt")])
+    assert not list(tmp_path.iterdir()), "nothing was written"
+
+
+def test_a_checkpoint_of_another_architecture_lists_what_differs(checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["args"]["arch"] = "resnet18"
+    torch.save(saved, checkpoint)
+    with pytest.raises(ValueError, match=r"conv1.weight is \(32, 3, 3, 3\), wanted \(64, 3, 7, 7\)"):
+        linear_eval.main([str(checkpoint)])
+
+
+def test_neither_checkpoint_nor_init_is_an_error_and_both_too(capsys):
+    for argv in ([], ["some.pt", "--init", "random"]):
+        with pytest.raises(SystemExit) as left:
+            linear_eval.main(argv)
+        assert left.value.code == 2
+        assert "--init random" in capsys.readouterr().err
+
+
+def test_data_without_the_labels_it_takes_is_refused(photos, tmp_path):
+    def run(folder):
+        linear_eval.main(["--init", "random", "--data", str(folder), "--size", "24",
+                          "--out", str(tmp_path / "out")])
+
+    loose, single = tmp_path / "loose", tmp_path / "single" / "ash"
+    for folder in (loose, single):
+        folder.mkdir(parents=True)
+        for i in range(10):
+            Image.new("RGB", (24, 24)).save(folder / f"{i}.png")
+    with pytest.raises(ValueError, match="without labels|no val images"):
+        run(loose)
+    with pytest.raises(ValueError, match="one class only, ash"):
+        run(single.parent)
+    lacking = tmp_path / "lacking"
+    for split, name in (("train", "ash"), ("train", "elm"), ("test", "yew")):
+        (lacking / split / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (24, 24)).save(lacking / split / name / f"{i}.png")
+    with pytest.raises(ValueError, match="yew"):
+        run(lacking)
