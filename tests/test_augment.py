@@ -122,7 +122,7 @@ def test_crops_that_may_not_fit_follow_the_ten_tries_of_torchvision():
                                ("area", h * w, wanted_h * wanted_w)):
         places = np.unique(np.concatenate([ours, wanted]))
         ours, wanted = (np.searchsorted(np.sort(v), places, "right") / 6000 for v in (ours, wanted))
-        assert np.abs(ours - wanted).max() < 1.95 * math.sqrt(2 / 6000), name  # as above, two samples
+        assert np.abs(ours - wanted).max() < 1.95 * math.sqrt(2 / 6000), name  # of two samples
 
 
 @pytest.mark.parametrize("height, width, scale, box", [
@@ -359,7 +359,7 @@ def test_two_epochs_show_different_views():
 
 
 def test_either_view_of_a_pair_may_be_distorted():
-    """Flat images: crop, mirror and blur do nothing; jitter or grey changes 1 - 0.2 x 0.8 of them."""
+    """Of flat images, crop and blur change none; jitter or grey changes 1 - 0.2 x 0.8 of them."""
     x = images(800, 3, 1, 1, low=0.2, high=0.8).expand(-1, -1, 24, 24)
     views = train_simclr.random_view(x.repeat(2, 1, 1, 1), VIEW, seeded())
     changed = (fgssl.denormalize(views) - x.repeat(2, 1, 1, 1)).abs().amax((1, 2, 3)) > 1e-3
