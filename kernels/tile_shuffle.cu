@@ -50,11 +50,14 @@ tiles_forward(Layout at, const In* in, const int64_t* perm, const int64_t* offse
         const In* from = in + at.in(b, c) + int64_t(top) * at.width + left;
         Out* to = out + at.out(b, k, c);
         Wide<In> minus = load_global(shift + c), times = load_global(scale + c);
-        for (int y = threadIdx.y; y < at.tile; y += blockDim.y)
+        for (int y = threadIdx.y; y < at.tile; y += blockDim.y) {
+            const In* source = from + int64_t(y) * at.width;
+            Out* target = to + int64_t(y) * at.out_stride();
             for (int x = threadIdx.x; x < at.tile; x += blockDim.x) {
-                Wide<In> value = widen(load_global(from + int64_t(y) * at.width + x));
-                store_global(to + int64_t(y) * at.out_stride() + x, narrow<Out>((value - minus) * times));
+                Wide<In> value = widen(load_global(source + x));
+                store_global(target + x, narrow<Out>((value - minus) * times));
             }
+        }
     }
 }
 
@@ -73,14 +76,15 @@ tiles_backward(Layout at, const T* d_out, const int64_t* inverse, const int64_t*
         const T* from = d_out + at.out(b, k, c);
         T* to = d_in + at.in(b, c);
         Wide<T> times = load_global(scale + c);
-        for (int y = at.top(cell) + threadIdx.y; y < bottom; y += blockDim.y)
+        for (int y = at.top(cell) + threadIdx.y; y < bottom; y += blockDim.y) {
+            const T* source = from + int64_t(y - top) * at.out_stride() - left;
+            T* target = to + int64_t(y) * at.width;
             for (int x = at.left(cell) + threadIdx.x; x < right; x += blockDim.x) {
                 bool inside = y >= top && y < top + at.tile && x >= left && x < left + at.tile;
-                Wide<T> value = 0;
-                if (inside)
-                    value = widen(load_global(from + int64_t(y - top) * at.out_stride() + x - left)) * times;
-                store_global(to + int64_t(y) * at.width + x, narrow<T>(value));
+                Wide<T> value = inside ? widen(load_global(source + x)) * times : Wide<T>(0);
+                store_global(target + x, narrow<T>(value));
             }
+        }
     }
 }
 

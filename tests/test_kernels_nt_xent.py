@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import kernels
-from kernels import build, nt_xent, nt_xent_dense
+from kernels import build, nt_xent, nt_xent_dense, reference
 
 NO_GPU = build.obstacle("cuda") or "" if torch.cuda.is_available() else "no CUDA device is visible"
 NO_CPU = build.obstacle("emulated") or ""
@@ -336,8 +336,8 @@ def test_rows_of_one_rank_against_columns_of_all(impl, kind):
 
     if impl != "torch":
         build.load(impl)
-    forward = kernels.chunked_forward if impl == "torch" else torch.ops.fgssl.nt_xent
-    backward = kernels.chunked_backward if impl == "torch" else torch.ops.fgssl.nt_xent_backward
+    forward = reference.chunked_forward if impl == "torch" else torch.ops.fgssl.nt_xent
+    backward = reference.chunked_backward if impl == "torch" else torch.ops.fgssl.nt_xent_backward
     parts = [(columns[i:i + 2 * n], columns, i) for i in range(0, len(columns), 2 * n)]
     loss, top, log_sum = map(torch.cat, zip(*(forward(*part, t, "") for part in parts)))
     ours = torch.cat([backward(*part, t, top, log_sum, weights.to(loss)) for part in parts])

@@ -107,10 +107,7 @@ def test_backward_is_the_adjoint(impl, shape):
         y = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype).to(x.device)
         grad, = torch.autograd.grad(out, x, y)
         assert math.isclose((out * y).sum().item(), (x * grad).sum().item(), rel_tol=1e-10)
-        outside = torch.ones_like(x)
-        plain = tile_shuffle(x.detach(), perm, grid, tile, offset, image=image, impl="torch")
-        assert (grad != 0).sum() == plain.numel() and outside.shape == grad.shape, (
-            "pixels under no tile must have gradient 0, all others not")
+        assert (grad != 0).sum() == y.numel(), "gradient 0 under no tile, and only there"
 
 
 @pytest.mark.parametrize("impl", IMPLS)

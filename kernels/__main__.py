@@ -1,0 +1,15 @@
+"""python -m kernels: which implementation runs here and why, the tools found, the builds kept."""
+from . import build, status
+
+here = status()
+found = build.toolkit()
+print(f"CPU tensors    {here['cpu']}")
+print(f"CUDA tensors   {here['cuda']}: {here['why']}")
+print(f"emulated       {build.obstacle('emulated') or 'can run: the CUDA source on the CPU'}")
+print(f"toolkit        {'CUDA {1} in {0}'.format(*found) if found else 'none'}")
+print(f"architectures  {build.architectures()}")
+print(f"builds         {build.cache()}")
+for library in sorted(build.cache().glob("*/kernels.so")):
+    kind = library.parent.name.split("-")[0]
+    now = build.obstacle(kind) is None and library == build.library(kind)
+    print(f"               {library.parent.name}{', the one in use' if now else ''}")

@@ -1,0 +1,170 @@
+"""Time every op, forward and backward, beside plain PyTorch: one table, each entry checked first.
+
+    python -m kernels.bench                   # on a GPU: the kernels; on a CPU: the PyTorch forms
+    python -m kernels.bench --pairs 4096      # one size
+
+On a GPU: CUDA events, the L2 cache flushed before each run, the share of the GPU's roofline. On a CPU:
+wall clock, and what the roofline of --gpu allows the kernel. Candidates take turns and the median is
+shown, since a machine's speed drifts. MiB is the most memory in use above the inputs.
+"""
+import argparse
+import ctypes
+import statistics
+import time
+
+import torch
+import torch.nn.functional as F
+
+from . import build, nt_xent, nt_xent_dense, tile_shuffle
+
+# Published peaks: bf16 tensor cores and fp32 in operations/s, memory in bytes/s (NVIDIA data sheets).
+GPUS = {"H100": (989e12, 67e12, 3.35e12), "A100": (312e12, 19.5e12, 2.04e12), "T4": (0., 8.1e12, 0.32e12)}
+
+
+class Clock:
+    """Times one call in seconds, and its memory in bytes."""
+
+    def __init__(self, device):
+        self.cuda = device == "cuda"
+        if self.cuda:
+            self.flush = torch.empty(2**28, dtype=torch.uint8, device=device)
+
+    def time(self, run):
+        if not self.cuda:
+            start = time.perf_counter()
+            run()
+            return time.perf_counter() - start
+        self.flush.zero_()
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3
+
+    def memory(self, run):
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            return torch.cuda.max_memory_allocated() - before
+        ctypes.CDLL(None).malloc_trim(0)                     # memory freed earlier must not be reused
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")                                  # the peak starts again from here
+        before = resident("VmRSS")
+        run()
+        return resident("VmHWM") - before
+
+
+def resident(field):
+    """A line of this process's memory account, in bytes."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+
+def nt_xent_candidates(device):
+    """name -> (function of z and temperature, type of z, allowed error against float64)."""
+    found = {"PyTorch dense fp32": (nt_xent_dense, torch.float32, 1e-5),
+             "PyTorch chunked fp32": (lambda z, t: nt_xent(z, t, "torch"), torch.float32, 1e-5)}
+    if device == "cuda":
+        found["PyTorch dense bf16"] = (nt_xent_dense, torch.bfloat16, 5e-2)
+        found["torch.compile fp32"] = (torch.compile(nt_xent_dense), torch.float32, 1e-5)
+        if build.obstacle("cuda") is None:
+            found["kernel simt fp32"] = (lambda z, t: nt_xent(z, t, "cuda"), torch.float32, 1e-5)
+            found["kernel mma bf16"] = (lambda z, t: nt_xent(z, t, "cuda"), torch.bfloat16, 3e-3)
+    return found
+
+
+def one_by_one(x, perm, grid, tile):
+    """Tiles cut and normalised one at a time: what a loop over a batch costs."""
+    height, width = x.shape[2] // grid, x.shape[3] // grid
+    out = torch.empty(*perm.shape, x.shape[1], tile, tile, device=x.device)
+    for b, row in enumerate(perm.tolist()):
+        for k, source in enumerate(row):
+            top = source // grid * height + (height - tile) // 2
+            left = source % grid * width + (width - tile) // 2
+            out[b, k] = x[b, :, top:top + tile, left:left + tile] / 255
+    return out
+
+
+def tile_candidates(device):
+    found = {"PyTorch loop": one_by_one,
+             "PyTorch gather": lambda *args: tile_shuffle(*args, impl="torch")}
+    if device == "cuda" and build.obstacle("cuda") is None:
+        found["kernel"] = lambda *args: tile_shuffle(*args, impl="cuda")
+    return found
+
+
+def gradient(run, z, temperature):
+    return torch.autograd.grad(run(z, temperature), z)[0]
+
+
+def check(name, ours, exact, allowed):
+    error = ((ours.double() - exact).norm() / exact.norm()).item()
+    if not error <= allowed:
+        raise SystemExit(f"{name} is off by {error:.1e}, {allowed:.1e} is allowed: nothing was timed.")
+
+
+def compare(clock, runs, repeat, operations, moved, peak, bandwidth):
+    """Time the runs in turn; print a row for each."""
+    for run in runs.values():
+        run()                                                # compile, warm up
+    times = {name: [] for name in runs}
+    for _ in range(repeat):
+        for name, run in runs.items():
+            times[name].append(clock.time(run))
+    floor = max(operations / peak if peak else 0, moved / bandwidth)
+    for name, run in runs.items():
+        seconds = statistics.median(times[name])
+        share = f"{floor / seconds:6.1%}" if clock.cuda else f"{floor * 1e6:8.1f} us"
+        print(f"  {name:22}{seconds * 1e3:10.2f} ms{clock.memory(run) / 2**20:9.1f} MiB"
+              f"{operations / seconds / 1e12:8.3f} TFLOP/s{moved / seconds / 1e9:8.1f} GB/s   {share}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096], help="N of NT-Xent")
+    parser.add_argument("--dim", type=int, default=128, help="D of NT-Xent")
+    parser.add_argument("--batch", type=int, default=64, help="images of the tile shuffle")
+    parser.add_argument("--side", type=int, default=225, help="their side in pixels, 3 x 3 tiles")
+    parser.add_argument("--repeat", type=int, default=5, help="runs to take the median of")
+    parser.add_argument("--gpu", choices=GPUS, default="H100", help="whose roofline")
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    tensor, plain, bandwidth = GPUS[args.gpu]
+    clock = Clock(device)
+    print(f"{where}, torch {torch.__version__}. Last column: "
+          + (f"share of an {args.gpu}'s roofline" if clock.cuda else f"the least an {args.gpu} would need"))
+
+    candidates = nt_xent_candidates(device)
+    z = F.normalize(torch.randn(514, args.dim, device=device, dtype=torch.float64)).requires_grad_()
+    for name, (run, kind, allowed) in candidates.items():
+        low = z.detach().to(kind).requires_grad_()
+        exact = low.detach().double().requires_grad_()
+        check(name, gradient(run, low, 0.2), gradient(nt_xent_dense, exact, 0.2), allowed)
+    for n in args.pairs:
+        for wide, peak in ((torch.float32, plain), (torch.bfloat16, tensor)):
+            runs = {}
+            z = F.normalize(torch.randn(2 * n, args.dim, device=device)).to(wide).requires_grad_()
+            for name, (run, kind, _) in candidates.items():
+                if kind == wide:
+                    runs[name] = lambda run=run, z=z: gradient(run, z, 0.2)
+            if runs:
+                print(f"NT-Xent, forward and backward, N = {n}, D = {args.dim}, {str(wide)[6:]}")
+                compare(clock, runs, args.repeat, 6 * (2 * n)**2 * args.dim,
+                        3 * z.numel() * z.element_size(), peak, bandwidth)
+
+    x = torch.randint(0, 256, (args.batch, 3, args.side, args.side), dtype=torch.uint8, device=device)
+    perm = torch.rand(args.batch, 9, device=device).argsort(1)
+    tile = args.side // 3
+    exact = one_by_one(x, perm, 3, tile).double()
+    runs = {name: lambda run=run: run(x, perm, 3, tile) for name, run in tile_candidates(device).items()}
+    for name, run in runs.items():
+        check(name, run(), exact, 1e-6)
+    print(f"tile shuffle, uint8 to float32, {args.batch} x 3 x {args.side} x {args.side}, 3 x 3 tiles")
+    compare(clock, runs, args.repeat, exact.numel() * 2, exact.numel() * 5, plain, bandwidth)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,111 @@
+"""Both ops in PyTorch: what a CPU runs, and what the kernels are measured against.
+
+Each is a forward and a backward function with the arguments of the compiled op, so that one autograd
+formula serves them both.
+"""
+import torch
+import torch.nn.functional as F
+
+
+# ------------------------------------------------ NT-Xent: Chen et al. 2020, equation 1
+
+def nt_xent_dense(z, temperature):
+    """The specification of nt_xent, in the fewest words. Keeps several (2N, 2N) matrices."""
+    sim = z @ z.T / temperature
+    sim = sim.fill_diagonal_(-torch.inf)                     # a row is not its own negative
+    positive = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    return F.cross_entropy(sim, positive)
+
+
+def _blocks(rows, columns, first, temperature):
+    """Yield (slice, sim): sim (b, M) = rows[slice] @ columns.T / temperature, diagonal -inf.
+
+    A block of 16 MiB leaves few enough of them that threads seldom wait for each other. The buffer
+    is used again, so sim may be changed but not kept.
+    """
+    block = max(1, 2**22 // len(columns))
+    buffer = rows.new_empty(min(block, len(rows)), len(columns))
+    for start in range(0, len(rows), block):
+        here = slice(start, min(start + block, len(rows)))
+        sim = buffer[:here.stop - start]
+        torch.addmm(sim, rows[here], columns.T, beta=0, alpha=1 / temperature, out=sim)
+        sim.diagonal(first + start).fill_(-torch.inf)
+        yield here, sim
+
+
+def _positive(rows, here, first):
+    """Column of each row's positive, (b, 1): the other half of this rank's rows."""
+    i = torch.arange(here.start, here.stop, device=rows.device)
+    return (first + (i + len(rows) // 2) % len(rows))[:, None]
+
+
+def chunked_forward(rows, columns, first, temperature, group=""):
+    """loss_i = log sum_{j != i} exp(s_ij) - s_i,pos(i); with top and log_sum, three vectors (R,).
+
+    rows (R, D) are rows first .. first+R of columns (M, D). top is the row's greatest s_ij, so that
+    no temperature overflows, and log_sum the rest of its log-sum-exp. `group` is the backward's.
+    """
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    rows, columns = rows.to(wide), columns.to(wide)
+    loss, top, log_sum = rows.new_empty(3, len(rows))
+    for here, sim in _blocks(rows, columns, first, temperature):
+        positive = sim.gather(1, _positive(rows, here, first))[:, 0]
+        top[here] = sim.amax(1)
+        log_sum[here] = sim.sub_(top[here, None]).exp_().sum(1).log_()
+        loss[here] = log_sum[here] + (top[here] - positive)
+    return loss, top, log_sum
+
+
+def chunked_backward(rows, columns, first, temperature, top, log_sum, grad):
+    """d rows_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) columns_j.
+
+    P_ij = exp(s_ij - top_i - log_sum_i). S is symmetric, so its row i gives P_ij and P_ji both.
+    top, log_sum and grad (M,), the cotangent g of loss, are those of the columns.
+    """
+    kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
+    rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+    d_rows, other = torch.empty_like(rows), None
+    for here, sim in _blocks(rows, columns, first, temperature):
+        i = slice(first + here.start, first + here.stop)
+        other = torch.sub(sim, lse, out=other if other is None else other[:len(sim)]).exp_()
+        sim.sub_(lse[i, None]).exp_().mul_(grad[i, None]).addcmul_(other, grad)
+        at = _positive(rows, here, first)
+        sim.scatter_add_(1, at, -(grad[i, None] + grad[at]))
+        torch.addmm(d_rows[here], sim, columns, beta=0, alpha=1 / temperature, out=d_rows[here])
+    return d_rows.to(kind)
+
+
+# ------------------------------------------------ tile shuffle: Noroozi & Favaro 2016
+
+def _corners(cell, offset, grid, height, width):
+    """Row and column, each (B, K), of the first pixel of the tile in each of these cells."""
+    dy, dx = offset.gather(1, cell[:, :, None].expand(-1, -1, 2)).unbind(2)
+    return cell // grid * (height // grid) + dy, cell % grid * (width // grid) + dx
+
+
+def gather_forward(x, perm, offset, shift, scale, grid, tile, image):
+    """out[b, k] = (tile perm[b, k] of x[b] - shift) * scale; (B, K, C, tile, tile) or the image."""
+    top, left = _corners(perm, offset, grid, *x.shape[2:])
+    windows = x.unfold(2, tile, 1).unfold(3, tile, 1)        # a view: every place a tile could be
+    tiles = windows[torch.arange(len(x), device=x.device)[:, None], :, top, left]
+    tiles = (tiles.to(shift.dtype) - shift[:, None, None]) * scale[:, None, None]
+    tiles = tiles.to(shift.dtype if x.dtype == torch.uint8 else x.dtype)
+    if not image:
+        return tiles
+    return tiles.unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+
+
+def gather_backward(grad, inverse, offset, scale, grid, tile, image, height, width):
+    """d x: the gradient of output tile inverse[b, s], times scale, goes back to cell s; else 0."""
+    if image:
+        grad = grad.unflatten(3, (grid, tile)).unflatten(2, (grid, tile)).permute(0, 2, 4, 1, 3, 5)
+        grad = grad.flatten(1, 2)
+    batch = torch.arange(len(grad), device=grad.device)[:, None]
+    cells = torch.arange(grid * grid, device=grad.device).expand_as(inverse)
+    top, left = _corners(cells, offset, grid, height, width)
+    steps, channels = (torch.arange(n, device=grad.device) for n in (tile, len(scale)))
+    y, x = (corner[:, :, None] + steps for corner in (top, left))                  # (B, K, tile)
+    d_x = grad.new_zeros(len(grad), len(scale), height, width)
+    d_x[batch[..., None, None, None], channels[:, None, None], y[:, :, None, :, None],
+        x[:, :, None, None, :]] = (grad[batch, inverse] * scale[:, None, None]).to(grad.dtype)
+    return d_x
