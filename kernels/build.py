@@ -107,9 +107,13 @@ def load(kind):
     if reason:
         raise RuntimeError(f"the {kind} kernels cannot be built: {reason}. impl='torch' always runs.")
     target = library(kind)
-    with locked(target.parent):
-        if not target.exists():
-            compile_library(kind, target)
+    try:
+        with locked(target.parent):
+            if not target.exists():
+                compile_library(kind, target)
+    except OSError as error:
+        raise RuntimeError(f"the {kind} kernels need a folder to build in: {error}. Set "
+                           "$FGSSL_CACHE to one that can be written.") from error
     torch.ops.load_library(target)
     loaded.add(kind)
 
@@ -131,7 +135,6 @@ def compile_library(kind, target):
         sources.append(HERE / name if kind == "cuda" else work / f"{name}.cpp")
         if kind == "emulated":
             sources[-1].write_text(f'#include "{HERE / name}"\n')
-    before = os.environ.get("TORCH_CUDA_ARCH_LIST"), cpp_extension.CUDA_HOME
     if kind == "cuda":                           # without a visible GPU torch needs to be told
         os.environ["TORCH_CUDA_ARCH_LIST"], cpp_extension.CUDA_HOME = architectures(), toolkit()[0]
     try:
@@ -142,9 +145,5 @@ def compile_library(kind, target):
     except Exception as error:
         failed[kind] = f"the compiler failed: {error}"
         raise RuntimeError(f"the {kind} kernels could not be built. {failed[kind]}") from error
-    finally:
-        cpp_extension.CUDA_HOME = before[1]
-        if before[0] is None:
-            os.environ.pop("TORCH_CUDA_ARCH_LIST", None)
     os.replace(work / f"fgssl_{kind}.so", target)
     shutil.rmtree(work)
