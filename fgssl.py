@@ -199,6 +199,7 @@ def decode(path, side):
 def upright(image):
     """The image turned as its EXIF orientation says. Damaged EXIF is no reason to lose a picture."""
     turn = Image.Transpose
+    image.load()  # a TIFF is turned by Pillow itself while it loads, and its orientation erased
     try:
         orientation = image.getexif().get(0x0112)
     except Exception:  # of many kinds, as for the image itself
@@ -773,7 +774,8 @@ def save(file, step, args, rng, **parts):
         torch.save(checkpoint, partial)
         os.replace(partial, file)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched.") from error
 
 

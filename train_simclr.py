@@ -47,8 +47,8 @@ def random_view(x, args, rng):
     x = fgssl.hflip(x, rng)
     s = args.color
     x = fgssl.color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
-    x = fgssl.grayscale(x, rng)
-    x = fgssl.gaussian_blur(x, rng)
+    x = fgssl.grayscale(x, rng, args.gray)
+    x = fgssl.gaussian_blur(x, rng, p=args.blur)
     return fgssl.normalize(x)
 
 
@@ -78,10 +78,14 @@ def arguments(argv):
                      batch=128, lr=1e-3, seed=0)
     p.add_argument("--temperature", type=fgssl.number(float, above=0), default=0.2,
                    help="of the softmax; small sets want 0.1 to 0.2: at 0.5 the loss hardly moves")
-    p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
-                   help="strength of colour jitter; colour is evidence where classes are fine")
     p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.2,
                    help="smallest share of the image that a view may show")
+    p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
+                   help="strength of colour jitter; weaken it where colour is evidence of the class")
+    p.add_argument("--gray", type=fgssl.number(float, 0, 1), default=0.2,
+                   help="probability of a grey view; lower it with --color")
+    p.add_argument("--blur", type=fgssl.number(float, 0, 1), default=0.0,
+                   help="probability of a blurred view; 0.5 in the paper, for 224 pixels")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
