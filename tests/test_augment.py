@@ -3,7 +3,6 @@
 What was drawn is read off the output (of ramps, impulses, gentle colours), not off the code.
 """
 
-import argparse
 import itertools
 import math
 import random
@@ -100,6 +99,14 @@ def test_crops_have_uniform_area_log_uniform_ratio_and_uniform_place():
     for v in (left, w, top, h):
         assert (v - v.round()).abs().max() < 1e-3, "boxes are whole pixels"
     assert len(set(zip(left.round().tolist(), top.round().tolist()))) > 750, "one draw an image"
+
+
+def test_crops_reach_every_place_alike_the_last_row_and_column_too():
+    top, left, h, w = fgssl.crop_boxes(seeded(), 4000, 8, 9, (1 / 4, 1 / 4), (1, 1))
+    assert (h == 4).all() and (w == 4).all(), "a quarter of 72 pixels is 18: 4.2 a side"
+    for name, start, places in (("top", top, 5), ("left", left, 6)):
+        for place in range(places):
+            assert_share(start == place, 1 / places, f"{name} {place}")
 
 
 def test_crops_that_may_not_fit_follow_the_ten_tries_of_torchvision():
@@ -326,14 +333,18 @@ def test_normalize_is_imagenets_and_denormalize_undoes_it():
 # ------------------------------------------------------------------------------------------------
 
 
-VIEW = argparse.Namespace(size=24, min_crop=0.2, color=0.5)
+def simclr_view(x, rng):
+    argv = "--out none --size 24 --min-crop 0.2 --color 0.5 --gray 0.2 --blur 0.5"
+    return train_simclr.random_view(x, train_simclr.arguments(argv.split()), rng)
+
+
 OPERATIONS = {
     "crop": lambda x, rng: fgssl.random_resized_crop(x, 13, rng),
     "hflip": fgssl.hflip,
     "jitter": fgssl.color_jitter,
     "grayscale": fgssl.grayscale,
     "blur": fgssl.gaussian_blur,
-    "simclr view": lambda x, rng: train_simclr.random_view(x, VIEW, rng)}
+    "simclr view": simclr_view}
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -354,14 +365,14 @@ def test_one_seed_repeats_to_the_bit_and_every_image_stands_alone(name):
 
 def test_two_epochs_show_different_views():
     x, rng = torch.randint(0, 256, (20, 3, 31, 27), dtype=torch.uint8, generator=seeded()), seeded()
-    first, second = (train_simclr.random_view(x, VIEW, rng) for _ in range(2))
+    first, second = (simclr_view(x, rng) for _ in range(2))
     assert (first != second).flatten(1).any(1).all(), "a view that stays is learnt by heart"
 
 
 def test_either_view_of_a_pair_may_be_distorted():
     """Of flat images, crop and blur change none; jitter or grey changes 1 - 0.2 x 0.8 of them."""
     x = images(800, 3, 1, 1, low=0.2, high=0.8).expand(-1, -1, 24, 24)
-    views = train_simclr.random_view(x.repeat(2, 1, 1, 1), VIEW, seeded())
+    views = simclr_view(x.repeat(2, 1, 1, 1), seeded())
     changed = (fgssl.denormalize(views) - x.repeat(2, 1, 1, 1)).abs().amax((1, 2, 3)) > 1e-3
     first, second = changed.chunk(2)
     assert_share(first, 0.84, "first views distorted")
