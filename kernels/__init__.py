@@ -5,8 +5,8 @@
     tiles = tile_shuffle(x, perm, grid=3, tile=64)   # x (B, C, H, W) -> (B, 9, C, 64, 64)
 
 Each is written twice: in PyTorch, short and exact (reference.py), and as a CUDA kernel (nt_xent.cu,
-tile_shuffle.cu). `impl` chooses: "torch"; "cuda", or an error; "emulated", the kernel's source run on
-the CPU; "auto", the kernel for CUDA tensors where it builds and PyTorch everywhere else.
+tile_shuffle.cu). `impl` chooses: "torch"; "cuda", or an error; "emulated", the kernel's source run
+on the CPU; "auto", the kernel for CUDA tensors where it builds and PyTorch everywhere else.
 Importing builds nothing; the first call that needs a kernel compiles it (build.py).
 """
 import math
@@ -70,11 +70,11 @@ def nt_xent(z, temperature, impl="auto", group=None):
     Chen et al. 2020, equation 1.
     """
     if z.dim() != 2 or len(z) < 2 or len(z) % 2 or not z.shape[1]:
-        raise ValueError(f"z has shape {tuple(z.shape)}; wanted (2N, D): rows i and i+N are a pair.")
+        raise ValueError(f"z has shape {tuple(z.shape)}; wanted (2N, D): rows i, i+N are a pair.")
     if z.dtype not in FLOATS:
         raise TypeError(f"z is {z.dtype}; wanted one of {', '.join(map(str, FLOATS))}.")
     if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature is {temperature}; wanted a number above 0, often 0.1 to 0.5.")
+        raise ValueError(f"temperature is {temperature}; wanted a number above 0, often 0.1 to 0.5")
     columns, first, name = z.detach(), 0, ""
     if group is not None:
         first, name = len(z) * group.rank(), group.group_name
@@ -117,8 +117,8 @@ class Chunked(torch.autograd.Function):
     backward = staticmethod(once_differentiable(_backward_rows(reference.chunked_backward)))
 
 
-torch.library.define("fgssl::nt_xent", "(Tensor rows, Tensor columns, int first, float temperature, "
-                     "str group) -> (Tensor, Tensor, Tensor)")
+torch.library.define("fgssl::nt_xent", "(Tensor rows, Tensor columns, int first, "
+                     "float temperature, str group) -> (Tensor, Tensor, Tensor)")
 torch.library.define("fgssl::nt_xent_backward", "(Tensor rows, Tensor columns, int first, "
                      "float temperature, Tensor top, Tensor log_sum, Tensor grad) -> Tensor")
 torch.library.register_autograd(
@@ -142,13 +142,13 @@ def tile_shuffle(x, perm, grid, tile, offset=None, mean=None, std=None, image=Fa
     """Cut one tile from each cell of a grid x grid division of x; put them in the order of perm.
 
     x (B, C, H, W), uint8 or float; cells are H // grid by W // grid pixels, numbered along rows.
-    perm (B, grid*grid), integers: output tile k is source tile perm[b, k]. offset (..., 2), broadcast
-    to (B, grid*grid, 2): the place (dy, dx) of each source tile in its cell, which makes the gap
-    between tiles; None centres it. Values are (x - mean) / std for each channel, in x's type; uint8
-    is divided by 255 first and gives float32. Result (B, grid*grid, C, tile, tile), or with
-    image=True the tiles put together again: (B, C, grid*tile, grid*tile). Raises where a tile does
-    not fit its cell, an offset leaves it, or a row of perm is no permutation; on a GPU the last two
-    show at the next synchronisation. Noroozi & Favaro 2016, section 3.
+    perm (B, grid*grid), integers: output tile k is source tile perm[b, k]. offset (..., 2) is
+    broadcast to (B, grid*grid, 2): the place (dy, dx) of each source tile in its cell, which makes
+    the gap between tiles; None centres it. Values are (x - mean) / std for each channel, in x's
+    type; uint8 is divided by 255 first and gives float32. Result (B, grid*grid, C, tile, tile), or
+    with image=True the tiles put together again, (B, C, grid*tile, grid*tile). Raises where a tile
+    does not fit its cell, an offset leaves it, or a row of perm is no permutation; on a GPU the
+    last two show at the next synchronisation. Noroozi & Favaro 2016, section 3.
     """
     tables = _check_tiles(x, perm, grid, tile, offset)
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -160,19 +160,19 @@ def tile_shuffle(x, perm, grid, tile, offset=None, mean=None, std=None, image=Fa
 
 
 def _check_tiles(x, perm, grid, tile, offset):
-    """The tables perm and offset at full size, int64 and beside x, once they are known to be right."""
+    """The tables perm and offset at full size, int64 and beside x, once known to be right."""
     if x.dim() != 4 or x.dtype not in (torch.uint8, *FLOATS) or not x.numel():
         raise ValueError(f"x is {x.dtype} {tuple(x.shape)}; wanted (B, C, H, W), uint8 or float.")
     (b, _, height, width), k = x.shape, grid * grid
     room = [height // grid - tile, width // grid - tile] if grid > 0 else [-1, -1]
     if tile < 1 or min(room) < 0:
-        raise ValueError(f"a grid of {grid} and tiles of {tile} do not fit {height} x {width} pixels.")
+        raise ValueError(f"a grid of {grid}, tiles of {tile} do not fit {height} x {width} pixels")
     if perm.shape != (b, k) or perm.is_floating_point():
         raise ValueError(f"perm is {perm.dtype} {tuple(perm.shape)}; wanted integers ({b}, {k}).")
     limit = torch.tensor(room, device=x.device)
     offset = limit // 2 if offset is None else torch.as_tensor(offset, device=x.device)
     if offset.is_floating_point() or offset.shape[-1:] != (2,):
-        raise ValueError(f"offset is {offset.dtype} {tuple(offset.shape)}; wanted integers (.., 2).")
+        raise ValueError(f"offset is {offset.dtype} {tuple(offset.shape)}; wanted integers (.., 2)")
     perm, offset = perm.to(x.device, torch.int64), offset.to(torch.int64).expand(b, k, 2)
     whole = perm.sort(1).values == torch.arange(k, device=x.device)
     torch._assert_async(whole.all(), f"a row of perm is not a permutation of 0 .. {k - 1}")
@@ -205,7 +205,8 @@ class Gathered(torch.autograd.Function):
 torch.library.define("fgssl::tile_shuffle", "(Tensor x, Tensor perm, Tensor offset, Tensor shift, "
                      "Tensor scale, int grid, int tile, bool image) -> Tensor")
 torch.library.define("fgssl::tile_shuffle_backward", "(Tensor grad, Tensor inverse, Tensor offset, "
-                     "Tensor scale, int grid, int tile, bool image, int height, int width) -> Tensor")
+                     "Tensor scale, int grid, int tile, bool image, int height, int width) "
+                     "-> Tensor")
 torch.library.register_autograd(
     "fgssl::tile_shuffle", _backward_tiles(torch.ops.fgssl.tile_shuffle_backward),
     setup_context=_save_tiles)

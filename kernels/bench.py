@@ -3,9 +3,9 @@
     python -m kernels.bench                   # on a GPU: the kernels; on a CPU: the PyTorch forms
     python -m kernels.bench --pairs 4096      # one size
 
-On a GPU: CUDA events, the L2 cache flushed before each run, the share of the GPU's roofline. On a CPU:
-wall clock, and what the roofline of --gpu allows the kernel. Candidates take turns and the median is
-shown, since a machine's speed drifts. MiB is the most memory in use above the inputs.
+On a GPU: CUDA events, the L2 cache flushed before each run, the share of the GPU's roofline. On a
+CPU: wall clock, and what the roofline of --gpu allows the kernel. Candidates take turns and the
+median is shown, since a machine's speed drifts. MiB is the most memory in use above the inputs.
 """
 import argparse
 import ctypes
@@ -17,8 +17,9 @@ import torch.nn.functional as F
 
 from . import build, nt_xent, nt_xent_dense, tile_shuffle
 
-# Published peaks: bf16 tensor cores and fp32 in operations/s, memory in bytes/s (NVIDIA data sheets).
-GPUS = {"H100": (989e12, 67e12, 3.35e12), "A100": (312e12, 19.5e12, 2.04e12), "T4": (0., 8.1e12, 0.32e12)}
+# NVIDIA's data sheets: bf16 tensor cores and fp32 in operations/s, memory in bytes/s.
+GPUS = {"H100": (989e12, 67e12, 3.35e12), "A100": (312e12, 19.5e12, 2.04e12),
+        "T4": (0., 8.1e12, 0.32e12)}
 
 
 class Clock:
@@ -48,7 +49,7 @@ class Clock:
             before = torch.cuda.memory_allocated()
             run()
             return torch.cuda.max_memory_allocated() - before
-        ctypes.CDLL(None).malloc_trim(0)                     # memory freed earlier must not be reused
+        ctypes.CDLL(None).malloc_trim(0)                     # memory kept for reuse would hide
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")                                  # the peak starts again from here
         before = resident("VmRSS")
@@ -102,7 +103,7 @@ def gradient(run, z, temperature):
 def check(name, ours, exact, allowed):
     error = ((ours.double() - exact).norm() / exact.norm()).item()
     if not error <= allowed:
-        raise SystemExit(f"{name} is off by {error:.1e}, {allowed:.1e} is allowed: nothing was timed.")
+        raise SystemExit(f"{name} is off by {error:.1e}, allowed {allowed:.1e}: nothing was timed.")
 
 
 def compare(clock, runs, repeat, operations, moved, peak, bandwidth):
@@ -117,13 +118,14 @@ def compare(clock, runs, repeat, operations, moved, peak, bandwidth):
     for name, run in runs.items():
         seconds = statistics.median(times[name])
         share = f"{floor / seconds:6.1%}" if clock.cuda else f"{floor * 1e6:8.1f} us"
-        print(f"  {name:22}{seconds * 1e3:10.2f} ms{clock.memory(run) / 2**20:9.1f} MiB"
-              f"{operations / seconds / 1e12:8.3f} TFLOP/s{moved / seconds / 1e9:8.1f} GB/s   {share}")
+        print(f"  {name:21}{seconds * 1e3:10.2f} ms{clock.memory(run) / 2**20:9.1f} MiB"
+              f"{operations / seconds / 1e12:8.3f} TFLOP/s{moved / seconds / 1e9:8.1f} GB/s  {share}")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096], help="N of NT-Xent")
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096], help="N")
     parser.add_argument("--dim", type=int, default=128, help="D of NT-Xent")
     parser.add_argument("--batch", type=int, default=64, help="images of the tile shuffle")
     parser.add_argument("--side", type=int, default=225, help="their side in pixels, 3 x 3 tiles")
@@ -131,11 +133,12 @@ def main(argv=None):
     parser.add_argument("--gpu", choices=GPUS, default="H100", help="whose roofline")
     args = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     tensor, plain, bandwidth = GPUS[args.gpu]
     clock = Clock(device)
-    print(f"{where}, torch {torch.__version__}. Last column: "
-          + (f"share of an {args.gpu}'s roofline" if clock.cuda else f"the least an {args.gpu} would need"))
+    where, last = f"CPU, {torch.get_num_threads()} threads", f"least time on an {args.gpu}"
+    if clock.cuda:
+        where, last = torch.cuda.get_device_name(), f"share of an {args.gpu}'s roofline"
+    print(f"{where}, torch {torch.__version__}. Last column: {last}")
 
     candidates = nt_xent_candidates(device)
     z = F.normalize(torch.randn(514, args.dim, device=device, dtype=torch.float64)).requires_grad_()
@@ -155,14 +158,16 @@ def main(argv=None):
                 compare(clock, runs, args.repeat, 6 * (2 * n)**2 * args.dim,
                         3 * z.numel() * z.element_size(), peak, bandwidth)
 
-    x = torch.randint(0, 256, (args.batch, 3, args.side, args.side), dtype=torch.uint8, device=device)
+    shape = args.batch, 3, args.side, args.side
+    x = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     perm = torch.rand(args.batch, 9, device=device).argsort(1)
     tile = args.side // 3
     exact = one_by_one(x, perm, 3, tile).double()
-    runs = {name: lambda run=run: run(x, perm, 3, tile) for name, run in tile_candidates(device).items()}
-    for name, run in runs.items():
-        check(name, run(), exact, 1e-6)
-    print(f"tile shuffle, uint8 to float32, {args.batch} x 3 x {args.side} x {args.side}, 3 x 3 tiles")
+    runs = {}
+    for name, run in tile_candidates(device).items():
+        runs[name] = lambda run=run: run(x, perm, 3, tile)
+        check(name, runs[name](), exact, 1e-6)
+    print(f"tile shuffle, uint8 to float32, {' x '.join(map(str, shape))}, 3 x 3 tiles")
     compare(clock, runs, args.repeat, exact.numel() * 2, exact.numel() * 5, plain, bandwidth)
 
 

@@ -1,8 +1,8 @@
 // Checks the tensors and hands their pointers to the launchers. The schemas are in __init__.py.
 //
 // The same file serves both builds: CUDA tensors where nvcc compiled the kernels (WITH_CUDA), CPU
-// tensors where g++ compiled them against cuda_on_cpu.h. There outputs start as NaN, so that a value
-// nobody wrote is seen.
+// tensors where g++ compiled them against cuda_on_cpu.h. There outputs start as NaN, so that a
+// value nobody wrote is seen.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -34,8 +34,8 @@ namespace {
 using at::Tensor;
 
 #ifdef WITH_CUDA
-#define DEVICE_AND_STREAM(tensor)                     \
-    c10::cuda::CUDAGuard guard((tensor).device());    \
+#define DEVICE_AND_STREAM(tensor)                                                                  \
+    c10::cuda::CUDAGuard guard((tensor).device());                                                 \
     void* stream = c10::cuda::getCurrentCUDAStream().stream()
 Tensor output(at::IntArrayRef sizes, const at::TensorOptions& options) {
     return at::empty(sizes, options);
@@ -56,16 +56,21 @@ char letter(const Tensor& x) {
         case at::kBFloat16: return 'b';
         case at::kFloat: return 'f';
         case at::kDouble: return 'd';
-        default: TORCH_CHECK_TYPE(false, "the kernels take uint8 and float types, not ", x.scalar_type());
+        default:
+            TORCH_CHECK_TYPE(false, "the kernels take uint8 and float types, not ",
+                             x.scalar_type());
     }
 }
 
-at::ScalarType wide(const Tensor& x) { return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat; }
+at::ScalarType wide(const Tensor& x) {
+    return x.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
 
 // x, contiguous, after a look at its device, type and shape.
 Tensor take(const char* name, const Tensor& x, const Tensor& like, at::ScalarType type,
             at::IntArrayRef sizes) {
-    TORCH_CHECK(x.device() == like.device(), name, " is on ", x.device(), ", the others on ", like.device());
+    TORCH_CHECK(x.device() == like.device(), name, " is on ", x.device(), ", the others on ",
+                like.device());
     TORCH_CHECK(x.scalar_type() == type, name, " is ", x.scalar_type(), "; wanted ", type);
     TORCH_CHECK(x.sizes() == sizes, name, " has shape ", x.sizes(), "; wanted ", sizes);
     return x.contiguous();
@@ -73,11 +78,12 @@ Tensor take(const char* name, const Tensor& x, const Tensor& like, at::ScalarTyp
 
 void check_nt_xent(const Tensor& rows, const Tensor& columns, int64_t first, double temperature) {
     TORCH_CHECK(rows.dim() == 2 && columns.dim() == 2, "rows and columns must be matrices");
-    TORCH_CHECK(rows.size(0) > 0 && rows.size(0) % 2 == 0 && rows.size(1) > 0,
-                "rows has shape ", rows.sizes(), "; wanted (2N, D)");
+    TORCH_CHECK(rows.size(0) > 0 && rows.size(0) % 2 == 0 && rows.size(1) > 0, "rows has shape ",
+                rows.sizes(), "; wanted (2N, D)");
     TORCH_CHECK(rows.is_floating_point(), "rows is ", rows.scalar_type(), "; wanted a float type");
     TORCH_CHECK(first >= 0 && first + rows.size(0) <= columns.size(0) && columns.size(0) < 1 << 30,
-                "rows ", first, " .. ", first + rows.size(0), " are not among ", columns.size(0), " columns");
+                "rows ", first, " .. ", first + rows.size(0), " are not among ", columns.size(0),
+                " columns");
     TORCH_CHECK(temperature > 0, "temperature is ", temperature, "; wanted a number above 0");
 }
 
@@ -89,14 +95,15 @@ std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& col
     Tensor all = take("columns", columns, z, z.scalar_type(), {columns.size(0), z.size(1)});
     Tensor loss = output({z.size(0)}, z.options().dtype(wide(z)));
     Tensor top = output({z.size(0)}, loss.options()), log_sum = output({z.size(0)}, loss.options());
-    nt_xent_forward(letter(z), z.size(0), all.size(0), first, z.size(1), temperature, z.const_data_ptr(),
-                    all.const_data_ptr(), loss.mutable_data_ptr(), top.mutable_data_ptr(),
-                    log_sum.mutable_data_ptr(), stream);
+    nt_xent_forward(letter(z), z.size(0), all.size(0), first, z.size(1), temperature,
+                    z.const_data_ptr(), all.const_data_ptr(), loss.mutable_data_ptr(),
+                    top.mutable_data_ptr(), log_sum.mutable_data_ptr(), stream);
     return {loss, top, log_sum};
 }
 
-Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first, double temperature,
-                        const Tensor& top, const Tensor& log_sum, const Tensor& grad) {
+Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first,
+                        double temperature, const Tensor& top, const Tensor& log_sum,
+                        const Tensor& grad) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
     Tensor z = rows.contiguous();
@@ -113,8 +120,8 @@ Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first
 }
 
 void check_tiles(int64_t height, int64_t width, int64_t grid, int64_t tile) {
-    TORCH_CHECK(grid > 0 && tile > 0 && grid * tile <= height && grid * tile <= width, "a grid of ", grid,
-                " and tiles of ", tile, " do not fit ", height, " x ", width, " pixels");
+    TORCH_CHECK(grid > 0 && tile > 0 && grid * tile <= height && grid * tile <= width, "a grid of ",
+                grid, " and tiles of ", tile, " do not fit ", height, " x ", width, " pixels");
 }
 
 // perm and offset are trusted to be in range: looking would wait for the GPU.
@@ -127,31 +134,35 @@ Tensor tile_shuffle(const Tensor& x, const Tensor& perm, const Tensor& offset, c
     Tensor in = x.contiguous();
     Tensor order = take("perm", perm, x, at::kLong, {b, k});
     Tensor corner = take("offset", offset, x, at::kLong, {b, k, 2});
-    Tensor minus = take("shift", shift, x, wide(x), {c}), times = take("scale", scale, x, wide(x), {c});
+    Tensor minus = take("shift", shift, x, wide(x), {c}),
+           times = take("scale", scale, x, wide(x), {c});
     auto options = x.options().dtype(x.scalar_type() == at::kByte ? at::kFloat : x.scalar_type());
     Tensor out = image ? output({b, c, grid * tile, grid * tile}, options)
                        : output({b, k, c, tile, tile}, options);
-    tile_shuffle_forward(letter(x), b, c, x.size(2), x.size(3), grid, tile, image, in.const_data_ptr(),
-                         order.const_data_ptr<int64_t>(), corner.const_data_ptr<int64_t>(),
-                         minus.const_data_ptr(), times.const_data_ptr(), out.mutable_data_ptr(), stream);
+    tile_shuffle_forward(letter(x), b, c, x.size(2), x.size(3), grid, tile, image,
+                         in.const_data_ptr(), order.const_data_ptr<int64_t>(),
+                         corner.const_data_ptr<int64_t>(), minus.const_data_ptr(),
+                         times.const_data_ptr(), out.mutable_data_ptr(), stream);
     return out;
 }
 
 Tensor tile_shuffle_gradient(const Tensor& grad, const Tensor& inverse, const Tensor& offset,
-                             const Tensor& scale, int64_t grid, int64_t tile, bool image, int64_t height,
-                             int64_t width) {
+                             const Tensor& scale, int64_t grid, int64_t tile, bool image,
+                             int64_t height, int64_t width) {
     check_tiles(height, width, grid, tile);
     DEVICE_AND_STREAM(grad);
     int64_t b = grad.size(0), c = scale.size(0), k = grid * grid;
-    Tensor d_out = image ? take("grad", grad, grad, grad.scalar_type(), {b, c, grid * tile, grid * tile})
-                         : take("grad", grad, grad, grad.scalar_type(), {b, k, c, tile, tile});
+    Tensor d_out =
+        image ? take("grad", grad, grad, grad.scalar_type(), {b, c, grid * tile, grid * tile})
+              : take("grad", grad, grad, grad.scalar_type(), {b, k, c, tile, tile});
     Tensor order = take("inverse", inverse, grad, at::kLong, {b, k});
     Tensor corner = take("offset", offset, grad, at::kLong, {b, k, 2});
     Tensor times = take("scale", scale, grad, wide(grad), {c});
     Tensor d_in = output({b, c, height, width}, grad.options());
-    tile_shuffle_backward(letter(grad), b, c, height, width, grid, tile, image, d_out.const_data_ptr(),
-                          order.const_data_ptr<int64_t>(), corner.const_data_ptr<int64_t>(),
-                          times.const_data_ptr(), d_in.mutable_data_ptr(), stream);
+    tile_shuffle_backward(letter(grad), b, c, height, width, grid, tile, image,
+                          d_out.const_data_ptr(), order.const_data_ptr<int64_t>(),
+                          corner.const_data_ptr<int64_t>(), times.const_data_ptr(),
+                          d_in.mutable_data_ptr(), stream);
     return d_in;
 }
 

@@ -1,6 +1,6 @@
 """Compile the kernels at their first use and keep them: for the GPU by nvcc, for the CPU by g++.
 
-The result lies in $FGSSL_CACHE/build (or ~/.cache/fgssl/build) under a hash of everything it was made
+The result lies in $FGSSL_CACHE/build (or ~/.cache/fgssl/build) under a hash of all it was made
 from, so that a change of source, flag, torch or GPU builds anew and nothing stale is ever loaded.
 The lock is one that the system frees when its holder dies: a killed build delays nobody.
 """
@@ -41,8 +41,8 @@ def toolkit():
     if not nvcc or not Path(nvcc).exists():
         return None
     if not home:
-        dry = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True)
-        top = re.search(r"TOP=(\S+)", dry.stderr)
+        dry = [nvcc, "--dryrun", "-x", "cu", os.devnull]
+        top = re.search(r"TOP=(\S+)", subprocess.run(dry, capture_output=True, text=True).stderr)
         home = os.path.realpath(top[1]) if top else Path(nvcc).resolve().parent.parent
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     version = re.search(r"release (\d+\.\d+)", text)
@@ -50,7 +50,7 @@ def toolkit():
 
 
 def architectures():
-    """GPU generations to compile for: $TORCH_CUDA_ARCH_LIST, else the visible GPUs', else 8.0 and 9.0."""
+    """GPUs to compile for: $TORCH_CUDA_ARCH_LIST, else the visible ones, else 8.0 and 9.0."""
     seen = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     return (os.environ.get("TORCH_CUDA_ARCH_LIST") or
             ";".join(f"{major}.{minor}" for major, minor in sorted(seen)) or "8.0;9.0+PTX")
@@ -80,7 +80,8 @@ def library(kind):
     if kind == "cuda":
         parts += [architectures(), *toolkit()]
     parts += [(HERE / name).read_text() for name in SOURCES]
-    return cache() / f"{kind}-{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}" / "kernels.so"
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    return cache() / f"{kind}-{digest}" / "kernels.so"
 
 
 @contextlib.contextmanager
@@ -97,7 +98,7 @@ def locked(folder):
 
 
 def load(kind):
-    """Make torch.ops.fgssl run on CUDA tensors ("cuda") or CPU tensors ("emulated"); build if needed.
+    """Make torch.ops.fgssl run on CUDA tensors ("cuda") or CPU tensors ("emulated"); may build.
 
     Raises RuntimeError with the reason where that cannot be.
     """
@@ -105,7 +106,8 @@ def load(kind):
         return
     reason = obstacle(kind)
     if reason:
-        raise RuntimeError(f"the {kind} kernels cannot be built: {reason}. impl='torch' always runs.")
+        raise RuntimeError(f"the {kind} kernels cannot be built: {reason}. "
+                           "impl='torch' always runs.")
     target = library(kind)
     try:
         with locked(target.parent):

@@ -1,7 +1,7 @@
 // What the kernels share: types, global memory, sums over lanes, and the five PTX instructions.
 //
-// Under nvcc every word here is CUDA's own. Under g++ cuda_on_cpu.h gives the words their meaning, and
-// each instruction has its twin in plain C++ beside it; the twins say, lane by lane, what the
+// Under nvcc every word here is CUDA's own. Under g++ cuda_on_cpu.h gives the words their meaning,
+// and each instruction has its twin in plain C++ beside it; the twins say, lane by lane, what the
 // instruction does, and are the place to read about it.
 #pragma once
 #include <cstdint>
@@ -20,13 +20,13 @@ inline void check(cudaError_t error, const char* kernel) {
 }
 
 // More than 48 KiB of shared memory must be asked for.
-#define LAUNCH(kernel, grid, block, smem, stream, ...)                                                  \
-    do {                                                                                                \
-        if ((smem) > 48 * 1024)                                                                         \
-            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem),      \
-                  #kernel);                                                                             \
-        kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);                  \
-        check(cudaGetLastError(), #kernel);                                                             \
+#define LAUNCH(kernel, grid, block, smem, stream, ...)                                    \
+    do {                                                                                  \
+        if ((smem) > 48 * 1024)                                                           \
+            check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem),\
+                  #kernel);                                                               \
+        kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);    \
+        check(cudaGetLastError(), #kernel);                                               \
     } while (0)
 #define DYN_SMEM(type, name)                                  \
     extern __shared__ __align__(16) unsigned char shared_[];  \
@@ -54,7 +54,7 @@ template <typename T> __device__ inline T narrow(Wide<T> x) { return x; }
 template <> __device__ inline half narrow<half>(float x) { return __float2half(x); }
 template <> __device__ inline bfloat16 narrow<bfloat16>(float x) { return __float2bfloat16(x); }
 
-// ---------------------------------------- global memory: every access goes through these, and counts
+// ---------------------------------------- global memory: all access is through these, and counts
 
 template <typename T> __device__ inline T load_global(const T* from) {
 #ifndef __CUDACC__
@@ -90,7 +90,8 @@ template <int LANES, typename T> __device__ inline T lane_max(T value) {
 inline bool has_bf16_mma() {
     int device, major;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device), "compute capability");
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
+          "cudaDeviceGetAttribute");
     return major >= 8;
 }
 
@@ -105,14 +106,16 @@ __device__ inline uint32_t shared_address(const void* p) {
 }
 
 // d += a b: a is 16 x 16, b 16 x 8, d 16 x 8, spread over the warp as the twin says.
-__device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
+                                    uint32_t b1) {
     PTX("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Four 8 x 8 matrices of bf16 from shared memory; lane i gives the address of row i % 8 of matrix i / 8.
+// Four 8 x 8 matrices of bf16 from shared memory; lane i gives the address of row i % 8 of the
+// matrix i / 8.
 __device__ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     PTX("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
         : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared_address(row)) : "memory");
@@ -161,7 +164,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
     }
 }
 
-// Register m holds, of matrix m, row g at columns 2q and 2q+1; transposed: column g at rows 2q, 2q+1.
+// Register m holds, of matrix m, row g at columns 2q, 2q+1; transposed: column g at rows 2q, 2q+1.
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
     cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));

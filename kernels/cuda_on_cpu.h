@@ -1,20 +1,20 @@
 // Runs a CUDA kernel's source on the CPU, so that it can be read, changed and tested without a GPU.
 //
-// g++ compiles the unmodified .cu against this header. Each thread of a block is a fibre (ucontext):
-// it runs until it meets a barrier or a warp operation, then the next one runs; a warp runs as far as
-// it can. Blocks spread over the CPU's cores. The variable CUDA_ON_CPU_ORDER = forward | reverse |
-// random:SEED is the order in which fibres resume: a missing barrier that hides in one order shows in
-// another.
+// g++ compiles the unmodified .cu against this header. Each thread of a block is a fibre
+// (ucontext): it runs until it meets a barrier or a warp operation, then the next one runs; a warp
+// runs as far as it can. Blocks spread over the CPU's cores. The variable CUDA_ON_CPU_ORDER =
+// forward | reverse | random:SEED is the order in which fibres resume: a missing barrier that hides
+// in one order shows in another.
 //
 // Refused with a std::runtime_error that names kernel, block and thread:
 //   * threads of a block that wait at different barriers;
 //   * a warp operation whose mask names a lane that has exited, does not exist or never comes, or
 //     leaves out the caller; a shuffle from a lane outside the mask;
 //   * more threads or shared memory than a GPU gives a block.
-// Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once in
-// `reverse`, by chance in `random`, for the hardware may do either. The bytes that load_global,
-// store_global and cp_async_16 move are counted. Accesses outside a tensor are
-// AddressSanitizer's to find. Not shown: PTX encodings, bank conflicts, occupancy, the memory model.
+// Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once
+// in `reverse`, by chance in `random`, for the hardware may do either. The bytes that load_global,
+// store_global and cp_async_16 move are counted. Accesses outside a tensor are AddressSanitizer's
+// to find. Not shown: PTX encodings, bank conflicts, occupancy, the memory model.
 #pragma once
 #include <ucontext.h>
 
@@ -47,10 +47,11 @@
 #define blockDim (cuda_on_cpu::self->block->dim)
 #define gridDim (cuda_on_cpu::self->block->grid)
 
-// The two forms that C++ cannot parse; under nvcc they are kernel<<<...>>>(...) and extern __shared__.
+// The two forms C++ cannot parse; under nvcc they are kernel<<<...>>>(...) and extern __shared__.
 #define LAUNCH(kernel, grid, block, smem, stream, ...) \
     cuda_on_cpu::launch(#kernel, grid, block, smem, [&] { kernel(__VA_ARGS__); })
-#define DYN_SMEM(type, name) type* name = reinterpret_cast<type*>(cuda_on_cpu::self->block->shared.get())
+#define DYN_SMEM(type, name) \
+    type* name = reinterpret_cast<type*>(cuda_on_cpu::self->block->shared.get())
 
 #define CUDA_ON_CPU_SITE __FILE__ ":" CUDA_ON_CPU_TEXT(__LINE__)
 #define CUDA_ON_CPU_TEXT(line) CUDA_ON_CPU_TEXT_(line)
@@ -116,12 +117,14 @@ inline thread_local Fibre* self = nullptr;
 inline std::atomic<long long> bytes_read{0}, bytes_written{0};  // by all launches since set to 0
 
 inline std::string name(dim3 i) {
-    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) + ")";
+    return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) +
+           ")";
 }
 
 inline std::runtime_error refusal(const Fibre& fibre, const std::string& why) {
     return std::runtime_error(std::string("kernel ") + fibre.block->kernel + ", block " +
-                              name(fibre.block->index) + ", thread " + name(fibre.index) + ": " + why);
+                              name(fibre.block->index) + ", thread " + name(fibre.index) + ": " +
+                              why);
 }
 
 inline void yield() { swapcontext(&self->context, &self->block->scheduler); }
@@ -136,8 +139,8 @@ inline void barrier(const char* site) {
     yield();
 }
 
-// The one warp operation, of which all others are made: each lane of `mask` brings `bytes` bytes and
-// gets those of all 32 lanes, in order. The last lane to come hands out.
+// The one warp operation, of which all others are made: each lane of `mask` brings `bytes` bytes
+// and gets those of all 32 lanes, in order. The last lane to come hands out.
 inline void exchange(const char* site, unsigned mask, const void* mine, void* all, size_t bytes) {
     Block& block = *self->block;
     unsigned lane = self->rank % 32, warp = self->rank - lane, missing = 0;
@@ -152,7 +155,8 @@ inline void exchange(const char* site, unsigned mask, const void* mine, void* al
         Fibre& other = block.fibres[warp + i];
         if (other.state == Fibre::EXITED)
             refuse(here + " names lane " + std::to_string(i) + ", which has exited");
-        missing += other.state != Fibre::IN_WARP_OP || other.mask != mask || strcmp(other.site, site);
+        bool here_too = other.state == Fibre::IN_WARP_OP && !strcmp(other.site, site);
+        missing += !here_too || other.mask != mask;
     }
     if (missing) return yield();
     for (unsigned to = 0; to < 32; to++) {
@@ -175,8 +179,7 @@ inline void copy(Copy copy) {
     self->copies.push_back(copy);
 }
 
-template <typename T>
-T shuffle(const char* site, unsigned mask, T value, unsigned from) {
+template <typename T> T shuffle(const char* site, unsigned mask, T value, unsigned from) {
     T all[32];
     if (!(mask >> from % 32 & 1))
         refuse(std::string("the shuffle at ") + site + " reads lane " + std::to_string(from % 32) +
@@ -201,14 +204,15 @@ inline void open_barrier(Block& block) {
                                      " for lanes that never come");
         if (!first) first = &fibre;
         if (strcmp(first->site, fibre.site))
-            throw refusal(fibre, std::string("waits at the barrier ") + fibre.site + ", but thread " +
-                                     name(first->index) + " at " + first->site);
+            throw refusal(fibre, std::string("waits at the barrier ") + fibre.site +
+                                     ", but thread " + name(first->index) + " at " + first->site);
         fibre.state = Fibre::READY;
     }
 }
 
 // Resume each lane of a warp that can go on, once; returns how many there were.
-inline unsigned run_lanes(Block& block, unsigned warp, const std::vector<unsigned>& lanes, unsigned& left) {
+inline unsigned run_lanes(Block& block, unsigned warp, const std::vector<unsigned>& lanes,
+                          unsigned& left) {
     unsigned resumed = 0;
     for (unsigned lane : lanes) {
         if (warp + lane >= block.fibres.size()) continue;
@@ -222,7 +226,7 @@ inline unsigned run_lanes(Block& block, unsigned warp, const std::vector<unsigne
     return resumed;
 }
 
-// A warp runs as far as it can before the next one starts: they drift as far apart as barriers allow.
+// A warp runs as far as it can before the next starts: they drift as far as the barriers allow.
 inline void run_block(Block& block) {
     unsigned left = block.dim.count();
     memset(block.shared.get(), 0xff, block.shared_bytes);  // NaN in every floating type
@@ -247,7 +251,8 @@ inline void run_block(Block& block) {
         bool ran = false;
         if (block.order == Block::RANDOM) std::shuffle(warps.begin(), warps.end(), block.random);
         for (unsigned warp : warps) {
-            if (block.order == Block::RANDOM) std::shuffle(lanes.begin(), lanes.end(), block.random);
+            if (block.order == Block::RANDOM)
+                std::shuffle(lanes.begin(), lanes.end(), block.random);
             while (unsigned resumed = run_lanes(block, 32 * warp, lanes, left)) ran |= resumed > 0;
         }
         if (!ran) open_barrier(block);
@@ -257,22 +262,25 @@ inline void run_block(Block& block) {
 inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
                    const std::function<void()>& body) {
     if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED)
-        throw std::runtime_error(
-            std::string("kernel ") + kernel + ", grid " + name(grid) + ", block " + name(dim) + ", " +
-            std::to_string(smem) + " bytes of shared memory: a block has 1 to " +
-            std::to_string(MAX_THREADS) + " threads and at most " + std::to_string(MAX_SHARED) + " bytes");
+        throw std::runtime_error(std::string("kernel ") + kernel + ", grid " + name(grid) +
+                                 ", block " + name(dim) + ", " + std::to_string(smem) +
+                                 " bytes of shared memory: a block has 1 to " +
+                                 std::to_string(MAX_THREADS) + " threads and at most " +
+                                 std::to_string(MAX_SHARED) + " bytes");
     const char* variable = getenv("CUDA_ON_CPU_ORDER");
     std::string text = variable ? variable : "forward";
     bool random = text.rfind("random:", 0) == 0;
     if (!random && text != "forward" && text != "reverse")
-        throw std::runtime_error("CUDA_ON_CPU_ORDER is " + text + "; wanted forward, reverse or random:SEED");
+        throw std::runtime_error("CUDA_ON_CPU_ORDER is " + text +
+                                 "; wanted forward, reverse or random:SEED");
     unsigned seed = random ? atoi(text.c_str() + strlen("random:")) : 0;
     auto order = random ? Block::RANDOM : text == "reverse" ? Block::REVERSE : Block::FORWARD;
     std::atomic<unsigned> next{0};
     std::mutex mutex;
     std::exception_ptr failure;
     auto work = [&] {
-        Block block{kernel, order, grid, dim, dim3(), &body, std::unique_ptr<char[]>(new char[smem]), smem,
+        std::unique_ptr<char[]> shared(new char[smem]);
+        Block block{kernel, order, grid, dim, dim3(), &body, std::move(shared), smem,
                     std::vector<Fibre>(dim.count())};
         try {
             for (unsigned i; (i = next++) < grid.count();) {
@@ -305,8 +313,7 @@ inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
 #define __shfl_xor_sync(mask, value, bits) \
     cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, mask, value, (cuda_on_cpu::self->rank % 32) ^ (bits))
 
-template <typename T>
-T atomicAdd(T* to, T value) {
+template <typename T> T atomicAdd(T* to, T value) {
     static std::mutex mutex;
     std::lock_guard<std::mutex> lock(mutex);
     T old = *to;

@@ -4,32 +4,35 @@
 //           forward    loss_i = log sum_{j != i} exp(s_ij) - s_i,pos(i)
 //           backward   P_ij = exp(s_ij - top_i - log_sum_i), g_i the cotangent of loss_i
 //                      d z_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) z_j
-//           S is symmetric, so a row of it gives P_ij and P_ji both: one row-parallel kernel returns
-//           the whole gradient with no atomics and no second pass.
-// Shapes    columns (M, D): all rows of all ranks. rows (R, D): those of this rank, R even, which are
-//           rows first .. first + R of columns; pos(i) = i + R/2 mod R. Contiguous, any D, M, R.
-//           loss, top (the row's greatest s_ij), log_sum (the rest of its log-sum-exp): Wide<T> (R).
-//           The backward takes top, log_sum and g of all columns (M).
+//           S is symmetric, so a row of it gives P_ij and P_ji both: one row-parallel kernel
+//           returns the whole gradient with no atomics and no second pass.
+// Shapes    columns (M, D): all rows of all ranks. rows (R, D): those of this rank, R even, which
+//           are rows first .. first + R of columns; pos(i) = i + R/2 mod R. All contiguous.
+//           loss, top (the row's greatest s_ij), log_sum (the rest of its log-sum-exp): Wide<T>,
+//           (R). The backward takes top, log_sum and g of all columns, (M).
 // Versions  simt: any type and D; read this one first. mma: bf16, D <= 256, on tensor cores.
 // Owners    a block owns 64 rows and walks over all columns in tiles of 64.
-//           simt: 16 x 16 threads, thread (tx, ty) owns rows 4 ty .. + 3 and columns 4 tx .. + 3.
+//           simt: 16 x 16 threads; thread (tx, ty) owns rows 4 ty .. + 3, columns 4 tx .. + 3.
 //           mma: 4 warps, a warp owns 16 rows; a row's 64 values lie in the 4 lanes of a quad. The
 //           backward's P stays in registers: an accumulator has the layout of the next product's A.
-//           Backward blocks own 128 features; above D = 128 others do the rest, and S is made again.
-// Work      2 M R D operations forward, 4 M R D backward (2 M R D more for each further 128 features),
-//           as in plain autograd: to recompute S is free. Elements of T read from global memory, with
-//           B = ceil(R/64) blocks, C = ceil(M/64) tiles, S = ceil(D/128) slabs: forward (R C + M B) D,
-//           in mma (R + M B) D; backward S times that, in simt M B D more; and of statistics
-//           48 S (R + M B), in mma S (12 R + 3 M B). Most of it comes from the L2 cache.
-//           At M = 8192, D = 128 PyTorch's composition moves 1.9 GB forward, 2.7 GB backward and keeps
-//           several matrices of 256 MiB; here z and dz, 4 MiB each. Bound: arithmetic. A warp tile of
-//           16 x 64 is fed from shared memory at half the tensor cores' rate, and M/64 blocks fill an
-//           H100 only from M = 8192 on.
-// Numerics  running maximum and sum in each thread, so any t > 0 is safe; fp32 accumulation (fp64 for
-//           fp64); fixed order, the same bits every run. Saved for the backward: top and log_sum, not
-//           their sum, which at t = 0.001 is near 1000 and would carry an error of 3e-5 into P. mma
-//           rounds P to bf16 and uses __expf, 2 ulp + 2^-22 |x| off: nothing beside bf16's 2^-9.
-// Measured  nvcc 13.0, sm_80 and sm_90: no spill, no stack frame. Run on the CPU only, on no GPU yet.
+//           Backward blocks own 128 features; above D = 128 others do the rest, S is made again.
+// Work      2 M R D operations forward, 4 M R D backward (2 M R D more for each further 128
+//           features), as in plain autograd: to recompute S is free.
+//           Elements of T read from global memory, most of them from its L2 cache, with
+//           B = ceil(R/64) blocks, C = ceil(M/64) tiles, S = ceil(D/128) slabs of features:
+//             simt  forward (R C + M B) D; backward S times that + M B D, statistics 48 S (R + M B)
+//             mma   forward (R   + M B) D; backward S times that,       statistics S (12 R + 3 M B)
+//           At M = 8192, D = 128 PyTorch's composition moves 1.9 GB forward, 2.7 GB backward and
+//           keeps several matrices of 256 MiB; here z and dz, 4 MiB each. Bound: arithmetic. A warp
+//           tile of 16 x 64 is fed from shared memory at half the tensor cores' rate, and M/64
+//           blocks fill an H100 only from M = 8192 on.
+// Numerics  running maximum and sum in each thread, so any t > 0 is safe; fp32 accumulation (fp64
+//           for fp64); fixed order, the same bits every run. Saved for the backward: top and
+//           log_sum, not their sum, which at t = 0.001 is near 1000 and would carry an error of
+//           3e-5 into P. mma rounds P to bf16 and uses __expf, 2 ulp + 2^-22 |x| off: nothing
+//           beside bf16's 2^-9.
+// Measured  nvcc 13.0 for sm_80 and sm_90: no spill, no stack frame; simt takes 64 to 172
+//           registers, mma 79 to 213. Run on the CPU only, on no GPU yet.
 #include <cfloat>
 #include <cmath>
 
@@ -39,8 +42,7 @@ namespace {
 
 constexpr int TILE = 64, DEPTH = 16, PAD = TILE + 4, SLAB = 128;
 
-template <typename T>
-struct Problem {
+template <typename T> struct Problem {
     const T *rows, *columns;
     int r, m, first, depth;
     Wide<T> inverse_t;
@@ -51,13 +53,11 @@ struct Problem {
     }
 };
 
-template <typename W>
-struct Statistics {  // of the columns
+template <typename W> struct Statistics {  // of the columns
     const W *top, *log_sum, *g;
 };
 
-template <typename W>
-struct Output {  // of the rows
+template <typename W> struct Output {  // of the rows
     W *loss, *top, *log_sum;
 };
 
@@ -70,8 +70,7 @@ __device__ inline float lowest(float) { return -FLT_MAX; }  // finite: lowest - 
 __device__ inline double lowest(double) { return -DBL_MAX; }
 
 // Running log-sum-exp of one row, as far as one thread has seen it.
-template <typename W>
-struct Row {
+template <typename W> struct Row {
     W top = lowest(W()), sum = 0, positive = 0;
 
     template <int N> __device__ void add(const W (&s)[N]) {
@@ -107,7 +106,8 @@ __device__ void load_chunk(const T* z, int count, int depth, int first, int d0, 
 
 // s[r][c] = s_ij for i = i0 + 4 ty + r, j = j0 + 4 tx + c; -inf on the diagonal and past the end.
 template <typename T>
-__device__ void similarities(const Problem<T>& p, int i0, int j0, Wide<T>* shared, Wide<T> (&s)[4][4]) {
+__device__ void similarities(const Problem<T>& p, int i0, int j0, Wide<T>* shared,
+                             Wide<T> (&s)[4][4]) {
     Wide<T>*a = shared, *b = shared + DEPTH * PAD;
     for (int r = 0; r < 4; r++)
         for (int c = 0; c < 4; c++) s[r][c] = 0;
@@ -141,14 +141,16 @@ __global__ void __launch_bounds__(256) forward_simt(Problem<T> p, Output<Wide<T>
         for (int r = 0; r < 4; r++) {
             row[r].add(s[r]);
             for (int c = 0; c < 4; c++)
-                if (p.pair(i0 + 4 * threadIdx.y + r, j0 + 4 * threadIdx.x + c)) row[r].positive = s[r][c];
+                if (p.pair(i0 + 4 * threadIdx.y + r, j0 + 4 * threadIdx.x + c))
+                    row[r].positive = s[r][c];
         }
     }
     for (int r = 0; r < 4; r++) row[r].template finish<16>(i0 + 4 * threadIdx.y + r, p.r, out);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(256) backward_simt(Problem<T> p, Statistics<Wide<T>> of, T* d_rows) {
+__global__ void __launch_bounds__(256)
+    backward_simt(Problem<T> p, Statistics<Wide<T>> of, T* d_rows) {
     using W = Wide<T>;
     DYN_SMEM(W, shared);
     constexpr int WIDE = SLAB + 4;
@@ -166,11 +168,12 @@ __global__ void __launch_bounds__(256) backward_simt(Problem<T> p, Statistics<Wi
         similarities(p, i0, j0, shared, s);
 #pragma unroll
         for (int c = 0; c < 4; c++) {
+            // weight = g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]
             int j = j0 + 4 * threadIdx.x + c;
             W top_j = j < p.m ? load_global(of.top + j) : W(0);
             W log_sum_j = j < p.m ? load_global(of.log_sum + j) : W(0);
             W g_j = j < p.m ? load_global(of.g + j) : W(0);
-            for (int r = 0; r < 4; r++) {  // weight = g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]
+            for (int r = 0; r < 4; r++) {
                 W value = g[r] * exponential(s[r][c] - top[r] - log_sum[r]) +
                           g_j * exponential(s[r][c] - top_j - log_sum_j);
                 if (p.pair(i0 + 4 * threadIdx.y + r, j)) value -= g[r] + g_j;
@@ -203,18 +206,16 @@ __global__ void __launch_bounds__(256) backward_simt(Problem<T> p, Statistics<Wi
 
 // ---------------------------------------- mma
 
-constexpr int LANES = 32, WARPS = TILE / 16;
+constexpr int LANES = 32, WARPS = TILE / 16, THREADS = WARPS * LANES;
 
-// A tile of 64 rows of D features in shared memory. Its 16-byte chunks are permuted within the row by
-// the row's number, so that the eight rows of an ldmatrix lie in different banks.
-template <int D>
-__device__ bfloat16* chunk(bfloat16* tile, int row, int column) {
+// A tile of 64 rows of D features in shared memory. Its 16-byte chunks are permuted within the row
+// by the row's number, so that the eight rows of an ldmatrix lie in different banks.
+template <int D> __device__ bfloat16* chunk(bfloat16* tile, int row, int column) {
     return tile + row * D + (column ^ (row & 7)) * 8;
 }
 
 // Copy 16 bytes, `valid` elements of them real and the rest 0.
-template <typename T>
-__device__ void copy_16(T* to, const T* from, int valid, bool aligned) {
+template <typename T> __device__ void copy_16(T* to, const T* from, int valid, bool aligned) {
     constexpr int COUNT = 16 / sizeof(T);
     valid = valid < 0 ? 0 : valid > COUNT ? COUNT : valid;
     if (aligned) return cp_async_16(to, from, valid * sizeof(T));
@@ -222,24 +223,26 @@ __device__ void copy_16(T* to, const T* from, int valid, bool aligned) {
 }
 
 template <int D>
-__device__ void load_tile(const bfloat16* z, int count, int depth, int first, bool aligned, bfloat16* to) {
-    for (int n = threadIdx.x; n < TILE * D / 8; n += WARPS * LANES) {
-        int row = n / (D / 8), column = n % (D / 8), valid = first + row < count ? depth - 8 * column : 0;
+__device__ void load_tile(const bfloat16* z, int count, int depth, int first, bool aligned,
+                          bfloat16* to) {
+    for (int n = threadIdx.x; n < TILE * D / 8; n += THREADS) {
+        int row = n / (D / 8), column = n % (D / 8);
+        int valid = first + row < count ? depth - 8 * column : 0;
         const bfloat16* from = valid > 0 ? z + int64_t(first + row) * depth + 8 * column : z;
         copy_16(chunk<D>(to, row, column), from, valid, aligned);
     }
 }
 
 // The warp's 16 rows of a tile as A operands, one for each 16 features.
-template <int D>
-__device__ void load_rows(bfloat16* tile, uint32_t (&a)[D / 16][4]) {
+template <int D> __device__ void load_rows(bfloat16* tile, uint32_t (&a)[D / 16][4]) {
     int lane = threadIdx.x % LANES, row = threadIdx.x / LANES * 16 + lane % 16;
     for (int k = 0; k < D / 16; k++) ldmatrix_x4(a[k], chunk<D>(tile, row, 2 * k + lane / 16));
 }
 
 // s[n] = the warp's 16 rows times columns 8 n .. 8 n + 7 of the tile.
 template <int D>
-__device__ void multiply(const uint32_t (&a)[D / 16][4], bfloat16* tile, int depth, float (&s)[TILE / 8][4]) {
+__device__ void multiply(const uint32_t (&a)[D / 16][4], bfloat16* tile, int depth,
+                         float (&s)[TILE / 8][4]) {
     int lane = threadIdx.x % LANES;
     for (int n = 0; n < TILE / 8; n++)
         for (int e = 0; e < 4; e++) s[n][e] = 0;
@@ -256,13 +259,16 @@ __device__ void multiply(const uint32_t (&a)[D / 16][4], bfloat16* tile, int dep
     }
 }
 
-// Row and column of element e of accumulator n: rows g and g + 8 of the warp's, columns 2q and 2q + 1.
-__device__ inline int row_of(int e) { return threadIdx.x / LANES * 16 + threadIdx.x % LANES / 4 + e / 2 * 8; }
+// Row and column of element e of accumulator n: rows g and g + 8 of the warp's, columns 2q and 2q +
+// 1.
+__device__ inline int row_of(int e) {
+    return threadIdx.x / LANES * 16 + threadIdx.x % LANES / 4 + e / 2 * 8;
+}
 __device__ inline int column_of(int n, int e) { return 8 * n + threadIdx.x % 4 * 2 + e % 2; }
 
 template <int D>
-__global__ void __launch_bounds__(WARPS * LANES)
-forward_mma(Problem<bfloat16> p, bool aligned, Output<float> out) {
+__global__ void __launch_bounds__(THREADS)
+    forward_mma(Problem<bfloat16> p, bool aligned, Output<float> out) {
     DYN_SMEM(bfloat16, shared);
     constexpr int STAGE = TILE * D;
     int i0 = blockIdx.x * TILE;
@@ -309,8 +315,8 @@ __device__ inline uint32_t pack(float low, float high) {
 }
 
 template <int D>
-__global__ void __launch_bounds__(WARPS * LANES)
-backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* d_rows) {
+__global__ void __launch_bounds__(THREADS)
+    backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* d_rows) {
     constexpr int WIDTH = D < SLAB ? D : SLAB;
     constexpr int STAGE = TILE * D + 3 * TILE * 2;  // a tile, and top, log_sum, g of its columns
     DYN_SMEM(bfloat16, shared);
@@ -352,7 +358,8 @@ backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* 
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
-            for (int e = 0; e < 4; e++) {  // weight = g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]
+            for (int e = 0; e < 4; e++) {
+                // weight = g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]
                 int h = e / 2, c = column_of(n, e), i = i0 + row_of(e), j = j0 + c;
                 float sim = s[n][e] * p.inverse_t;
                 float weight = g[h] * __expf(sim - top[h] - log_sum[h]) +
@@ -362,8 +369,9 @@ backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* 
             }
 #pragma unroll
         for (int k = 0; k < TILE / 16; k++) {
-            uint32_t w[4] = {pack(s[2 * k][0], s[2 * k][1]), pack(s[2 * k][2], s[2 * k][3]),
-                             pack(s[2 * k + 1][0], s[2 * k + 1][1]), pack(s[2 * k + 1][2], s[2 * k + 1][3])};
+            float (&left)[4] = s[2 * k], (&right)[4] = s[2 * k + 1];
+            uint32_t w[4] = {pack(left[0], left[1]), pack(left[2], left[3]),
+                             pack(right[0], right[1]), pack(right[2], right[3])};
 #pragma unroll
             for (int n = 0; n < WIDTH / 8; n += 2) {  // d z_id += weight_ij z_jd
                 uint32_t b[4];
@@ -379,7 +387,8 @@ backward_mma(Problem<bfloat16> p, Statistics<float> of, bool aligned, bfloat16* 
         for (int e = 0; e < 4; e++) {
             int i = i0 + row_of(e), d = slab + column_of(n, e);
             if (i >= p.r || d >= p.depth) continue;
-            store_global(d_rows + int64_t(i) * p.depth + d, narrow<bfloat16>(sum[n][e] * p.inverse_t));
+            store_global(d_rows + int64_t(i) * p.depth + d,
+                         narrow<bfloat16>(sum[n][e] * p.inverse_t));
         }
 }
 
@@ -396,8 +405,7 @@ struct Arguments {
     }
 };
 
-template <typename W>
-Output<W> output(void* loss, void* top, void* log_sum) {
+template <typename W> Output<W> output(void* loss, void* top, void* log_sum) {
     return {static_cast<W*>(loss), static_cast<W*>(top), static_cast<W*>(log_sum)};
 }
 
@@ -408,21 +416,20 @@ Statistics<W> statistics(const void* top, const void* log_sum, const void* g) {
 
 int blocks(int count, int size) { return (count + size - 1) / size; }
 
-template <typename... Pointers>
-bool multiples_of_16(Pointers... pointers) {
+template <typename... Pointers> bool multiples_of_16(Pointers... pointers) {
     return (... && (reinterpret_cast<uintptr_t>(pointers) % 16 == 0));
 }
 
 template <typename T>
 void forward_by_simt(const Arguments& of, void* loss, void* top, void* log_sum, void* stream) {
-    LAUNCH(forward_simt<T>, blocks(of.r, TILE), dim3(16, 16), 2 * DEPTH * PAD * sizeof(Wide<T>), stream,
-           of.as<T>(), output<Wide<T>>(loss, top, log_sum));
+    LAUNCH(forward_simt<T>, blocks(of.r, TILE), dim3(16, 16), 2 * DEPTH * PAD * sizeof(Wide<T>),
+           stream, of.as<T>(), output<Wide<T>>(loss, top, log_sum));
 }
 
 template <int D>
 void forward_by_mma(const Arguments& of, void* loss, void* top, void* log_sum, void* stream) {
     bool aligned = of.depth % 8 == 0 && multiples_of_16(of.rows, of.columns);
-    LAUNCH(forward_mma<D>, blocks(of.r, TILE), WARPS * LANES, 2 * TILE * D * sizeof(bfloat16), stream,
+    LAUNCH(forward_mma<D>, blocks(of.r, TILE), THREADS, 2 * TILE * D * sizeof(bfloat16), stream,
            of.as<bfloat16>(), aligned, output<float>(loss, top, log_sum));
 }
 
@@ -438,7 +445,7 @@ template <int D>
 void backward_by_mma(const Arguments& of, const void* top, const void* log_sum, const void* g,
                      void* d_rows, void* stream) {
     bool aligned = of.depth % 8 == 0 && multiples_of_16(of.rows, of.columns, top, log_sum, g);
-    LAUNCH(backward_mma<D>, dim3(blocks(of.r, TILE), blocks(of.depth, SLAB)), WARPS * LANES,
+    LAUNCH(backward_mma<D>, dim3(blocks(of.r, TILE), blocks(of.depth, SLAB)), THREADS,
            2 * (TILE * D + 6 * TILE) * sizeof(bfloat16), stream, of.as<bfloat16>(),
            statistics<float>(top, log_sum, g), aligned, static_cast<bfloat16*>(d_rows));
 }
@@ -446,27 +453,30 @@ void backward_by_mma(const Arguments& of, const void* top, const void* log_sum, 
 }  // namespace
 
 // `type` is that of rows and columns: h half, b bfloat16, f float, d double.
-void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature, const void* rows,
-                     const void* columns, void* loss, void* top, void* log_sum, void* stream) {
+void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature,
+                     const void* rows, const void* columns, void* loss, void* top, void* log_sum,
+                     void* stream) {
     bool mma = type == 'b' && depth <= 256 && has_bf16_mma();
-    auto run = type == 'd' ? forward_by_simt<double>
-             : type == 'f' ? forward_by_simt<float>
-             : type == 'h' ? forward_by_simt<half>
-             : !mma ? forward_by_simt<bfloat16>
-             : depth <= 64 ? forward_by_mma<64>
-             : depth <= 128 ? forward_by_mma<128> : forward_by_mma<256>;
+    auto run = type == 'd'  ? forward_by_simt<double>
+             : type == 'f'  ? forward_by_simt<float>
+             : type == 'h'  ? forward_by_simt<half>
+             : !mma         ? forward_by_simt<bfloat16>
+             : depth <= 64  ? forward_by_mma<64>
+             : depth <= 128 ? forward_by_mma<128>
+                            : forward_by_mma<256>;
     run({r, m, first, depth, temperature, rows, columns}, loss, top, log_sum, stream);
 }
 
-void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature, const void* rows,
-                      const void* columns, const void* top, const void* log_sum, const void* g,
-                      void* d_rows, void* stream) {
+void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature,
+                      const void* rows, const void* columns, const void* top, const void* log_sum,
+                      const void* g, void* d_rows, void* stream) {
     bool mma = type == 'b' && depth <= 256 && has_bf16_mma();
-    auto run = type == 'd' ? backward_by_simt<double>
-             : type == 'f' ? backward_by_simt<float>
-             : type == 'h' ? backward_by_simt<half>
-             : !mma ? backward_by_simt<bfloat16>
-             : depth <= 64 ? backward_by_mma<64>
-             : depth <= 128 ? backward_by_mma<128> : backward_by_mma<256>;
+    auto run = type == 'd'  ? backward_by_simt<double>
+             : type == 'f'  ? backward_by_simt<float>
+             : type == 'h'  ? backward_by_simt<half>
+             : !mma         ? backward_by_simt<bfloat16>
+             : depth <= 64  ? backward_by_mma<64>
+             : depth <= 128 ? backward_by_mma<128>
+                            : backward_by_mma<256>;
     run({r, m, first, depth, temperature, rows, columns}, top, log_sum, g, d_rows, stream);
 }

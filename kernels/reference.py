@@ -1,7 +1,7 @@
 """Both ops in PyTorch: what a CPU runs, and what the kernels are measured against.
 
-Each is a forward and a backward function with the arguments of the compiled op, so that one autograd
-formula serves them both.
+Each is a forward and a backward function with the arguments of the compiled op, so that one
+autograd formula serves them both.
 """
 import torch
 import torch.nn.functional as F
@@ -18,19 +18,19 @@ def nt_xent_dense(z, temperature):
 
 
 def _blocks(rows, columns, first, temperature):
-    """Yield (slice, sim): sim (b, M) = rows[slice] @ columns.T / temperature, diagonal -inf.
+    """Yield (slice, sim, spare): sim (b, M) = rows[slice] @ columns.T / temperature, diagonal -inf.
 
-    A block of 16 MiB leaves few enough of them that threads seldom wait for each other. The buffer
-    is used again, so sim may be changed but not kept.
+    Blocks of 16 MiB are so few that threads seldom wait for each other. Both buffers are used again
+    for the next block, so they may be changed but not kept.
     """
     block = max(1, 2**22 // len(columns))
-    buffer = rows.new_empty(min(block, len(rows)), len(columns))
+    buffers = rows.new_empty(2, min(block, len(rows)), len(columns))
     for start in range(0, len(rows), block):
         here = slice(start, min(start + block, len(rows)))
-        sim = buffer[:here.stop - start]
+        sim, spare = buffers[:, :here.stop - start]
         torch.addmm(sim, rows[here], columns.T, beta=0, alpha=1 / temperature, out=sim)
         sim.diagonal(first + start).fill_(-torch.inf)
-        yield here, sim
+        yield here, sim, spare
 
 
 def _positive(rows, here, first):
@@ -40,38 +40,36 @@ def _positive(rows, here, first):
 
 
 def chunked_forward(rows, columns, first, temperature, group=""):
-    """loss_i = log sum_{j != i} exp(s_ij) - s_i,pos(i); with top and log_sum, three vectors (R,).
+    """loss_i = lse_i - s_i,pos(i), lse_i = log sum_{j != i} exp(s_ij), and two terms of lse_i: (R,).
 
-    rows (R, D) are rows first .. first+R of columns (M, D). top is the row's greatest s_ij, so that
-    no temperature overflows, and log_sum the rest of its log-sum-exp. `group` is the backward's.
+    rows (R, D) are rows first .. first+R of columns (M, D). The terms are s_i,pos(i) and loss_i;
+    in the kernel they are the row's maximum and the rest. `group` is the backward's.
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     rows, columns = rows.to(wide), columns.to(wide)
-    loss, top, log_sum = rows.new_empty(3, len(rows))
-    for here, sim in _blocks(rows, columns, first, temperature):
-        positive = sim.gather(1, _positive(rows, here, first))[:, 0]
-        top[here] = sim.amax(1)
-        log_sum[here] = sim.sub_(top[here, None]).exp_().sum(1).log_()
-        loss[here] = log_sum[here] + (top[here] - positive)
-    return loss, top, log_sum
+    loss, positive = rows.new_empty(2, len(rows))
+    for here, sim, spare in _blocks(rows, columns, first, temperature):
+        at = _positive(rows, here, first)
+        positive[here] = sim.gather(1, at)[:, 0]
+        loss[here] = -torch.log_softmax(sim, 1, out=spare).gather(1, at)[:, 0]
+    return loss, positive, loss.clone()
 
 
 def chunked_backward(rows, columns, first, temperature, top, log_sum, grad):
     """d rows_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) columns_j.
 
-    P_ij = exp(s_ij - top_i - log_sum_i). S is symmetric, so its row i gives P_ij and P_ji both.
-    top, log_sum and grad (M,), the cotangent g of loss, are those of the columns.
+    P_ij = exp(s_ij - top_i - log_sum_i), the softmax of row i. S is symmetric, so its row i gives
+    P_ij and P_ji both. top, log_sum (the terms of lse) and grad (the g), all (M,), are the columns'.
     """
     kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
     rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
-    d_rows, other = torch.empty_like(rows), None
-    for here, sim in _blocks(rows, columns, first, temperature):
-        i = slice(first + here.start, first + here.stop)
-        other = torch.sub(sim, lse, out=other if other is None else other[:len(sim)]).exp_()
-        sim.sub_(lse[i, None]).exp_().mul_(grad[i, None]).addcmul_(other, grad)
-        at = _positive(rows, here, first)
-        sim.scatter_add_(1, at, -(grad[i, None] + grad[at]))
-        torch.addmm(d_rows[here], sim, columns, beta=0, alpha=1 / temperature, out=d_rows[here])
+    d_rows = torch.empty_like(rows)
+    for here, sim, spare in _blocks(rows, columns, first, temperature):
+        i, at = slice(first + here.start, first + here.stop), _positive(rows, here, first)
+        weight = torch.softmax(sim, 1, out=spare).mul_(grad[i, None])
+        weight.addcmul_(sim.sub_(lse).exp_(), grad)
+        weight.scatter_add_(1, at, -(grad[i, None] + grad[at]))
+        torch.addmm(d_rows[here], weight, columns, beta=0, alpha=1 / temperature, out=d_rows[here])
     return d_rows.to(kind)
 
 

@@ -1,22 +1,24 @@
-// Tile shuffle: cut one tile from each cell of an image, normalise it, put the tiles in a new order.
+// Tile shuffle: cut one tile from each cell of an image, normalise, put the tiles in a new order.
 //
 // Formula   forward    out[b, k, c, y, x] = (in[b, c, Y + y, X + x] - shift[c]) * scale[c]
 //                      s = perm[b, k] is the source cell, (Y, X) = cell corner + offset[b, s]
-//           backward   d in[b, c, Y + y, X + x] = d out[b, inverse[b, s], c, y, x] * scale[c], else 0
+//           backward   d in[b, c, Y + y, X + x] = d out[b, inverse[b, s], c, y, x] * scale[c]
+//                      and 0 where no tile was cut
 // Shapes    in (B, C, H, W), uint8 or float; perm, inverse (B, g*g) and offset (B, g*g, 2) int64;
 //           shift, scale (C) in Wide<T>; out (B, g*g, C, t, t), or the image (B, C, g*t, g*t).
 //           A cell is H/g by W/g pixels; all is contiguous, in any type; uint8 gives float.
-// Owners    forward: a block owns one output tile, a warp its rows in turn, a lane every 32nd pixel.
-//           backward: a block owns one cell of the image (the last ones take the ragged edge too), so
-//           each pixel has one writer: no atomics, nothing to zero beforehand.
-// Traffic   each output is written once and each source pixel under a tile read once:
-//           B g^2 C t^2 (sizeof in + sizeof out) bytes; and from the cache, for each of a block's 256
-//           threads, 24 bytes of tables and 2 C numbers (backward C). 256 x 3 x 225 x 225 uint8 -> fp32
-//           is 194 MB, 65 us at 3 TB/s, and that is the bound. PyTorch's composition writes and reads
+// Owners    forward: a block owns an output tile, a warp its rows in turn, a lane each 32nd pixel.
+//           backward: a block owns one cell of the image (the last ones take the ragged edge too),
+//           so each pixel has one writer: no atomics, nothing to zero beforehand.
+// Traffic   each output is written once and each source pixel under a tile read once: B g^2 C t^2
+//           (sizeof in + sizeof out) bytes; and from the cache, for each of a block's 256 threads,
+//           24 bytes of tables and 2 C numbers (backward C). 256 x 3 x 225 x 225 uint8 -> fp32 is
+//           194 MB, 65 us at 3 TB/s, and that is the bound. PyTorch's composition writes and reads
 //           the fp32 tiles again for the cast, the subtraction, the product and the transposition.
 // Numerics  subtract, then multiply: no fused multiply-add can change a bit, so the PyTorch form in
-//           kernels/__init__.py is equal to the bit. Nothing but the tables is saved for the backward.
-// Measured  compiled by nvcc 13.0 for sm_80 and sm_90 without spills; run on the CPU only, on no GPU yet.
+//           reference.py is equal to the bit. Nothing but the tables is saved for the backward.
+// Measured  nvcc 13.0 for sm_80 and sm_90: no spill, no stack frame, 30 to 40 registers. Run on the
+//           CPU only, on no GPU yet.
 #include "common.cuh"
 
 namespace {
@@ -39,8 +41,8 @@ struct Layout {
 
 template <typename In, typename Out>
 __global__ void __launch_bounds__(256)
-tiles_forward(Layout at, const In* in, const int64_t* perm, const int64_t* offset,
-              const Wide<In>* shift, const Wide<In>* scale, Out* out) {
+    tiles_forward(Layout at, const In* in, const int64_t* perm, const int64_t* offset,
+                  const Wide<In>* shift, const Wide<In>* scale, Out* out) {
     int tiles = at.grid * at.grid, k = blockIdx.x % tiles;
     int64_t b = blockIdx.x / tiles;
     int cell = load_global(perm + b * tiles + k);
@@ -63,8 +65,8 @@ tiles_forward(Layout at, const In* in, const int64_t* perm, const int64_t* offse
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-tiles_backward(Layout at, const T* d_out, const int64_t* inverse, const int64_t* offset,
-               const Wide<T>* scale, T* d_in) {
+    tiles_backward(Layout at, const T* d_out, const int64_t* inverse, const int64_t* offset,
+                   const Wide<T>* scale, T* d_in) {
     int tiles = at.grid * at.grid, cell = blockIdx.x % tiles;
     int64_t b = blockIdx.x / tiles;
     int k = load_global(inverse + b * tiles + cell);
@@ -89,8 +91,8 @@ tiles_backward(Layout at, const T* d_out, const int64_t* inverse, const int64_t*
 }
 
 template <typename In, typename Out>
-void forward(const Layout& at, int batch, const void* in, const int64_t* perm, const int64_t* offset,
-             const void* shift, const void* scale, void* out, void* stream) {
+void forward(const Layout& at, int batch, const void* in, const int64_t* perm,
+             const int64_t* offset, const void* shift, const void* scale, void* out, void* stream) {
     auto* minus = static_cast<const Wide<In>*>(shift);
     auto* times = static_cast<const Wide<In>*>(scale);
     LAUNCH((tiles_forward<In, Out>), batch * at.grid * at.grid, dim3(32, 8), 0, stream, at,
@@ -108,21 +110,26 @@ void backward(const Layout& at, int batch, const void* d_out, const int64_t* inv
 }  // namespace
 
 // `type` is the element type of the image: u uint8, h half, b bfloat16, f float, d double.
-void tile_shuffle_forward(char type, int batch, int channels, int height, int width, int grid, int tile,
-                          bool image, const void* in, const int64_t* perm, const int64_t* offset,
-                          const void* shift, const void* scale, void* out, void* stream) {
+void tile_shuffle_forward(char type, int batch, int channels, int height, int width, int grid,
+                          int tile, bool image, const void* in, const int64_t* perm,
+                          const int64_t* offset, const void* shift, const void* scale, void* out,
+                          void* stream) {
     Layout at{channels, height, width, grid, tile, image};
-    auto run = type == 'u' ? forward<uint8_t, float> : type == 'h' ? forward<half, half>
-             : type == 'b' ? forward<bfloat16, bfloat16> : type == 'f' ? forward<float, float>
-             : forward<double, double>;
+    auto run = type == 'u' ? forward<uint8_t, float>
+             : type == 'h' ? forward<half, half>
+             : type == 'b' ? forward<bfloat16, bfloat16>
+             : type == 'f' ? forward<float, float>
+                           : forward<double, double>;
     run(at, batch, in, perm, offset, shift, scale, out, stream);
 }
 
-void tile_shuffle_backward(char type, int batch, int channels, int height, int width, int grid, int tile,
-                           bool image, const void* d_out, const int64_t* inverse, const int64_t* offset,
-                           const void* scale, void* d_in, void* stream) {
+void tile_shuffle_backward(char type, int batch, int channels, int height, int width, int grid,
+                           int tile, bool image, const void* d_out, const int64_t* inverse,
+                           const int64_t* offset, const void* scale, void* d_in, void* stream) {
     Layout at{channels, height, width, grid, tile, image};
-    auto run = type == 'h' ? backward<half> : type == 'b' ? backward<bfloat16>
-             : type == 'f' ? backward<float> : backward<double>;
+    auto run = type == 'h' ? backward<half>
+             : type == 'b' ? backward<bfloat16>
+             : type == 'f' ? backward<float>
+                           : backward<double>;
     run(at, batch, d_out, inverse, offset, scale, d_in, stream);
 }

@@ -1,19 +1,18 @@
-// Kernels that are wrong in one way each, and what CUDA would not say of them. Each function runs one
-// on 64 values and returns what cuda_on_cpu.h said, or "" where it can only give a wrong result.
+// Kernels that are wrong in one way each, and what CUDA would not say of them. Each function runs
+// one on 64 values and returns what cuda_on_cpu.h said, or "" where it can only give a wrong
+// result.
 #include "common.cuh"
 
 #include <string>
 
-#define FUNCTION(name, threads, smem)                                 \
-    extern "C" const char* run_##name(float* x) {                     \
-        static std::string said;                                      \
-        said.clear();                                                 \
-        try {                                                         \
-            LAUNCH(name, dim3(1, 1, 1), threads, smem, nullptr, x);   \
-        } catch (const std::exception& error) {                       \
-            said = error.what();                                      \
-        }                                                             \
-        return said.c_str();                                          \
+#define FUNCTION(name, threads, smem)                                                              \
+    extern "C" const char* run_##name(float* x) {                                                  \
+        static std::string said;                                                                   \
+        said.clear();                                                                              \
+        try {                                                                                      \
+            LAUNCH(name, dim3(1, 1, 1), threads, smem, nullptr, x);                                \
+        } catch (const std::exception& error) { said = error.what(); }                             \
+        return said.c_str();                                                                       \
     }
 
 __global__ void different_barriers(float* x) {
@@ -87,7 +86,8 @@ __global__ void misaligned_copy(float* x) {
 }
 FUNCTION(misaligned_copy, 1, 256)
 
-// What is right must stay right: partial masks, threads that left before a barrier, atomics, counts.
+// What is right must stay right: partial masks, threads that left before a barrier, atomics,
+// counts.
 __global__ void well_behaved(float* x) {
     if (threadIdx.x >= 48) return;
     __syncthreads();
@@ -103,7 +103,8 @@ FUNCTION(well_behaved, 64, 0)
 extern "C" long long read_bytes() { return cuda_on_cpu::bytes_read.exchange(0); }
 extern "C" long long written_bytes() { return cuda_on_cpu::bytes_written.exchange(0); }
 
-// One mma on fragments given lane by lane, and the fragments that ldmatrix takes from a 16 x 16 tile.
+// One mma on fragments given lane by lane, and the fragments that ldmatrix takes from a 16 x 16
+// tile.
 struct Fragments {
     uint32_t a[32][4], b[32][2], loaded[32][4], transposed[32][4];
     float d[32][4];
