@@ -118,8 +118,9 @@ def compare(clock, runs, repeat, operations, moved, peak, bandwidth):
     for name, run in runs.items():
         seconds = statistics.median(times[name])
         share = f"{floor / seconds:6.1%}" if clock.cuda else f"{floor * 1e6:8.1f} us"
+        rate, flow = operations / seconds / 1e12, moved / seconds / 1e9
         print(f"  {name:21}{seconds * 1e3:10.2f} ms{clock.memory(run) / 2**20:9.1f} MiB"
-              f"{operations / seconds / 1e12:8.3f} TFLOP/s{moved / seconds / 1e9:8.1f} GB/s  {share}")
+              f"{rate:8.3f} TFLOP/s{flow:8.1f} GB/s  {share}")
 
 
 def main(argv=None):

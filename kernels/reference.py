@@ -40,10 +40,10 @@ def _positive(rows, here, first):
 
 
 def chunked_forward(rows, columns, first, temperature, group=""):
-    """loss_i = lse_i - s_i,pos(i), lse_i = log sum_{j != i} exp(s_ij), and two terms of lse_i: (R,).
+    """loss_i = lse_i - s_i,pos(i), lse_i = log sum_{j != i} exp(s_ij), and two terms of lse_i.
 
-    rows (R, D) are rows first .. first+R of columns (M, D). The terms are s_i,pos(i) and loss_i;
-    in the kernel they are the row's maximum and the rest. `group` is the backward's.
+    rows (R, D) are rows first .. first+R of columns (M, D); each result is (R,). The terms are
+    s_i,pos(i) and loss_i, in the kernel the row's maximum and the rest. `group` is the backward's.
     """
     wide = torch.promote_types(rows.dtype, torch.float32)
     rows, columns = rows.to(wide), columns.to(wide)
@@ -59,7 +59,7 @@ def chunked_backward(rows, columns, first, temperature, top, log_sum, grad):
     """d rows_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) columns_j.
 
     P_ij = exp(s_ij - top_i - log_sum_i), the softmax of row i. S is symmetric, so its row i gives
-    P_ij and P_ji both. top, log_sum (the terms of lse) and grad (the g), all (M,), are the columns'.
+    P_ij and P_ji both. top and log_sum, the terms of lse, and grad, the g, are (M,): the columns'.
     """
     kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
     rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum

@@ -32,14 +32,26 @@ def fresh(tmp_path, monkeypatch):
 
 
 def python(code, **env):
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env}, text=True,
-                          capture_output=True, check=True)
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **env},
+                          text=True, capture_output=True, check=True)
+
+
+def holder_of(folder, then):
+    """A process that holds the folder's lock, then runs a statement in which `folder` is bound."""
+    code = (f"from kernels import build; from pathlib import Path; import time\n"
+            f"folder = Path({str(folder)!r})\n"
+            f"with build.locked(folder): print('held', flush=True); {then}")
+    holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
+                              stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == "held\n"
+    return holder
 
 
 def test_import_builds_nothing(tmp_path):
     """A build at import, or one that asks for a visible GPU, locks out everyone without one."""
-    run = python("import sys, kernels; kernels.status(); print('torch.utils.cpp_extension' in sys.modules)",
-                 FGSSL_CACHE=str(tmp_path / "cache"), CUDA_VISIBLE_DEVICES="")
+    code = ("import sys, kernels; kernels.status()\n"
+            "print('torch.utils.cpp_extension' in sys.modules)")
+    run = python(code, FGSSL_CACHE=str(tmp_path / "cache"), CUDA_VISIBLE_DEVICES="")
     assert run.stdout == "False\n" and run.stderr == "" and not (tmp_path / "cache").exists()
 
 
@@ -58,8 +70,8 @@ def test_status_says_what_runs_and_why(fresh, monkeypatch):
 def test_command_line_status(fresh):
     (build.library("emulated").parent).mkdir(parents=True)
     build.library("emulated").touch()
-    out = subprocess.run([sys.executable, "-m", "kernels"], cwd=ROOT, text=True, capture_output=True,
-                         check=True).stdout
+    out = subprocess.run([sys.executable, "-m", "kernels"], cwd=ROOT, text=True,
+                         capture_output=True, check=True).stdout
     for word in ("CPU tensors    torch", "CUDA tensors", "toolkit", "architectures",
                  f"{build.library('emulated').parent.name}, the one in use"):
         assert word in out, out
@@ -146,11 +158,8 @@ def test_a_killed_build_delays_nobody(fresh, monkeypatch, capsys):
     """Its lock goes with it, and what it left half done is removed with a notice."""
     import torch.utils.cpp_extension
     folder = build.library("emulated").parent
-    hold = (f"from kernels import build; from pathlib import Path; import time\n"
-            f"with build.locked(Path({str(folder)!r})):\n"
-            f"    (Path({str(folder)!r}) / 'work').mkdir(); print('held', flush=True); time.sleep(600)")
-    holder = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
+    holder = holder_of(folder, "time.sleep(600)")
+    (folder / "work").mkdir()
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     monkeypatch.setattr(torch.utils.cpp_extension, "load", pretend_to_compile)
@@ -163,12 +172,10 @@ def test_a_killed_build_delays_nobody(fresh, monkeypatch, capsys):
 
 
 def test_a_second_process_waits_for_the_first(fresh, capsys):
-    hold = (f"from kernels import build; from pathlib import Path; import time\n"
-            f"with build.locked(Path({str(fresh)!r})): print('held', flush=True); time.sleep(1)")
-    holder = subprocess.Popen([sys.executable, "-c", hold], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "held\n"
+    holder = holder_of(fresh, "time.sleep(1); (folder / 'released').touch()")
     with build.locked(fresh):
-        assert holder.wait(timeout=1) == 0, "two processes hold the folder"
+        assert (fresh / "released").exists(), "two processes hold the folder"
+    holder.wait()
     assert "waiting for another process" in capsys.readouterr().err
 
 
@@ -192,16 +199,16 @@ def test_a_failed_build_is_not_tried_again(fresh, monkeypatch):
 def test_nvcc_compiles_without_spills(name, tmp_path):
     """For sm_80 and sm_90, by nvcc alone: no warning, no spilled register, no stack frame."""
     code = [f"-gencode=arch=compute_{sm},code=sm_{sm}" for sm in (80, 90)]
-    command = [f"{build.toolkit()[0]}/bin/nvcc", "-std=c++17", "-O3", "-Werror", "all-warnings", "-Xptxas", "-v",
-               "-c", *code, str(build.HERE / name), "-o", str(tmp_path / "out.o")]
-    run = subprocess.run(command, capture_output=True, text=True)
+    flags = "-std=c++17 -O3 -Werror all-warnings -Xptxas -v -c".split()
+    command = [f"{build.toolkit()[0]}/bin/nvcc", *flags, *code, str(build.HERE / name)]
+    run = subprocess.run([*command, "-o", str(tmp_path / "out.o")], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    frames = re.findall(r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, "
-                        r"(\d+) bytes spill loads", run.stderr)
+    frames = re.findall(r"Function properties for (\S+)\s+(\d+) bytes stack frame, "
+                        r"(\d+) bytes spill stores, (\d+) bytes spill loads", run.stderr)
     wanted = {"nt_xent.cu": 2 * (2 * 4 + 2 * 3), "tile_shuffle.cu": 2 * (5 + 4)}[name]
     assert len(frames) == wanted, f"{len(frames)} kernels compiled, {wanted} expected"
     for kernel, *numbers in frames:
-        assert numbers == ["0", "0", "0"], f"{kernel}: stack frame, spill stores, loads are {numbers}"
+        assert numbers == ["0", "0", "0"], f"{kernel}: stack frame, spills are {numbers}"
 
 
 @pytest.mark.skipif(bool(build.obstacle("cuda")), reason=str(build.obstacle("cuda")))

@@ -1,4 +1,4 @@
-"""cuda_on_cpu.h: what it refuses, what it counts, and that it runs a warp as the PTX manual says."""
+"""cuda_on_cpu.h: what it refuses, what it counts, and that it runs a warp as the manual says."""
 import ctypes
 import math
 import shutil
@@ -146,4 +146,5 @@ def test_tensor_core_twins_follow_the_ptx_manual(provoke):
             assert math.isclose(of.d[4 * lane + i], exact, rel_tol=1e-5, abs_tol=1e-5), (lane, i)
             part = parts[i].astype(np.uint32)
             assert of.loaded[4 * lane + i] == part[g, 2 * q] | part[g, 2 * q + 1] << 16, (lane, i)
-            assert of.transposed[4 * lane + i] == part[2 * q, g] | part[2 * q + 1, g] << 16, (lane, i)
+            column = part[2 * q, g] | part[2 * q + 1, g] << 16
+            assert of.transposed[4 * lane + i] == column, (lane, i)

@@ -30,7 +30,8 @@ class Kernels:
     def call(self, name, *args):
         function = getattr(self.library, name)
         function.restype = ctypes.c_char_p
-        kinds = {float: ctypes.c_double, int: ctypes.c_int, bool: ctypes.c_bool, bytes: ctypes.c_char}
+        kinds = {float: ctypes.c_double, int: ctypes.c_int, bool: ctypes.c_bool,
+                 bytes: ctypes.c_char}
         said = function(*(ctypes.c_void_p(x.data_ptr()) if isinstance(x, torch.Tensor)
                           else kinds[type(x)](x) for x in args))
         if said:
@@ -50,8 +51,8 @@ class Kernels:
 
     def tiles(self, x, perm, grid, tile, offset, image):
         b, c, h, w = x.shape
-        out = torch.full((b, c, grid * tile, grid * tile) if image else (b, grid**2, c, tile, tile), math.nan)
-        shape = b, c, h, w, grid, tile, image
+        size = (b, c, grid * tile, grid * tile) if image else (b, grid**2, c, tile, tile)
+        out, shape = torch.full(size, math.nan), (b, c, h, w, grid, tile, image)
         self.call("tiles", *shape, x, perm, offset, torch.zeros(c), torch.ones(c), out)
         return out
 
@@ -77,7 +78,7 @@ def nt_xent_checks(kernels):
             loss, ours = kernels.nt_xent(z, t, g)
             yield f"loss {name}", error(loss, wanted.detach()) <= limit
             yield f"gradient {name}", error(ours, grad) <= limit
-        ranks = z.view(2, 2, 33, 24).transpose(0, 1).reshape(132, 24)        # as two ranks hold them
+        ranks = z.view(2, 2, 33, 24).transpose(0, 1).reshape(132, 24)     # as two ranks hold them
         loss, ours = kernels.nt_xent(ranks, t, torch.ones(132), r=66, first=66)
         loss_of = wanted.view(2, 2, 33).transpose(0, 1).reshape(132)
         yield f"loss of one rank's rows {name}", error(loss, loss_of.detach()) <= limit
@@ -87,7 +88,8 @@ def tile_checks(kernels):
     for image in (False, True):
         x, perm, offset = inputs(3, 8, 31, 34, kind=torch.float32)
         x.requires_grad_()
-        wanted, out = by_loops(x, perm, 3, 8, offset, image), kernels.tiles(x, perm, 3, 8, offset, image)
+        wanted = by_loops(x, perm, 3, 8, offset, image)
+        out = kernels.tiles(x, perm, 3, 8, offset, image)
         yield f"tiles, image={image}", torch.equal(out, wanted)
         y = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
         grad, = torch.autograd.grad(wanted, x, y)
@@ -109,7 +111,7 @@ def first_failure(kernels, checks, monkeypatch):
 
 
 def address_error(headers, folder):
-    """What AddressSanitizer says of the kernels in `headers`, on buffers of exactly the right size."""
+    """What AddressSanitizer says of the kernels in `headers`, on buffers of just the right size."""
     flags = "-DMAIN", "-O1", "-g", "-fsanitize=address"
     program = compiled(MUTANTS / "driver.cpp", folder / "bounds", *flags, headers=headers)
     run = subprocess.run([program], capture_output=True, text=True)
@@ -170,7 +172,8 @@ def test_nt_xent_moves_the_bytes_of_its_header(kernels, kind, m, d):
     products = ((m * blocks if simt else m) + m * blocks) * d
     assert (read, written) == (products * size, 3 * m * 4)
 
-    read, written = moved(kernels, "backward", letter, m, m, 0, d, 0.5, z, z, *out[1:], g, torch.empty_like(z))
+    d_z = torch.empty_like(z)
+    read, written = moved(kernels, "backward", letter, m, m, 0, d, 0.5, z, z, *out[1:], g, d_z)
     statistics = slabs * (48 * (m + m * blocks) if simt else 12 * m + 3 * m * blocks)
     second = m * blocks * d if simt else 0
     assert (read, written) == ((slabs * products + second) * size + statistics * 4, m * d * size)

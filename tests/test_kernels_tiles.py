@@ -8,6 +8,7 @@ from kernels import build, tile_shuffle
 from test_kernels_nt_xent import IMPLS, KERNELS, device
 
 # grid, tile, H, W: one tile; square and not; a ragged edge; a gap; tiles as large as their cells.
+KINDS = [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1, 5, 5, 7), (2, 4, 9, 8), (3, 8, 31, 33), (3, 33, 99, 100), (5, 2, 11, 13)]
 
 
@@ -48,14 +49,14 @@ def test_equals_the_loops(impl, shape):
     for channels, corners, image in ((1, False, False), (3, True, True), (4, True, False)):
         x, perm, offset = inputs(*shape, channels=channels, corners=corners)
         at = device(impl)
-        ours = tile_shuffle(x.to(at), perm.to(at), grid, tile, offset.to(at), image=image, impl=impl)
+        ours = tile_shuffle(x.to(at), perm.to(at), grid, tile, offset.to(at), image=image,
+                            impl=impl)
         assert torch.equal(ours.cpu(), by_loops(x, perm, grid, tile, offset, image)), (
             f"another tile or pixel with C = {channels}, image = {image}")
 
 
 @pytest.mark.parametrize("impl", KERNELS)
-@pytest.mark.parametrize("kind", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64],
-                         ids=lambda kind: str(kind)[6:])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: str(kind)[6:])
 def test_kernel_equals_the_gather_to_the_bit(impl, kind):
     for shape, image in (((3, 8, 31, 33), False), ((2, 4, 9, 8), True)):
         x, perm, offset = (part.to(device(impl)) for part in inputs(*shape, kind=kind))
@@ -73,7 +74,7 @@ def test_normalised_values(impl):
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
     ours = tile_shuffle(x, perm, 1, 5, mean=mean, std=std, impl=impl)[:, 0].cpu()
     wanted = (x.cpu() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    assert torch.allclose(ours, wanted, atol=1e-6)              # two float32 roundings of values near 5
+    assert torch.allclose(ours, wanted, atol=1e-6)           # two float32 roundings of about 5
     assert torch.allclose(tile_shuffle(x, perm, 1, 5, impl=impl)[:, 0].cpu(), x.cpu() / 255)
 
 
@@ -98,20 +99,20 @@ def test_offset_defaults_to_the_centre(impl):
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_backward_is_the_adjoint(impl, shape):
-    """<A x, y> = <x, A' y> for random y. Ones in place of y would hide a gradient on wrong pixels."""
+    """<A x, y> = <x, A' y> for random y. Ones as y would hide a gradient on wrong pixels."""
     grid, tile = shape[:2]
     for image in (False, True):
         x, perm, offset = (part.to(device(impl)) for part in inputs(*shape))
         x.requires_grad_()
         out = tile_shuffle(x, perm, grid, tile, offset, 0., (0.5, 2., 3.), image, impl)
-        y = torch.randn(out.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype).to(x.device)
+        y = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
         grad, = torch.autograd.grad(out, x, y)
         assert math.isclose((out * y).sum().item(), (x * grad).sum().item(), rel_tol=1e-10)
         assert (grad != 0).sum() == y.numel(), "gradient 0 under no tile, and only there"
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32], ids=lambda kind: str(kind)[6:])
+@pytest.mark.parametrize("kind", KINDS[1:4], ids=lambda kind: str(kind)[6:])
 def test_gradient_type(impl, kind):
     """One product is rounded once: half a unit in the last place of the type."""
     x, perm, offset = (part.to(device(impl)) for part in inputs(3, 8, 31, 33, kind=kind))
@@ -149,11 +150,11 @@ def test_bad_input(impl):
     x, perm, offset = (part.to(device(impl)) for part in inputs(3, 8, 31, 33))
     twice, beyond, below = perm.clone(), perm.clone(), perm.clone()
     twice[1, 0], beyond[0, 0], below[0, 0] = twice[1, 1], 9, -1
-    if impl != "cuda":                 # on a GPU the check is an assertion that ends the process's context
+    if impl != "cuda":         # on a GPU the check is an assertion that ends the process's context
         for bad in (twice, beyond, below):
             with pytest.raises(RuntimeError, match="not a permutation"):
                 tile_shuffle(x, bad, 3, 8, offset, impl=impl)
-        for bad in (offset * 0 - 1, offset * 0 + 3):            # cells are 10 x 11: room for 0 to 2, 3
+        for bad in (offset * 0 - 1, offset * 0 + 3):         # cells are 10 x 11: room for 2 and 3
             with pytest.raises(RuntimeError, match="leaves its cell"):
                 tile_shuffle(x, perm, 3, 8, bad, impl=impl)
     for grid, tile in ((3, 11), (0, 8), (-1, 8), (3, 0), (32, 1)):
@@ -189,4 +190,5 @@ def test_op_is_well_registered(impl):
 def test_under_torch_compile(impl):
     x, perm, offset = (part.to(device(impl)) for part in inputs(2, 3, 8, 9, kind=torch.uint8))
     run = torch.compile(tile_shuffle, fullgraph=True, backend="aot_eager")
-    assert torch.equal(run(x, perm, 2, 3, offset, impl=impl), tile_shuffle(x, perm, 2, 3, offset, impl=impl))
+    wanted = tile_shuffle(x, perm, 2, 3, offset, impl=impl)
+    assert torch.equal(run(x, perm, 2, 3, offset, impl=impl), wanted)
