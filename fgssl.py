@@ -112,7 +112,9 @@ def refuse_bad(bad, total, skip):
     """Raise ValueError for unreadable files, {row: why}; if `skip`, say how many on stderr."""
     first = next(iter(bad.values()))
     more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
-    if not skip or len(bad) == total:
+    if len(bad) == total:
+        raise ValueError(f"none of the {total} images can be read: {first}")
+    if not skip:
         raise ValueError(f"{first}{more}. Remove or replace it, or pass --skip-bad.")
     print(f"skipped {len(bad)} of {total} images: {first}{more}", file=sys.stderr)
 

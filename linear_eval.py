@@ -9,7 +9,8 @@ the controls without which it means nothing: the majority class, and the same ne
     python linear_eval.py --init random --arch resnet18 --data my_photos
     python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
 
-Prints one table; writes eval.json and confusion.png beside the checkpoint (or into --out).
+What is not given (data, size, seed) is as in the run that made the checkpoint. Prints one table;
+writes eval.json and confusion.png beside the checkpoint, or into --out.
 """
 
 import json

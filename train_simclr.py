@@ -120,14 +120,13 @@ def main(argv=None):
         log.note(0, knn=random_init, random_init=random_init)
     stop, saved = fgssl.StopSignal(), time.time()
 
-    for index in fgssl.batches(len(train.images), args.batch, args.seed, step):
-        if step == total or stop:
-            break
+    order = fgssl.batches(len(train.images), args.batch, args.seed, step)
+    while step < total:
         step += 1
         lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x = fgssl.fetch(train.images, index, device)         # (N, 3, C, C)
+        x = fgssl.fetch(train.images, next(order), device)   # (N, 3, C, C)
         x = random_view(x.repeat(2, 1, 1, 1), args, rng)     # (2N, 3, size, size): two views each
         with autocast:
             z = head(encoder(x.contiguous(memory_format=torch.channels_last)))
@@ -137,21 +136,24 @@ def main(argv=None):
         loss.backward()
         optimizer.step()
 
-        if log.due(step):
+        leave = step == total or bool(stop)
+        save = leave or time.time() - saved > 60
+        if save or log.due(step):
             value = loss.item()                              # the one wait for a GPU
             log(step, loss=value, chance=math.log(len(z) - 1), rank=positive_rank(z).item(), lr=lr)
             if not math.isfinite(value):
                 fgssl.save(out / "diverged.pt", step, args, rng, **state)
                 raise FloatingPointError(f"loss {value} at step {step}, learning rate {lr:.1e}. "
                                          f"This state is in {out}/diverged.pt; try a smaller --lr.")
+        if save:
+            fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
+            saved = time.time()
         if step == total or step % (args.eval_every * per_epoch) == 0:
             knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
             log.note(step, knn=knn, random_init=random_init)
-        if time.time() - saved > 60:
-            fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
-            saved = time.time()
+        if leave:
+            break
 
-    fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
     log.curves(loss="chance", knn="random_init")
     if step < total:
         stop.leave(args)

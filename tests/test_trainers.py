@@ -84,9 +84,9 @@ def test_resume_is_the_run_that_was_never_interrupted(photos, tmp_path, monkeypa
         out = tmp_path / f"stopped{stop_after}"
         asked = []
 
-        def stop(self):  # as if Ctrl-C came during that step; the loop asks before each
+        def stop(self):  # as if Ctrl-C came during that step; the loop asks once in each
             asked.append(1)
-            self.signal = signal.SIGINT if len(asked) > stop_after else None
+            self.signal = signal.SIGINT if len(asked) == stop_after else None
             return self.signal is not None
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
