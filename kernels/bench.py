@@ -1,4 +1,4 @@
-"""Time every op, forward and backward, beside plain PyTorch: one table, each entry checked first.
+"""Time both ops beside plain PyTorch: one table, and nothing is timed that is not right.
 
     python -m kernels.bench                   # on a GPU: the kernels; on a CPU: the PyTorch forms
     python -m kernels.bench --pairs 4096      # one size

@@ -20,13 +20,13 @@ inline void check(cudaError_t error, const char* kernel) {
 }
 
 // More than 48 KiB of shared memory must be asked for.
-#define LAUNCH(kernel, grid, block, smem, stream, ...)                                    \
-    do {                                                                                  \
-        if ((smem) > 48 * 1024)                                                           \
+#define LAUNCH(kernel, grid, block, smem, stream, ...)                                         \
+    do {                                                                                       \
+        if ((smem) > 48 * 1024)                                                                \
             check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem),\
-                  #kernel);                                                               \
-        kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);    \
-        check(cudaGetLastError(), #kernel);                                               \
+                  #kernel);                                                                    \
+        kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);         \
+        check(cudaGetLastError(), #kernel);                                                    \
     } while (0)
 #define DYN_SMEM(type, name)                                  \
     extern __shared__ __align__(16) unsigned char shared_[];  \

@@ -144,19 +144,21 @@ inline void barrier(const char* site) {
 inline void exchange(const char* site, unsigned mask, const void* mine, void* all, size_t bytes) {
     Block& block = *self->block;
     unsigned lane = self->rank % 32, warp = self->rank - lane, missing = 0;
-    std::string here = std::string("the warp operation at ") + site;
-    if (!(mask >> lane & 1)) refuse(here + " leaves the caller out of its mask");
+    auto refuse_it = [&](const std::string& why) {
+        refuse(std::string("the warp operation at ") + site + why);
+    };
+    if (!(mask >> lane & 1)) refuse_it(" leaves the caller out of its mask");
     self->state = Fibre::IN_WARP_OP, self->site = site;
     self->mask = mask, self->mine = mine, self->all = all;
     for (unsigned i = 0; i < 32; i++) {
         if (!(mask >> i & 1)) continue;
         if (warp + i >= block.fibres.size())
-            refuse(here + " names lane " + std::to_string(i) + ", which does not exist");
+            refuse_it(" names lane " + std::to_string(i) + ", which does not exist");
         Fibre& other = block.fibres[warp + i];
         if (other.state == Fibre::EXITED)
-            refuse(here + " names lane " + std::to_string(i) + ", which has exited");
-        bool here_too = other.state == Fibre::IN_WARP_OP && !strcmp(other.site, site);
-        missing += !here_too || other.mask != mask;
+            refuse_it(" names lane " + std::to_string(i) + ", which has exited");
+        bool here = other.state == Fibre::IN_WARP_OP && !strcmp(other.site, site);
+        missing += !here || other.mask != mask;
     }
     if (missing) return yield();
     for (unsigned to = 0; to < 32; to++) {
