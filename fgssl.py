@@ -680,7 +680,8 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
         if not (math.isfinite(value) and low <= value <= high and value > above):
             limits = (("at least", low), ("at most", high), ("above", above))
             wanted = [f"{word} {limit}" for word, limit in limits if math.isfinite(limit)]
-            raise argparse.ArgumentTypeError(f"{text} is not finite and {' and '.join(wanted)}")
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: wanted a finite number {' and '.join(wanted)}")
         return value
     convert.__name__ = kind.__name__  # argparse says "invalid int value"
     return convert
@@ -735,9 +736,11 @@ def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl")):
     if not file.exists():
         p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
     try:
-        saved = read_checkpoint(file)["args"]
-    except (ValueError, KeyError) as error:
+        saved = read_checkpoint(file).get("args")
+    except ValueError as error:
         p.error(f"cannot resume: {error}")
+    if saved is None:
+        p.error(f"cannot resume: {file} is no checkpoint of a trainer")
     named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
     args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():
