@@ -1,4 +1,4 @@
-"""What every test file stands on: the project on the path, a cache and a toy set of the session's own."""
+"""What every test file stands on: the project on the path, a cache, a toy set."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT))
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """Image caches and built kernels go to a temporary folder: nothing outside is read or written."""
+    """Image caches and built kernels go to a temporary folder; nothing outside is touched."""
     os.environ.pop("FGSSL_DATA", None)
     os.environ["FGSSL_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 

@@ -129,7 +129,8 @@ def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsy
     linear_eval.main([str(checkpoint), "--precision", "fp32"])
     result = json.loads((checkpoint.parent / "eval.json").read_text())
     assert result["n"] == {"train": 36, "val": 18, "test": 27}, "no partial batch is dropped"
-    assert result["chance"] == pytest.approx(100 / 3) and result["majority"] == pytest.approx(100 / 3)
+    for row in ("chance", "majority"):
+        assert result[row] == pytest.approx(100 / 3)
     assert result["size"] == 24, "the size is the run's, not a default"
     assert result["encoder"] != result["random_init"], "the control has weights of its own"
     for row in ("encoder", "random_init"):
@@ -172,7 +173,7 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(checkpoint):
     saved = torch.load(checkpoint, weights_only=True)
     saved["args"]["arch"] = "resnet18"
     torch.save(saved, checkpoint)
-    with pytest.raises(ValueError, match=r"conv1.weight is \(32, 3, 3, 3\), wanted \(64, 3, 7, 7\)"):
+    with pytest.raises(ValueError, match=r"conv1.weight is \(32, 3, 3, 3\), wanted \(64"):
         linear_eval.main([str(checkpoint)])
 
 

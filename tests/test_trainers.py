@@ -134,7 +134,8 @@ def test_both_views_of_a_row_show_the_same_image():
 
 
 def test_positive_rank_counts_the_views_that_are_closer():
-    z = torch.nn.functional.normalize(torch.randn(10, 4, generator=torch.Generator().manual_seed(0)))
+    rng = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(10, 4, generator=rng))
     ranks = []
     for i in range(10):
         order = sorted((j for j in range(10) if j != i), key=lambda j: -float(z[i] @ z[j]))
@@ -151,11 +152,28 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
     broken = tmp_path / "broken"
     broken.mkdir()
     monkeypatch.setattr(train_simclr.kernels, "nt_xent", lambda z, *_: z.sum() * math.nan)
-    with pytest.raises(FloatingPointError, match=r"loss nan at step 1, learning rate .*diverged.pt"):
+    with pytest.raises(FloatingPointError, match=r"loss nan at step 1, learning rate .*diverged"):
         train(photos, broken)
     assert fgssl.read_checkpoint(broken / "diverged.pt")["step"] == 1
     assert not (broken / "checkpoint.pt").exists()
     assert (tmp_path / "checkpoint.pt").read_bytes() == good
+
+
+def test_a_loss_that_diverges_between_two_logged_steps_is_not_saved(photos, tmp_path, monkeypatch):
+    """A timed save, or that of Ctrl-C, must look at the loss: NaN weights cannot be resumed."""
+    losses = []
+
+    def nt_xent(z, *_):
+        losses.append(1)
+        return z.sum() * (math.nan if len(losses) >= 4 else 1)
+
+    monkeypatch.setattr(train_simclr.kernels, "nt_xent", nt_xent)
+    monkeypatch.setattr(fgssl.Log, "due", lambda self, step: False)
+    clock = iter(range(0, 10 ** 9, 61))  # every look at the clock finds a minute gone: all are saved
+    monkeypatch.setattr(train_simclr.time, "time", lambda: next(clock))
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(photos, tmp_path)
+    assert fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
 
 
 def test_an_existing_run_is_not_overwritten(photos, tmp_path, capsys):
@@ -177,7 +195,7 @@ def test_unlabelled_images_train_without_a_knn_check(photos, tmp_path):
 
 
 def test_too_few_images_for_a_batch_say_what_to_do(photos, tmp_path):
-    with pytest.raises(ValueError, match=r"28 training images do not fill a batch of 64.*--batch 14"):
+    with pytest.raises(ValueError, match=r"28 training images do not fill a batch.*--batch 14"):
         train(photos, tmp_path, "--batch", "64")
 
 

@@ -1,0 +1,93 @@
+"""Pictures drawn with Pillow: what stands where."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fgssl
+
+
+def near(pixel, colour, tolerance=3):
+    return np.abs(np.subtract(pixel, colour)).max() <= tolerance
+
+
+def flat(*colour):
+    return torch.tensor(colour, dtype=torch.uint8).view(3, 1, 1).expand(3, 16, 16)
+
+
+def test_a_grid_shows_each_image_in_its_row_and_column(tmp_path):
+    first = torch.stack([flat(255, 0, 0), flat(0, 255, 0), flat(0, 0, 255)])
+    second = torch.stack([flat(9, 80, 200), flat(90, 90, 90)]).float() / 255
+    second[1, 0], second[1, 1] = 1.3, -0.2  # brighter than white, darker than black
+    fgssl.grid(tmp_path / "a.png", [first, second], side=32)
+    picture = Image.open(tmp_path / "a.png")
+    assert picture.size == (4 + 3 * 36, 4 + 2 * 36), "32 pixels an image and gaps of 4"
+    for r, row in enumerate(([(255, 0, 0), (0, 255, 0), (0, 0, 255)],
+                             [(9, 80, 200), (255, 0, 90), (255, 255, 255)])):
+        for c, colour in enumerate(row):
+            assert near(picture.getpixel((20 + 36 * c, 20 + 36 * r)), colour), (r, c)
+    fgssl.grid(tmp_path / "b.png", [first, second], ("image", "a longer title"), side=32)
+    titled = Image.open(tmp_path / "b.png")
+    assert titled.height == picture.height and titled.width > picture.width + 60
+    assert near(titled.getpixel((titled.width - 20, 20)), (0, 0, 255)), "titles stand at the left"
+
+
+def drawn(picture, colour, columns):
+    """The rows in which a colour is found, averaged, in each of the given columns."""
+    pixels = np.asarray(picture).astype(int)
+    hit = np.abs(pixels - np.array(Image.new("RGB", (1, 1), colour).getpixel((0, 0)))).max(2) < 30
+    return [np.flatnonzero(hit[:, x]).mean() for x in columns]
+
+
+def test_a_curve_stands_where_its_numbers_say():
+    line = {"rising": ([0, 10], [0.0, 1.0])}
+    picture = fgssl.curve(line, {"half": 0.5}, "step", "loss")
+    assert picture.size == (640, 360)
+    left, middle, right = drawn(picture, fgssl.COLORS[0], (100, 300, 480))
+    assert left > middle > right, "a rising curve rises to the right"
+    assert (left - middle) / 200 == pytest.approx((middle - right) / 180, rel=0.05), "straight"
+    dashes = drawn(picture, fgssl.COLORS[1], (186, 476))  # 16 of each 20 columns hold no gap
+    assert dashes[0] == dashes[1], "a yardstick is level"
+    crossing = np.interp(dashes[0], [right, left], [480, 100])
+    assert crossing == pytest.approx(64 + (624 - 64) / 2, abs=5), "y = 0.5 is met half way"
+
+
+@pytest.mark.parametrize("ys", [[0.5, 0.5, 0.5], [0.5, math.nextafter(0.5, 1), 0.5],
+                                [1e-12, 2e-12, 3e-12], [0.0, 0.0, 0.0], [1e9, 1e9 + 1, 1e9],
+                                [-5.0, 3.0, 1e6]])
+def test_a_curve_of_all_but_equal_numbers_does_not_end_a_run(ys):
+    """Drawn after hours of training: a division by zero there would be the last thing one sees."""
+    for n in (1, 3):
+        picture = fgssl.curve({"loss": ([1, 2, 3][:n], ys[:n])}, {"chance": ys[0]})
+        assert picture.getextrema() != ((255, 255),) * 3
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (1, 9300), (-0.5, 0.5), (0.1, 0.3), (4.84, 5.54),
+                                       (1e-12, 3e-12), (-3, 7e5), (1e9, 1e9 + 7), (0, 1e-300)])
+def test_ticks_are_round_even_and_cover_the_range(low, high):
+    ticks = fgssl.ticks(low, high)
+    steps = np.diff(ticks)
+    slack = 1e-6 * (high - low)
+    assert ticks[0] <= low + slack and ticks[-1] >= high - slack, "a point would lie outside"
+    assert 3 <= len(ticks) <= 12 and steps.min() > 0
+    assert steps.max() - steps.min() <= 1e-6 * steps.max(), "evenly spaced"
+    mantissa = steps.mean() / 10 ** math.floor(math.log10(steps.mean()) + 1e-9)
+    assert min(abs(mantissa - m) for m in (1, 2, 5)) < 1e-3, f"step {steps.mean():g}"
+
+
+def test_a_heatmap_has_row_0_on_top_and_darkens_with_its_values(tmp_path):
+    matrix = [[0.0, 1.0], [0.5, 0.25], [1.0, 0.0]]
+    fgssl.heatmap(tmp_path / "a.png", matrix, "true", "taken for")
+    picture = Image.open(tmp_path / "a.png").convert("L")
+    cell = np.array([[picture.getpixel((30 + 24 * c + 12, 30 + 24 * r + 12)) for c in (0, 1)]
+                     for r in (0, 1, 2)])
+    assert (np.argsort(cell.ravel(), kind="stable") == [1, 4, 2, 3, 0, 5]).all(), cell
+    assert cell[0, 0] == 255 and cell[0, 1] < 40
+    assert (np.diff(fgssl.heat(np.linspace(0, 1, 50)).sum(-1, dtype=int)) < 0).all(), "darker only"
+    assert (fgssl.heat([math.nan, -1]) == 255).all() and (fgssl.heat(7) == fgssl.heat(1)).all()
+    names = [f"species {i}" for i in range(200)]
+    fgssl.heatmap(tmp_path / "b.png", np.eye(200), names=names)
+    assert max(Image.open(tmp_path / "b.png").size) < 1100, "200 classes still fit a screen"
