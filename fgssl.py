@@ -120,9 +120,9 @@ def refuse_bad(bad, total, skip):
 
 
 def cache_side(size):
-    """The side at which images are cached for views of `size` pixels: 8/7 of it, in steps of 8
-    (64 -> 72, 224 -> 256), the usual margin between a resized image and its crop."""
-    return 8 * round(size / 7)
+    """The side at which images are cached for views of `size` pixels: 48 more (64 -> 112), so that
+    a crop of a quarter of the image still has pixels of its own."""
+    return size + 48
 
 
 def cache_folder():
@@ -284,7 +284,7 @@ def crop_resize(x, top, left, h, w, size):
     """Cut a box from each image and resize it: (B, C, H, W), uint8 or float -> (B, C, size, size).
 
     top, left, h, w: (B,) in pixels. Bilinear, as F.interpolate does to the box alone. There is no
-    antialiasing: the cache is at most 8/7 of the output, where it changes little and costs much.
+    antialiasing: from a cache of `cache_side(size)` it made no difference that could be measured.
     """
     def places(start, length, side):  # (B, size): what each output pixel shows, -1 to 1 over x
         start, length = start[:, None], length[:, None]
@@ -334,8 +334,7 @@ def random_resized_crop(x, size, rng, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
 def evaluation_view(x, size):
     """The deterministic view for measuring: the centre 7/8 of each image, at `size` pixels.
 
-    (B, C, H, W), uint8 or float -> (B, C, size, size) float in [0, 1]. Of a cache at
-    `cache_side(size)` it is very nearly the centre pixels as they are.
+    (B, C, H, W), uint8 or float -> (B, C, size, size) float in [0, 1].
     """
     height, width = x.shape[2:]
     side = torch.full((len(x),), min(height, width) * 7 / 8, device=x.device)

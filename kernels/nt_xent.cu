@@ -259,8 +259,7 @@ __device__ void multiply(const uint32_t (&a)[D / 16][4], bfloat16* tile, int dep
     }
 }
 
-// Row and column of element e of accumulator n: rows g and g + 8 of the warp's, columns 2q and 2q +
-// 1.
+// Row and column of element e of accumulator n: rows g, g + 8 of the warp; columns 2q, 2q + 1.
 __device__ inline int row_of(int e) {
     return threadIdx.x / LANES * 16 + threadIdx.x % LANES / 4 + e / 2 * 8;
 }

@@ -20,10 +20,10 @@ def nt_xent_dense(z, temperature):
 def _blocks(rows, columns, first, temperature):
     """Yield (slice, sim, spare): sim (b, M) = rows[slice] @ columns.T / temperature, diagonal -inf.
 
-    Blocks of 16 MiB are so few that threads seldom wait for each other. Both buffers are used again
+    Blocks of 24 MiB are so few that threads seldom wait for each other. Both buffers are used again
     for the next block, so they may be changed but not kept.
     """
-    block = max(1, 2**22 // len(columns))
+    block = max(1, 6 * 2**20 // len(columns))
     buffers = rows.new_empty(2, min(block, len(rows)), len(columns))
     for start in range(0, len(rows), block):
         here = slice(start, min(start + block, len(rows)))

@@ -407,7 +407,7 @@ def test_chunked_form_keeps_no_square_matrix():
     z = views(5000, 8).float().requires_grad_()
     with Largest() as seen:
         nt_xent(z, 0.1, "torch").backward()
-    assert 5000 * 8 <= seen.elements <= 2 * 2**22, f"{seen.elements} elements in one tensor"
+    assert 5000 * 8 <= seen.elements <= 2**24, f"{seen.elements} elements in one tensor"
 
 
 def test_cuda_tensors_use_the_current_stream():

@@ -1,18 +1,17 @@
-// Kernels that are wrong in one way each, and what CUDA would not say of them. Each function runs
-// one on 64 values and returns what cuda_on_cpu.h said, or "" where it can only give a wrong
-// result.
+// Kernels that are wrong in one way each, of which CUDA would say nothing. Each function runs one
+// on 64 values and returns what cuda_on_cpu.h said, "" where it can only give a wrong result.
 #include "common.cuh"
 
 #include <string>
 
-#define FUNCTION(name, threads, smem)                                                              \
-    extern "C" const char* run_##name(float* x) {                                                  \
-        static std::string said;                                                                   \
-        said.clear();                                                                              \
-        try {                                                                                      \
-            LAUNCH(name, dim3(1, 1, 1), threads, smem, nullptr, x);                                \
-        } catch (const std::exception& error) { said = error.what(); }                             \
-        return said.c_str();                                                                       \
+#define FUNCTION(name, threads, smem) \
+    extern "C" const char* run_##name(float* x) { \
+        static std::string said; \
+        said.clear(); \
+        try { \
+            LAUNCH(name, dim3(1, 1, 1), threads, smem, nullptr, x); \
+        } catch (const std::exception& error) { said = error.what(); } \
+        return said.c_str(); \
     }
 
 __global__ void different_barriers(float* x) {
