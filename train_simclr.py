@@ -74,11 +74,11 @@ def draw_views(images, args, file):
 
 
 def arguments(argv):
-    p = fgssl.parser(__doc__, data="toy", out="out/simclr", size=64, arch="resnet10", epochs=30,
-                     batch=128, lr=1e-3, seed=0)
+    p = fgssl.parser(__doc__, data="toy", out="out/simclr", size=64, arch="resnet10", epochs=80,
+                     batch=64, lr=1e-3, seed=0)
     p.add_argument("--temperature", type=fgssl.number(float, above=0), default=0.2,
                    help="of the softmax; small sets want 0.1 to 0.2: at 0.5 the loss hardly moves")
-    p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.2,
+    p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.4,
                    help="smallest share of the image that a view may show")
     p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
                    help="strength of colour jitter; weaken it where colour is evidence of the class")

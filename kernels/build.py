@@ -5,7 +5,6 @@ from, so that a change of source, flag, torch or GPU builds anew and nothing sta
 The lock is one that the system frees when its holder dies: a killed build delays nobody.
 """
 import contextlib
-import fcntl
 import functools
 import hashlib
 import os
@@ -61,6 +60,8 @@ def obstacle(kind):
     """Why this kind cannot be built here, or None. Looks at the tools, never for a GPU."""
     if kind in failed:
         return failed[kind]
+    if os.name == "nt":
+        return "they are built on Linux and macOS only"
     if not shutil.which(os.environ.get("CXX", "g++")):
         return "there is no C++ compiler (g++, or $CXX)"
     if kind == "emulated":
@@ -88,6 +89,7 @@ def library(kind):
 @contextlib.contextmanager
 def locked(folder):
     """Hold the folder against other processes."""
+    import fcntl                                 # not on Windows, where nothing is built
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "in_use", "w") as file:
         try:
