@@ -999,7 +999,7 @@ def ticks(low, high, count=5):
     return [round(i * step, digits) for i in range(first, last + 1)]
 
 
-def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
+def curve(series, lines=(), xlabel="", size=(640, 360)):
     """A picture of curves with axes and numbers.
 
     series: {name: (xs, ys)}, finite, not empty. lines: {name: y}, dashed: chance, a baseline.
@@ -1007,7 +1007,7 @@ def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
     lines = dict(lines)
     xt = ticks(*bounds(x for xs, _ in series.values() for x in xs))
     yt = ticks(*bounds([*(y for _, ys in series.values() for y in ys), *lines.values()]))
-    left, right, top, bottom = 64, size[0] - 16, 16, size[1] - 44
+    left, right, top, bottom = 64, size[0] - 16, 28, size[1] - 44
     px = lambda x: left + (x - xt[0]) / (xt[-1] - xt[0]) * (right - left)
     py = lambda y: bottom - (y - yt[0]) / (yt[-1] - yt[0]) * (bottom - top)
     picture = Image.new("RGB", size, "white")
@@ -1020,7 +1020,6 @@ def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
         draw.text((left - 6, py(y)), f"{y:g}", "black", font(12), anchor="rm")
     draw.rectangle((left, top, right, bottom), outline="#888888")
     draw.text(((left + right) / 2, size[1] - 6), xlabel, "black", font(13), anchor="ms")
-    draw.text((left + 6, top + 4), ylabel, "black", font(13), anchor="la")
     names = [*series, *lines]
     for name, color in zip(names, COLORS):
         if name in series:
@@ -1031,12 +1030,11 @@ def curve(series, lines=(), xlabel="", ylabel="", size=(640, 360)):
         else:
             for x in range(left, right, 10):
                 draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)
-    widest = max(draw.textlength(name, font(13)) for name in names)
-    draw.rectangle((right - 42 - widest, top + 4, right - 4, top + 8 + 18 * len(names)), "white")
-    for i, (name, color) in enumerate(zip(names, COLORS)):
-        y = top + 15 + 18 * i
-        draw.line((right - 30, y, right - 10, y), color, 3)
-        draw.text((right - 36, y), name, color, font(13), anchor="rm")
+    x = left
+    for name, color in zip(names, COLORS):  # the legend stands above the curves
+        draw.line((x, 14, x + 20, 14), color, 3)
+        draw.text((x + 26, 14), name, "black", font(13), anchor="lm")
+        x += 50 + draw.textlength(name, font(13))
     return picture
 
 

@@ -44,7 +44,7 @@ def drawn(picture, colour, columns):
 
 def test_a_curve_stands_where_its_numbers_say():
     line = {"rising": ([0, 10], [0.0, 1.0])}
-    picture = fgssl.curve(line, {"half": 0.5}, "step", "loss")
+    picture = fgssl.curve(line, {"half": 0.5}, "step")
     assert picture.size == (640, 360)
     left, middle, right = drawn(picture, fgssl.COLORS[0], (100, 300, 480))
     assert left > middle > right, "a rising curve rises to the right"
