@@ -8,8 +8,8 @@
     pictures       grid, curve, heatmap
 
 Images are (B, 3, H, W). On disk and in the cache they are uint8; every augmentation returns
-float32 in [0, 1]; `normalize` comes last. Random draws take an explicit torch.Generator on the
-CPU, so that a run draws the same numbers on every device.
+float32 in [0, 1]; `normalize` comes last. Random draws take an explicit torch.Generator, on the
+CPU whatever the device.
 """
 
 import argparse
@@ -273,6 +273,13 @@ LUMA = (0.299, 0.587, 0.114)  # share of red, green and blue in brightness: ITU-
 def uniform(rng, low, high, *shape):
     """float32 draws from [low, high), on the CPU."""
     return low + (high - low) * torch.rand(*shape, generator=rng)
+
+
+def in_pieces(view, x, args, rng):
+    """view(x, args, rng); on a CPU a few images at a time, for a whole batch outgrows its cache and
+    the memory that each step allocates costs more than the arithmetic."""
+    pieces = x.split(max(1, 2**21 // (3 * args.size ** 2))) if x.device.type == "cpu" else [x]
+    return torch.cat([view(piece, args, rng) for piece in pieces])
 
 
 def to_float(x):

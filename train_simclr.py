@@ -126,8 +126,8 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x = fgssl.fetch(train.images, next(order), device)   # (N, 3, C, C)
-        x = random_view(x.repeat(2, 1, 1, 1), args, rng)     # (2N, 3, size, size): two views each
+        x = fgssl.fetch(train.images, next(order), device)   # (N, 3, C, C), then two views of each
+        x = fgssl.in_pieces(random_view, x.repeat(2, 1, 1, 1), args, rng)
         with autocast:
             z = head(encoder(x.contiguous(memory_format=torch.channels_last)))
         z = F.normalize(z.float(), dim=1)                    # (2N, 128)
