@@ -278,7 +278,7 @@ def uniform(rng, low, high, *shape):
 def in_pieces(view, x, args, rng):
     """view(x, args, rng); on a CPU a few images at a time, for a whole batch outgrows its cache and
     the memory that each step allocates costs more than the arithmetic."""
-    pieces = x.split(max(1, 2**21 // (3 * args.size ** 2))) if x.device.type == "cpu" else [x]
+    pieces = x.split(max(1, 2**19 // args.size ** 2)) if x.device.type == "cpu" else [x]
     return torch.cat([view(piece, args, rng) for piece in pieces])
 
 
