@@ -6,6 +6,7 @@ neighbours to ask, is chosen on val; test is looked at once, at the end. Beside 
 the controls without which it means nothing: the majority class, and the same network untrained.
 
     python linear_eval.py out/simclr/checkpoint.pt
+    python linear_eval.py out/jigsaw/checkpoint.pt --layer best      # earlier stages too
     python linear_eval.py --init random --arch resnet18 --data my_photos
     python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
 
@@ -20,11 +21,38 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import fgssl
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+LAYERS = ("4", "4:2x2", "3", "3:2x2", "2", "2:2x2", "1", "1:2x2")
+
+
+class Layers(nn.Module):
+    """A frozen encoder read at several layers: (B, 3, H, W) -> their features side by side.
+
+    Layer "3" is the map of the third stage, averaged over all places; "3:2x2" its averages over the
+    four quarters of the image, one after the other. "4" is h, what the encoder itself returns.
+    """
+
+    def __init__(self, encoder, names):
+        super().__init__()
+        self.encoder, self.names, self.dims = encoder, names, []
+        self.eval()
+
+    def forward(self, x):
+        maps = self.encoder.stages(x)
+        h = [F.adaptive_avg_pool2d(maps[int(name[0]) - 1].float(), 2 if ":" in name else 1)
+             .flatten(1) for name in self.names]
+        self.dims = [each.shape[1] for each in h]
+        return torch.cat(h, 1)
+
+    def read(self, images, *how):
+        """{layer: features (N, d)} of uint8 images; `how` as for fgssl.features."""
+        h = fgssl.features(self, images, *how)
+        return dict(zip(self.names, h.split(self.dims, 1)))
 
 
 def fit_linear(h, labels, classes, l2, weight=None):
@@ -56,7 +84,7 @@ def predict_linear(h, weight):
 
 
 def choose_linear(h, labels, h_val, labels_val, classes):
-    """Fit for every strength in L2, each from the last; the weight best on val and its strength.
+    """Fit for every strength in L2, each from the last: (accuracy on val, weight, l2) of the best.
 
     Where two do equally well, the more strongly regularised.
     """
@@ -66,14 +94,15 @@ def choose_linear(h, labels, h_val, labels_val, classes):
         score = fgssl.accuracy(predict_linear(h_val, weight), labels_val)
         if score > best[0]:
             best = score, weight, l2
-    return best[1:]
+    return best
 
 
 def choose_neighbours(h, labels, h_val, labels_val, classes):
-    """The number of neighbours best on val, of those in NEIGHBOURS that the training set has."""
+    """(accuracy on val, k) of the best k in NEIGHBOURS, of those that the training set has."""
     scores = {k: fgssl.accuracy(fgssl.knn(h, labels, h_val, k, classes), labels_val)
               for k in NEIGHBOURS if k <= len(h)}
-    return max(scores, key=scores.get)
+    k = max(scores, key=scores.get)
+    return scores[k], k
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -90,25 +119,43 @@ def per_class(confusion):
     return 100 * recall, 100 * np.where(true > 0, f1, np.nan)
 
 
-def evaluate(encoder, splits, size, classes, device, autocast):
+def standardised(train, *others):
+    """Every feature less its mean over train, and over its deviation there: the scale of L2."""
+    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
+    return [(h - mean) / std for h in (train, *others)]
+
+
+def evaluate(encoder, splits, size, classes, device, autocast, layer="4"):
     """Probe one frozen encoder: choices on val, then test, once and whole.
 
-    splits: train, val and test. Returns percentages and choices, and the linear predictions.
+    splits: train, val and test. layer: one of LAYERS, or "best": the linear classifier and k-NN
+    each read the layer that does best on val. Returns percentages and choices, and the linear
+    predictions.
     """
     encoder.to(device, memory_format=torch.channels_last)
-    h, h_val, h_test = (fgssl.features(encoder, s.images, size, device, autocast) for s in splits)
+    layers = Layers(encoder, LAYERS if layer == "best" else (layer,))
+    h, h_val, h_test = (layers.read(s.images, size, device, autocast) for s in splits)
     labels, labels_val, labels_test = (torch.from_numpy(s.labels) for s in splits)
-    k = choose_neighbours(h, labels, h_val, labels_val, classes)
-    knn = fgssl.knn(h, labels, h_test, k, classes)
+    neighbours, linear = (-1.0,), (-1.0,)
+    for name in layers.names:                                # of equals, the last layer
+        score, k = choose_neighbours(h[name], labels, h_val[name], labels_val, classes)
+        if score > neighbours[0]:
+            neighbours = score, name, k
+        x, x_val = standardised(h[name], h_val[name])
+        score, weight, l2 = choose_linear(x, labels, x_val, labels_val, classes)
+        if score > linear[0]:
+            linear = score, name, weight, l2
+    val_knn, knn_layer, k = neighbours
+    val_linear, linear_layer, weight, l2 = linear
 
-    mean, std = h.mean(0), h.std(0).clamp(min=1e-6)          # of train: the probe's scale of l2
-    h, h_val, h_test = ((x - mean) / std for x in (h, h_val, h_test))
-    weight, l2 = choose_linear(h, labels, h_val, labels_val, classes)
-    linear = predict_linear(h_test, weight)
-    recall, f1 = per_class(confusion_matrix(labels_test.numpy(), linear.numpy(), classes))
-    return {"linear": fgssl.accuracy(linear, labels_test), "knn": fgssl.accuracy(knn, labels_test),
-            "mean_per_class": float(np.nanmean(recall)), "macro_f1": float(np.nanmean(f1)),
-            "l2": l2, "k": k}, linear
+    knn = fgssl.knn(h[knn_layer], labels, h_test[knn_layer], k, classes)
+    _, x_test = standardised(h[linear_layer], h_test[linear_layer])
+    predicted = predict_linear(x_test, weight)
+    recall, f1 = per_class(confusion_matrix(labels_test.numpy(), predicted.numpy(), classes))
+    return {"linear": fgssl.accuracy(predicted, labels_test),
+            "knn": fgssl.accuracy(knn, labels_test), "mean_per_class": float(np.nanmean(recall)),
+            "macro_f1": float(np.nanmean(f1)), "val_linear": val_linear, "val_knn": val_knn,
+            "linear_layer": linear_layer, "l2": l2, "knn_layer": knn_layer, "k": k}, predicted
 
 
 def labelled_splits(data, size):
@@ -130,6 +177,9 @@ def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.add_argument("checkpoint", nargs="?", help="of a trainer, or a torchvision state dict")
     p.add_argument("--init", choices=("random",), help="evaluate an untrained encoder alone")
+    p.add_argument("--layer", choices=(*LAYERS, "best"), default="4",
+                   help="stage whose features are read, averaged over the image or its quarters; "
+                        "best: chosen on val, for each encoder and classifier")
     args = p.parse_args(argv)
     if (args.checkpoint is None) == (args.init is None):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
@@ -155,7 +205,7 @@ def main(argv=None):
     counts = np.bincount(splits[0].labels, minlength=classes)
     test = splits[2].labels
     result = {"data": data.name, "classes": classes, "size": args.size, "arch": args.arch,
-              "seed": args.seed,
+              "seed": args.seed, "layer": args.layer,
               "n": {name: len(s.labels) for name, s in zip(("train", "val", "test"), splits)},
               "chance": 100 / classes, "majority": 100 * float((test == counts.argmax()).mean()),
               "argv": sys.argv, "commit": fgssl.commit()}
@@ -164,19 +214,22 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     untrained = fgssl.resnet(args.arch)
-    how = (splits, args.size, classes, device, autocast)
+    how = (splits, args.size, classes, device, autocast, args.layer)
     result["random_init"], predicted = evaluate(untrained, *how)
-    rows = [("chance", result["chance"], result["chance"]),
-            ("majority class", result["majority"], result["majority"]),
-            ("random init", result["random_init"]["linear"], result["random_init"]["knn"])]
+    rows = {"chance": dict.fromkeys(("linear", "knn"), result["chance"]),
+            "majority class": dict.fromkeys(("linear", "knn"), result["majority"]),
+            "random init": result["random_init"]}
     if encoder is not None:
         result["encoder"], predicted = evaluate(encoder, *how)
-        rows.append((args.checkpoint, result["encoder"]["linear"], result["encoder"]["knn"]))
+        rows[args.checkpoint] = result["encoder"]
 
-    width = max(len(row[0]) for row in rows)
+    width = max(map(len, rows))
     print(f"\n{'test accuracy, %':{width}}  linear    k-NN")
-    for name, linear, knn in rows:
-        print(f"{name:{width}}  {linear:6.1f}  {knn:6.1f}")
+    for name, row in rows.items():
+        layers = ""
+        if args.layer == "best" and "l2" in row:
+            layers = f"   layers {row['linear_layer']} and {row['knn_layer']}"
+        print(f"{name:{width}}  {row['linear']:6.1f}  {row['knn']:6.1f}{layers}")
     confusion = confusion_matrix(test, predicted.numpy(), classes)
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     fgssl.heatmap(out / "confusion.png", share, "true class", "taken for", data.classes)

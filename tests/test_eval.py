@@ -74,18 +74,19 @@ def test_choices_rest_on_val_and_ties_take_the_stronger_l2(monkeypatch):
         return tried[l2]
 
     monkeypatch.setattr(linear_eval, "fit_linear", spy)
-    weight, l2 = linear_eval.choose_linear(h, labels, h_val, labels_val, 3)
+    best, weight, l2 = linear_eval.choose_linear(h, labels, h_val, labels_val, 3)
     score = {s: fgssl.accuracy(linear_eval.predict_linear(h_val, w), labels_val)
              for s, w in tried.items()}
     assert sorted(tried, reverse=True) == list(linear_eval.L2)
-    assert l2 == max(s for s in score if score[s] == max(score.values()))
+    assert best == max(score.values())
+    assert l2 == max(s for s in score if score[s] == best)
     assert torch.equal(weight, tried[l2])
 
 
 def test_knn_never_asks_more_neighbours_than_there_are():
     """k = 200 on a set with 30 images a class asks mostly other classes (pitfall 33)."""
     h, labels = problem(n=4)
-    k = linear_eval.choose_neighbours(h, labels, h, labels, 3)
+    score, k = linear_eval.choose_neighbours(h, labels, h, labels, 3)
     assert k in (1, 3)
 
 
@@ -125,6 +126,33 @@ def test_test_labels_change_the_score_and_no_choice(photos):
     assert honest["linear"] > 60 > other["linear"], "brightness tells these classes apart"
 
 
+def test_layers_are_the_stages_averaged_over_the_image_or_its_quarters():
+    encoder, x = fgssl.resnet("resnet10").eval(), torch.randn(2, 3, 40, 32)
+    layers = linear_eval.Layers(encoder, linear_eval.LAYERS)
+    h = dict(zip(layers.names, layers(x).split(layers.dims, 1)))
+    maps = encoder.stages(x)
+    torch.testing.assert_close(h["4"], encoder(x))
+    torch.testing.assert_close(h["2"], maps[1].mean((2, 3)))
+    quarters = [maps[0][:, :, rows, columns].mean((2, 3)) for rows in (slice(10), slice(10, 20))
+                for columns in (slice(8), slice(8, 16))]     # stage 1 is half of 40 x 32
+    torch.testing.assert_close(h["1:2x2"].view(2, 32, 4), torch.stack(quarters, 2))
+
+
+def test_the_best_layer_is_the_best_on_val(photos):
+    """For every encoder, the untrained one too: a choice that the control lacks flatters."""
+    splits = linear_eval.labelled_splits(fgssl.load_data(photos), 24)
+    torch.manual_seed(0)
+    encoder = fgssl.resnet("resnet10")
+    how = splits, 24, 3, *fgssl.device_and_precision("fp32")
+    best, _ = linear_eval.evaluate(encoder, *how, "best")
+    alone = {layer: linear_eval.evaluate(encoder, *how, layer)[0] for layer in linear_eval.LAYERS}
+    for probe in ("linear", "knn"):
+        scores = {layer: alone[layer][f"val_{probe}"] for layer in alone}
+        chosen = max(scores, key=scores.get)                 # of equals, the first: the last stage
+        assert best[f"{probe}_layer"] == chosen
+        assert best[probe] == alone[chosen][probe]
+
+
 def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsys):
     linear_eval.main([str(checkpoint), "--precision", "fp32"])
     result = json.loads((checkpoint.parent / "eval.json").read_text())
@@ -134,7 +162,8 @@ def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsy
     assert result["size"] == 24, "the size is the run's, not a default"
     assert result["encoder"] != result["random_init"], "the control has weights of its own"
     for row in ("encoder", "random_init"):
-        assert {"linear", "knn", "l2", "k", "mean_per_class", "macro_f1"} == result[row].keys()
+        assert {"linear", "knn", "l2", "k", "mean_per_class", "macro_f1"} < result[row].keys()
+        assert result[row]["linear_layer"] == result[row]["knn_layer"] == "4"
         right = result[row]["linear"] * 27 / 100
         assert right == pytest.approx(round(right)), "percent of 27 images"
     printed = capsys.readouterr().out
