@@ -1,4 +1,4 @@
-"""train_simclr.py from end to end, tiny: what it writes, how it stops, goes on, and refuses."""
+"""The trainers from end to end, tiny: what they write, how they stop, go on, and refuse."""
 
 import math
 import os
@@ -15,6 +15,7 @@ from conftest import ROOT
 from PIL import Image
 
 import fgssl
+import train_jigsaw
 import train_simclr
 
 TINY = ["--size", "16", "--batch", "8", "--epochs", "2", "--precision", "fp32"]
@@ -32,8 +33,13 @@ def photos(tmp_path_factory):
     return folder
 
 
-def train(photos, out, *more):
-    train_simclr.main(["--data", str(photos), "--out", str(out), *TINY, *more])
+@pytest.fixture(params=[train_simclr, train_jigsaw], ids=lambda module: module.__name__)
+def trainer(request):
+    return request.param
+
+
+def train(trainer, photos, out, *more):
+    trainer.main(["--data", str(photos), "--out", str(out), *TINY, *more])
     return fgssl.read_checkpoint(out / "checkpoint.pt"), fgssl.read_log(out / "log.jsonl")
 
 
@@ -54,32 +60,49 @@ def assert_same(a, b, where="checkpoint"):
         assert a == b, f"{where}: {a!r} is not {b!r}"
 
 
-def test_a_run_leaves_checkpoint_log_and_pictures(photos, tmp_path, capsys):
-    checkpoint, records = train(photos, tmp_path)
-    steps = checkpoint["step"]
+CHANCE = {train_simclr: math.log(2 * 8 - 1), train_jigsaw: math.log(100)}
+PICTURE = {train_simclr: "views.png", train_jigsaw: "puzzles.png"}
+
+
+def break_loss(patch, trainer, broken_at):
+    """The trainer's loss is NaN from the given call on."""
+    calls = []
+    where, name = {train_simclr: (train_simclr.kernels, "nt_xent"),
+                   train_jigsaw: (train_jigsaw.F, "cross_entropy")}[trainer]
+
+    def loss(x, *_):
+        calls.append(1)
+        return x.sum() * (math.nan if len(calls) >= broken_at else 1)
+
+    patch.setattr(where, name, loss)
+
+
+def test_a_run_leaves_checkpoint_log_and_pictures(trainer, photos, tmp_path, capsys):
+    checkpoint, records = train(trainer, photos, tmp_path)
+    steps, chance = checkpoint["step"], CHANCE[trainer]
     assert steps == 2 * (28 // 8), "40 images: 8 to test, 4 to val, 28 to train, 3 batches an epoch"
     printed = capsys.readouterr().out
-    assert re.search(rf"step {steps}/{steps}  loss \S+ \(chance 2.708\)", printed), "ln(2 * 8 - 1)"
+    assert re.search(rf"step {steps}/{steps}  loss \S+ \(chance {chance:.4g}\)", printed)
     assert "linear_eval.py" in printed, "the last line says what to do next"
-    for picture in ("views.png", "curves.png"):
+    for picture in (PICTURE[trainer], "curves.png"):
         Image.open(tmp_path / picture).verify()
     first, last = records[0], [r for r in records if "loss" in r][-1]
-    assert first["args"]["temperature"] == 0.2 and first["torch"] == torch.__version__
+    assert first["args"]["batch"] == 8 and first["torch"] == torch.__version__
     assert {"argv", "seed", "device", "kernels", "commit", "python", "numpy"} <= first.keys()
-    assert last["chance"] == pytest.approx(math.log(15)) and last["lr"] == 0
+    assert last["chance"] == pytest.approx(chance) and last["lr"] == 0
     assert [r["step"] for r in records if "knn" in r] == [0, steps], "k-NN before and after"
 
 
-def test_one_seed_repeats_to_the_bit_and_another_differs(photos, tmp_path):
-    first, _ = train(photos, tmp_path / "a")
-    again, _ = train(photos, tmp_path / "b")
-    other, _ = train(photos, tmp_path / "c", "--seed", "1")
+def test_one_seed_repeats_to_the_bit_and_another_differs(trainer, photos, tmp_path):
+    first, _ = train(trainer, photos, tmp_path / "a")
+    again, _ = train(trainer, photos, tmp_path / "b")
+    other, _ = train(trainer, photos, tmp_path / "c", "--seed", "1")
     assert_same(first, again)
     assert not torch.equal(first["encoder"]["conv1.weight"], other["encoder"]["conv1.weight"])
 
 
-def test_resume_is_the_run_that_was_never_interrupted(photos, tmp_path, monkeypatch):
-    whole, _ = train(photos, tmp_path / "whole")
+def test_resume_is_the_run_that_was_never_interrupted(trainer, photos, tmp_path, monkeypatch):
+    whole, _ = train(trainer, photos, tmp_path / "whole")
     for stop_after in (1, 3, 4):  # within an epoch, at its end, in the next
         out = tmp_path / f"stopped{stop_after}"
         asked = []
@@ -91,34 +114,84 @@ def test_resume_is_the_run_that_was_never_interrupted(photos, tmp_path, monkeypa
 
         with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
             patch.setattr(fgssl.StopSignal, "__bool__", stop)
-            train(photos, out)
+            train(trainer, photos, out)
         assert left.value.code == 130
         assert fgssl.read_checkpoint(out / "checkpoint.pt")["step"] == stop_after
-        train_simclr.main(["--out", str(out), "--resume"])
+        trainer.main(["--out", str(out), "--resume"])
         resumed = fgssl.read_checkpoint(out / "checkpoint.pt")
         resumed["args"]["resume"] = False
         assert_same(whole, resumed)
 
 
-def test_no_trainable_tensor_is_left_behind(photos, tmp_path):
+def test_no_trainable_tensor_is_left_behind(trainer, photos, tmp_path):
     """A head built after the optimizer, or left out of it, never trains."""
     torch.manual_seed(0)
     encoder = fgssl.resnet("resnet10")
     before = {f"encoder.{k}": v.clone() for k, v in encoder.named_parameters()}
-    checkpoint, _ = train(photos, tmp_path)
+    checkpoint, _ = train(trainer, photos, tmp_path)
     for name, old in before.items():
         new = checkpoint["encoder"][name.removeprefix("encoder.")]
         assert not torch.equal(old, new), f"{name} is as it was initialised"
     optimised = checkpoint["optimizer"]["state"]
-    of_head = sum(1 for name in checkpoint["head"] if "running" not in name and "num_" not in name)
+    of_head = sum(1 for name in checkpoint["head"]
+                  if not re.search("running|num_batches|perms", name))  # buffers
     assert len(optimised) == len(before) + of_head, "every parameter has optimizer state"
 
 
-def test_validation_does_not_teach_batch_norm(photos, tmp_path):
+def test_validation_does_not_teach_batch_norm(trainer, photos, tmp_path):
     """A check on val in train mode would move the running statistics (pitfall 6)."""
-    often, _ = train(photos, tmp_path / "often", "--eval-every", "1")
-    once, _ = train(photos, tmp_path / "once", "--eval-every", "99")
+    often, _ = train(trainer, photos, tmp_path / "often", "--eval-every", "1")
+    once, _ = train(trainer, photos, tmp_path / "once", "--eval-every", "99")
     assert_same(often["encoder"], once["encoder"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
+        trainer, photos, tmp_path, monkeypatch):
+    train(trainer, photos, tmp_path)
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    break_loss(monkeypatch, trainer, 1)
+    with pytest.raises(FloatingPointError, match=r"loss nan at step 1, learning rate .*diverged"):
+        train(trainer, photos, broken)
+    assert fgssl.read_checkpoint(broken / "diverged.pt")["step"] == 1
+    assert not (broken / "checkpoint.pt").exists()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good
+
+
+def test_a_loss_that_diverges_between_two_logged_steps_is_not_saved(
+        trainer, photos, tmp_path, monkeypatch):
+    """A timed save, or that of Ctrl-C, must look at the loss: NaN weights cannot be resumed."""
+    break_loss(monkeypatch, trainer, 4)
+    monkeypatch.setattr(fgssl.Log, "due", lambda self, step: False)
+    clock = iter(range(0, 10 ** 9, 61))  # every look at the clock finds a minute gone: all are saved
+    monkeypatch.setattr(trainer.time, "time", lambda: next(clock))
+    with pytest.raises(FloatingPointError, match="step 4"):
+        train(trainer, photos, tmp_path)
+    assert fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
+
+
+def test_an_existing_run_is_not_overwritten(trainer, photos, tmp_path, capsys):
+    train(trainer, photos, tmp_path)
+    with pytest.raises(SystemExit) as left:
+        train(trainer, photos, tmp_path)
+    assert left.value.code == 2
+    assert "--resume goes on with it" in capsys.readouterr().err
+
+
+def test_unlabelled_images_train_without_a_knn_check(trainer, photos, tmp_path):
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for path in photos.glob("*/*.png"):
+        shutil.copy(path, loose / f"{path.parent.name}{path.name}")
+    checkpoint, records = train(trainer, loose, tmp_path / "run")
+    assert checkpoint["step"] == 2 * (40 // 8)
+    assert not any("knn" in record for record in records)
+
+
+def test_too_few_images_for_a_batch_say_what_to_do(trainer, photos, tmp_path):
+    with pytest.raises(ValueError, match=r"28 training images do not fill a batch.*--batch 14"):
+        train(trainer, photos, tmp_path, "--batch", "64")
 
 
 def test_both_views_of_a_row_show_the_same_image():
@@ -145,60 +218,6 @@ def test_positive_rank_counts_the_views_that_are_closer():
     assert train_simclr.positive_rank(pairs).item() == 1, "partners that coincide rank first"
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(
-        photos, tmp_path, monkeypatch):
-    train(photos, tmp_path)
-    good = (tmp_path / "checkpoint.pt").read_bytes()
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    monkeypatch.setattr(train_simclr.kernels, "nt_xent", lambda z, *_: z.sum() * math.nan)
-    with pytest.raises(FloatingPointError, match=r"loss nan at step 1, learning rate .*diverged"):
-        train(photos, broken)
-    assert fgssl.read_checkpoint(broken / "diverged.pt")["step"] == 1
-    assert not (broken / "checkpoint.pt").exists()
-    assert (tmp_path / "checkpoint.pt").read_bytes() == good
-
-
-def test_a_loss_that_diverges_between_two_logged_steps_is_not_saved(photos, tmp_path, monkeypatch):
-    """A timed save, or that of Ctrl-C, must look at the loss: NaN weights cannot be resumed."""
-    losses = []
-
-    def nt_xent(z, *_):
-        losses.append(1)
-        return z.sum() * (math.nan if len(losses) >= 4 else 1)
-
-    monkeypatch.setattr(train_simclr.kernels, "nt_xent", nt_xent)
-    monkeypatch.setattr(fgssl.Log, "due", lambda self, step: False)
-    clock = iter(range(0, 10 ** 9, 61))  # every look at the clock finds a minute gone: all are saved
-    monkeypatch.setattr(train_simclr.time, "time", lambda: next(clock))
-    with pytest.raises(FloatingPointError, match="step 4"):
-        train(photos, tmp_path)
-    assert fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 3
-
-
-def test_an_existing_run_is_not_overwritten(photos, tmp_path, capsys):
-    train(photos, tmp_path)
-    with pytest.raises(SystemExit) as left:
-        train(photos, tmp_path)
-    assert left.value.code == 2
-    assert "--resume goes on with it" in capsys.readouterr().err
-
-
-def test_unlabelled_images_train_without_a_knn_check(photos, tmp_path):
-    loose = tmp_path / "loose"
-    loose.mkdir()
-    for path in photos.glob("*/*.png"):
-        shutil.copy(path, loose / f"{path.parent.name}{path.name}")
-    checkpoint, records = train(loose, tmp_path / "run")
-    assert checkpoint["step"] == 2 * (40 // 8)
-    assert not any("knn" in record for record in records)
-
-
-def test_too_few_images_for_a_batch_say_what_to_do(photos, tmp_path):
-    with pytest.raises(ValueError, match=r"28 training images do not fill a batch.*--batch 14"):
-        train(photos, tmp_path, "--batch", "64")
-
-
 @pytest.mark.parametrize("flag, value", [
     ("--size", "8"), ("--batch", "1"), ("--epochs", "0"), ("--temperature", "0"),
     ("--temperature", "nan"), ("--lr", "-1"), ("--lr", "inf"), ("--min-crop", "1.5"),
@@ -213,8 +232,9 @@ def test_a_value_out_of_range_is_named(flag, value, tmp_path, capsys):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(photos, tmp_path, number):
-    command = [sys.executable, str(ROOT / "train_simclr.py"), "--data", str(photos), *TINY,
+def test_ctrl_c_saves_and_says_how_to_go_on(trainer, photos, tmp_path, number):
+    script = f"{trainer.__name__}.py"
+    command = [sys.executable, str(ROOT / script), "--data", str(photos), *TINY,
                "--epochs", "100000", "--out", str(tmp_path)]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     for line in run.stdout:
@@ -223,14 +243,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(photos, tmp_path, number):
     run.send_signal(number)
     rest = run.stdout.read()
     assert run.wait(60) == 128 + number, "so that `train && evaluate` does not evaluate"
-    assert f"python train_simclr.py --out {tmp_path} --resume" in rest
+    assert f"python {script} --out {tmp_path} --resume" in rest
     step = fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"]
     assert step == [r for r in fgssl.read_log(tmp_path / "log.jsonl") if "loss" in r][-1]["step"]
 
 
 def test_help_is_quick_and_complete():
     """It must import, not build or download; every flag has its default in sight."""
-    for script in ("train_simclr.py", "linear_eval.py"):
+    for script in ("train_simclr.py", "train_jigsaw.py", "linear_eval.py"):
         shown = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True,
                                text=True, check=True).stdout
         for flag in ("--data", "--root", "--size", "--arch", "--seed", "--out", "--precision"):

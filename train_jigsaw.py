@@ -1,0 +1,269 @@
+"""Jigsaw: of P known ways to shuffle the tiles of an image, say which one was used.
+
+Each image is cut into a grid of tiles, with a random gap between them, and the tiles are shuffled
+by one of P permutations. The encoder sees every tile alone; a small head sees the features of all
+tiles in their shuffled order and names the permutation. To know where a tile belongs is to know
+which part of the thing it shows.
+
+Noroozi & Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles,
+ECCV 2016.
+
+    python train_jigsaw.py                     # toy birds, a few minutes on a laptop's CPU
+    python train_jigsaw.py --data my_photos    # any folder of images
+    python train_jigsaw.py --resume            # after Ctrl-C
+
+Writes out/jigsaw/: checkpoint.pt, log.jsonl, puzzles.png (as shuffled, as solved, as it was),
+curves.png.
+"""
+
+import itertools
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import fgssl
+import kernels
+
+
+def permutation_set(grid, count, seed):
+    """`count` permutations of grid * grid tiles that lie far apart: int64 (count, grid * grid).
+
+    Greedy: after a random first, always the permutation whose least Hamming distance to those
+    chosen is greatest; of several, the one with the greatest sum of distances; of several still, a
+    random one. The candidates are all permutations up to a 3 x 3 grid, else 100,000 random ones.
+    Raises ValueError for more permutations than there are. Noroozi & Favaro 2016, Algorithm 1, but
+    for the minimum: the greatest mean alone leaves pairs that differ in 2 places of 9.
+    """
+    rng, k = np.random.default_rng(seed), grid * grid
+    if grid <= 3:
+        pool = np.array(list(itertools.permutations(range(k))), np.uint8)
+    else:
+        pool = np.unique(rng.random((100_000, k)).argsort(1).astype(np.uint8), axis=0)
+    if count > len(pool):
+        raise ValueError(f"{count} permutations of {grid} x {grid} tiles were asked for, of which "
+                         f"there are {len(pool)}: lower --perms, or raise --grid.")
+    pool = rng.permutation(pool).T.copy()                    # (k, candidates), in random order
+    least, total = np.full(pool.shape[1], k, np.uint8), np.zeros(pool.shape[1], np.int32)
+    chosen = [0]
+    while len(chosen) < count:
+        distance = (pool != pool[:, chosen[-1:]]).sum(0, dtype=np.uint8)
+        np.minimum(least, distance, out=least)               # 0 for those chosen
+        total += distance
+        furthest = np.flatnonzero(least == least.max())
+        chosen.append(furthest[total[furthest].argmax()])
+    return pool[:, chosen].T.astype(np.int64)
+
+
+class PuzzleHead(nn.Module):
+    """Features of the K tiles of a puzzle, as shuffled (B, K, dim) -> logits (B, P).
+
+    One layer for each tile alone, then two for all tiles together: the paper's fc6 to fc8, with
+    batch-norm. Keeps the permutations (P, K), so that a checkpoint knows what its logits mean.
+    """
+
+    def __init__(self, dim, hidden, perms):
+        super().__init__()
+        count, tiles = perms.shape
+        self.register_buffer("perms", perms)
+        self.each = nn.Sequential(nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden),
+                                  nn.ReLU(inplace=True))
+        self.all = nn.Sequential(nn.Linear(tiles * hidden, 2 * hidden, bias=False),
+                                 nn.BatchNorm1d(2 * hidden), nn.ReLU(inplace=True),
+                                 nn.Linear(2 * hidden, count))
+
+    def forward(self, h):
+        return self.all(self.each(h.flatten(0, 1)).view(len(h), -1))
+
+
+def draw_puzzles(n, perms, args, rng):
+    """Q puzzles of each of n images: the number of its permutation, target (n, Q), and the
+    permutation itself, perm (n, Q, K); the place of each tile in its cell, offset (n, K, 2)."""
+    target = torch.randint(len(perms), (n, args.puzzles), generator=rng)
+    room = args.size // args.grid - args.tile
+    offset = torch.randint(room + 1, (n, args.grid ** 2, 2), generator=rng)
+    return target, perms[target], offset
+
+
+def random_view(x, args, rng):
+    """One random view of every image, to be cut: uint8 (B, 3, C, C) -> (B, 3, size, size)."""
+    x = fgssl.random_resized_crop(x, args.size, rng, scale=(args.min_crop, 1.0))
+    return fgssl.grayscale(fgssl.hflip(x, rng), rng, args.gray)
+
+
+def reorder(h, perm):
+    """The features of all Q puzzles, from those of the first: tiles are encoded once.
+
+    h (B, K, D), tile k of image b being source tile perm[b, 0, k]; perm (B, Q, K) -> (B Q, K, D).
+    """
+    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm)
+    return h[torch.arange(len(h))[:, None, None], place].flatten(0, 1)
+
+
+def finish(tiles, args, rng=None):
+    """What the encoder is shown: (B, K, 3, t, t) in [0, 1] -> (B K, 3, t, t), normalised.
+
+    With rng, each tile's colours are jittered on their own, so that neighbours cannot be matched by
+    them. --tile-norm subtracts each tile's own mean and deviation, as the paper does.
+    """
+    tiles, s = tiles.flatten(0, 1), args.color
+    if rng:
+        tiles = fgssl.color_jitter(tiles, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    if not args.tile_norm:
+        return fgssl.normalize(tiles)
+    mean, std = (f((1, 2, 3), keepdim=True) for f in (tiles.mean, tiles.std))
+    return (tiles - mean) / (std + 0.02)                     # a flat tile stays flat
+
+
+@torch.no_grad()
+def solve(encoder, head, images, args, device, autocast):
+    """Give each image one puzzle, always the same: uint8 (N, 3, C, C) -> three results on the CPU.
+
+    The image as shuffled (N, 3, g t, g t); the numbers of the permutation used and of the one the
+    network says, (N,). Nothing is distorted, and nothing learns: both parts are in eval mode.
+    """
+    was_training = encoder.training
+    encoder.eval(), head.eval()
+    rng, results = torch.Generator().manual_seed(args.seed), []
+    for first in range(0, len(images), 256):
+        x = fgssl.fetch(images, slice(first, first + 256), device)
+        x = fgssl.evaluation_view(x, args.size)
+        target, perm, offset = draw_puzzles(len(x), head.perms.cpu(), args, rng)
+        cut = x, perm[:, 0], args.grid, args.tile, offset
+        tiles = finish(kernels.tile_shuffle(*cut, impl=args.impl), args)
+        with autocast:
+            logits = head(encoder(tiles).unflatten(0, (len(x), -1)))
+        shuffled = kernels.tile_shuffle(*cut, image=True, impl=args.impl)
+        results.append((shuffled.cpu(), target[:, 0], logits.argmax(1).cpu()))
+    encoder.train(was_training), head.train(was_training)
+    return [torch.cat(parts) for parts in zip(*results)]
+
+
+def draw_solutions(shuffled, target, answer, perms, args, file):
+    """A picture of eight puzzles: as shuffled, as the network puts them together, as they were."""
+    shuffled, target, answer = shuffled[:8], target[:8], answer[:8]
+    rows = [shuffled]
+    for solution in (answer, target):
+        back = perms[solution].argsort(1)                    # the tiles lie edge to edge: no offset
+        rows.append(kernels.tile_shuffle(shuffled, back, args.grid, args.tile, image=True))
+    fgssl.grid(file, rows, ("shuffled", "solved", "true"))
+
+
+def arguments(argv):
+    p = fgssl.parser(__doc__, data="toy", out="out/jigsaw", size=64, arch="resnet10", epochs=80,
+                     batch=64, lr=4e-3, seed=0)
+    p.add_argument("--grid", type=fgssl.number(int, 2, 5), default=3, help="tiles a side")
+    p.add_argument("--tile", type=fgssl.number(int, 1),
+                   help="side of a tile in pixels; the rest of its cell is the gap, without which "
+                        "edges give the answer away (default: 4/5 of the cell)")
+    p.add_argument("--perms", type=fgssl.number(int, 2, 10000), default=100,
+                   help="permutations to tell apart")
+    p.add_argument("--puzzles", type=fgssl.number(int, 1), default=8,
+                   help="puzzles an image and step; its tiles are encoded once for all of them")
+    p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.6,
+                   help="smallest share of the image that a puzzle may show")
+    p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
+                   help="strength of colour jitter, each tile its own; 0 where colour is evidence "
+                        "of the class")
+    p.add_argument("--gray", type=fgssl.number(float, 0, 1), default=0.2,
+                   help="probability of a grey puzzle; lower it with --color")
+    p.add_argument("--tile-norm", action="store_true",
+                   help="subtract each tile's own mean and deviation, as the paper does")
+    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
+    p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
+    p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
+                   help="epochs between checks on val")
+    args = fgssl.parse(p, argv)
+    cell = args.size // args.grid
+    args.tile = args.tile or cell * 4 // 5
+    if args.tile > cell:
+        p.error(f"--tile {args.tile} does not fit: a grid of {args.grid} cuts {args.size} pixels "
+                f"into cells of {cell}")
+    return args
+
+
+def main(argv=None):
+    args = arguments(argv)
+    device, autocast = fgssl.device_and_precision(args.precision)
+    data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
+    train = data.cached("train", fgssl.cache_side(args.size))
+    val = data.cached("val", fgssl.cache_side(args.size))
+    per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)
+    total = args.epochs * per_epoch
+
+    torch.manual_seed(args.seed)
+    encoder = fgssl.resnet(args.arch).to(device, memory_format=torch.channels_last)
+    perms = torch.from_numpy(permutation_set(args.grid, args.perms, args.seed))
+    head = PuzzleHead(encoder.dim, args.hidden, perms).to(device)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
+                                  weight_decay=args.weight_decay)
+    rng = torch.Generator().manual_seed(args.seed)           # of the puzzles
+    state = dict(encoder=encoder, head=head, optimizer=optimizer)
+
+    random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
+    out, step = Path(args.out), 0
+    if args.resume:
+        step = fgssl.load(out / "checkpoint.pt", rng, **state)
+    log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
+    shown = val.images if len(val.images) else train.images[:1000]
+    if step == 0:
+        draw_solutions(*solve(encoder, head, shown[:8], args, device, autocast), perms, args,
+                       out / "puzzles.png")
+        log.note(0, knn=random_init, random_init=random_init)
+    stop, saved = fgssl.StopSignal(), time.time()
+
+    order = fgssl.batches(len(train.images), args.batch, args.seed, step)
+    while step < total:
+        step += 1
+        lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        x = fgssl.fetch(train.images, next(order), device)   # (B, 3, C, C)
+        x = fgssl.in_pieces(random_view, x, args, rng)
+        target, perm, offset = draw_puzzles(len(x), perms, args, rng)
+        tiles = kernels.tile_shuffle(x, perm[:, 0], args.grid, args.tile, offset, impl=args.impl)
+        tiles = finish(tiles, args, rng)
+        with autocast:
+            h = encoder(tiles.contiguous(memory_format=torch.channels_last))
+            logits = head(reorder(h.unflatten(0, (len(x), -1)), perm))
+        target = target.flatten().to(device)                 # (B Q,), as logits (B Q, P)
+        loss = F.cross_entropy(logits.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        leave = step == total or bool(stop)
+        save = leave or time.time() - saved > 60
+        if save or log.due(step):
+            value = loss.item()                              # the one wait for a GPU
+            solved = fgssl.accuracy(logits.argmax(1), target)
+            log(step, loss=value, chance=math.log(args.perms), solved=solved, lr=lr)
+            if not math.isfinite(value):
+                fgssl.save(out / "diverged.pt", step, args, rng, **state)
+                raise FloatingPointError(f"loss {value} at step {step}, learning rate {lr:.1e}. "
+                                         f"This state is in {out}/diverged.pt; try a smaller --lr.")
+        if save:
+            fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
+            saved = time.time()
+        if step == total or step % (args.eval_every * per_epoch) == 0:
+            shuffled, target, answer = solve(encoder, head, shown, args, device, autocast)
+            draw_solutions(shuffled, target, answer, perms, args, out / "puzzles.png")
+            solved = fgssl.accuracy(answer, target) if len(val.images) else None
+            knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
+            log.note(step, val_puzzles=solved, chance=100 / args.perms, knn=knn,
+                     random_init=random_init)
+        if leave:
+            break
+
+    log.curves(loss="chance", val_puzzles="chance", knn="random_init")
+    if step < total:
+        stop.leave(args)
+    print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt --layer best")
+
+
+if __name__ == "__main__":
+    main()
