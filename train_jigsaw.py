@@ -145,7 +145,7 @@ def solve(encoder, head, images, args, device, autocast):
 
 def draw_solutions(shuffled, target, answer, perms, args, file):
     """A picture of eight puzzles: as shuffled, as the network puts them together, as they were."""
-    shuffled, target, answer = shuffled[:8], target[:8], answer[:8]
+    shuffled, target, answer = (v[:: max(1, len(v) // 8)][:8] for v in (shuffled, target, answer))
     rows = [shuffled]
     for solution in (answer, target):
         back = perms[solution].argsort(1)                    # the tiles lie edge to edge: no offset
@@ -211,7 +211,7 @@ def main(argv=None):
     log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
     shown = val.images if len(val.images) else train.images[:1000]
     if step == 0:
-        draw_solutions(*solve(encoder, head, shown[:8], args, device, autocast), perms, args,
+        draw_solutions(*solve(encoder, head, shown, args, device, autocast), perms, args,
                        out / "puzzles.png")
         log.note(0, knn=random_init, random_init=random_init)
     stop, saved = fgssl.StopSignal(), time.time()

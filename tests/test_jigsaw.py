@@ -171,6 +171,7 @@ def test_the_picture_shows_the_solution_and_the_truth(network, tmp_path, monkeyp
     monkeypatch.setattr(fgssl, "grid", lambda file, rows, titles: shown.extend(rows))
     encoder, head, images, args, *how = network
     shuffled, target, answer = train_jigsaw.solve(encoder, head, images, args, *how)
+    shuffled, target, answer = shuffled[:8], target[:8], answer[:8]
     answer[:4] = target[:4]
     train_jigsaw.draw_solutions(shuffled, target, answer, head.perms, args, tmp_path)
     assert [len(row) for row in shown] == [8, 8, 8]
