@@ -39,7 +39,7 @@ class ProjectionHead(nn.Sequential):
 
 
 def random_view(x, args, rng):
-    """One distorted view of every image, normalised: uint8 (B, 3, C, C) -> (B, 3, size, size).
+    """One distorted view of every image: uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1].
 
     The paper's appendix A: crop, mirror, colour jitter, greyscale, blur.
     """
@@ -48,8 +48,99 @@ def random_view(x, args, rng):
     s = args.color
     x = fgssl.color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
     x = fgssl.grayscale(x, rng, args.gray)
-    x = fgssl.gaussian_blur(x, rng, p=args.blur)
-    return fgssl.normalize(x)
+    return fgssl.gaussian_blur(x, rng, p=args.blur)
+
+
+# ------------------------------------------------------------------------------------------------
+# Seven views for subtle classes, after Al Breiki et al. 2021: x (B, 3, S, S) in [0, 1] -> the same.
+# ------------------------------------------------------------------------------------------------
+
+
+def gamma(x, rng, low=0.5, high=2.5):
+    """Brightness bent, x ** g with g uniform: black and white stay as they are."""
+    return x ** fgssl.uniform(rng, low, high, len(x), 1, 1, 1).to(x.device)
+
+
+def dropout(x, rng, fewest=5, most=20, share=(1 / 16, 1 / 8)):
+    """Coarse dropout: 5 to 20 black rectangles, each side 1/16 to 1/8 of the image's."""
+    n, size = len(x), x.shape[-1]
+    side = fgssl.uniform(rng, *share, 2, n, most, 1) * size
+    start = torch.rand(2, n, most, 1, generator=rng) * (size - side)
+    centre = torch.arange(size) + 0.5
+    rows, columns = ((start <= centre) & (centre < start + side)).float()  # (n, most, size) each
+    holes = torch.randint(fewest, most + 1, (n, 1, 1), generator=rng)
+    covered = (rows * (torch.arange(most)[:, None] < holes)).mT @ columns > 0
+    return x.masked_fill(covered[:, None].to(x.device), 0)
+
+
+def rearranged(x, perm, grid):
+    """Cut into grid x grid tiles, and put together in the order perm (B, grid * grid). A margin of
+    fewer than `grid` pixels, right and below, stays."""
+    tile = x.shape[-1] // grid
+    moved = kernels.tile_shuffle(x, perm, grid, tile, torch.zeros(2, dtype=torch.long), image=True)
+    x = x.clone()
+    x[:, :, :grid * tile, :grid * tile] = moved
+    return x
+
+
+def swap(x, rng, grid=4):
+    """Two tiles of a 4 x 4 grid change places."""
+    perm = torch.arange(grid ** 2).repeat(len(x), 1)
+    pair = torch.rand(len(x), grid ** 2, generator=rng).argsort(1)[:, :2]
+    return rearranged(x, perm.scatter(1, pair, pair.flip(1)), grid)
+
+
+def jigsaw(x, rng, grid=4):
+    """The tiles of a 4 x 4 grid in any order, all equally likely."""
+    return rearranged(x, torch.rand(len(x), grid ** 2, generator=rng).argsort(1), grid)
+
+
+def dcl(x, rng, grid=7, reach=2):
+    """Region confusion: tiles of a 7 x 7 grid, each a few places from home.
+
+    Chen et al., CVPR 2019, section 3.1: within each row, tile i gets the key i + r, r uniform in
+    [-reach, reach], and the row is sorted by the keys; then the same within each column. So no tile
+    moves 2 reach places or more along either side.
+    """
+    def order():  # (n, grid, grid): of each line, which tile comes to each place
+        keys = torch.arange(grid) + fgssl.uniform(rng, -reach, reach, len(x), grid, grid)
+        return keys.argsort(2)
+
+    home = torch.arange(grid ** 2).view(1, grid, grid).expand(len(x), -1, -1)
+    by_rows = home.gather(2, order())
+    return rearranged(x, by_rows.gather(1, order().mT).flatten(1), grid)
+
+
+def region(x, rng, share=5 / 8):
+    """A crop around the salient part: the square of 5/8 of the side that holds most gradient.
+
+    No detector: an edge is where brightness changes, and the subject is where the edges are. Edges
+    near the middle count more, for that is where photographers aim. Nothing is drawn.
+    """
+    size = x.shape[-1]
+    side, y = round(share * size), fgssl.luma(x)
+    edges = F.pad(y.diff(dim=2).abs(), (0, 0, 0, 1)) + F.pad(y.diff(dim=3).abs(), (0, 1))
+    from_middle = torch.linspace(-1, 1, size, device=x.device).square()
+    edges = edges * torch.exp(-(from_middle[:, None] + from_middle))
+    energy = F.avg_pool2d(edges, side, 1)[:, 0]              # of the square from each corner
+    best = energy.flatten(1).argmax(1)
+    top, left = best // energy.shape[2], best % energy.shape[2]
+    whole = torch.full_like(top, side)
+    return fgssl.crop_resize(x, top, left, whole, whole, size)
+
+
+VIEWS = {"original": None, "gamma": gamma, "dropout": dropout, "swap": swap, "jigsaw": jigsaw,
+         "dcl": dcl, "region": region}
+
+
+def change_one(x, view, rng):
+    """Change, by one of VIEWS, one of the two views of each image, the first as often as the
+    second: x (2N, 3, S, S), views i and i + N of one image."""
+    if VIEWS[view] is None:
+        return x
+    second = torch.rand(len(x) // 2, generator=rng) < 0.5
+    rows = (torch.arange(len(x) // 2) + second * (len(x) // 2)).to(x.device)
+    return x.index_copy(0, rows, VIEWS[view](x[rows], rng))
 
 
 def positive_rank(z):
@@ -68,7 +159,7 @@ def draw_views(images, args, file):
     """A picture of what the network is shown: eight images, and two views of each below."""
     rng = torch.Generator().manual_seed(args.seed)
     x = torch.from_numpy(images[:: max(1, len(images) // 8)][:8])
-    views = fgssl.denormalize(random_view(x.repeat(2, 1, 1, 1), args, rng))
+    views = change_one(random_view(x.repeat(2, 1, 1, 1), args, rng), args.view, rng)
     rows = [fgssl.evaluation_view(x, args.size), *views.chunk(2)]
     fgssl.grid(file, rows, ("image", "view 1", "view 2"))
 
@@ -86,6 +177,8 @@ def arguments(argv):
                    help="probability of a grey view; lower it with --color")
     p.add_argument("--blur", type=fgssl.number(float, 0, 1), default=0.0,
                    help="probability of a blurred view; 0.5 in the paper, for 224 pixels")
+    p.add_argument("--view", choices=VIEWS, default="original",
+                   help="change one of the two views further; see VIEWS in the source")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
@@ -128,6 +221,7 @@ def main(argv=None):
             group["lr"] = lr
         x = fgssl.fetch(train.images, next(order), device)   # (N, 3, C, C), then two views of each
         x = fgssl.in_pieces(random_view, x.repeat(2, 1, 1, 1), args, rng)
+        x = fgssl.normalize(change_one(x, args.view, rng))
         with autocast:
             z = head(encoder(x.contiguous(memory_format=torch.channels_last)))
         z = F.normalize(z.float(), dim=1)                    # (2N, 128)
