@@ -21,7 +21,7 @@ def main():
     one_a_species = [int((labels == label).argmax()) for label in range(0, 20, 2)]
     x = torch.from_numpy(images[one_a_species])
     views = train_simclr.random_view(x.repeat(2, 1, 1, 1), args, torch.Generator().manual_seed(3))
-    rows = [fgssl.evaluation_view(x, args.size), *fgssl.denormalize(views).chunk(2)]
+    rows = [fgssl.evaluation_view(x, args.size), *views.chunk(2)]
     fgssl.grid(ROOT / "assets" / "views.png", rows, ("image", "view 1", "view 2"))
 
 
