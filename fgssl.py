@@ -5,7 +5,7 @@
     network        resnet("resnet10|18|34|50|101"), load_encoder
     evaluation     features, knn
     run            parser, cosine_lr, save, load, Log, StopSignal
-    pictures       grid, curve, heatmap
+    pictures       grid, curve, scatter, heatmap
 
 Images are (B, 3, H, W). On disk and in the cache they are uint8; every augmentation returns
 float32 in [0, 1]; `normalize` comes last. Random draws take an explicit torch.Generator, on the
@@ -61,8 +61,9 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None):
 
 
 class Split(NamedTuple):
-    images: np.ndarray  # uint8 (N, 3, side, side)
-    labels: np.ndarray  # int64 (N,)
+    images: np.ndarray              # uint8 (N, 3, side, side)
+    labels: np.ndarray              # int64 (N,)
+    rows: np.ndarray | None = None  # int64 (N,): where each image stands in the records
 
 
 @dataclasses.dataclass
@@ -88,7 +89,7 @@ class Dataset:
         """Every image of a split, decoded once: the centre square of each, `side` pixels wide.
 
         Returns images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 where
-        unknown. N is 0 for a split without images. The array lies in $FGSSL_CACHE (or
+        unknown; rows, int64 (N,), their places in `records`. N is 0 for a split without images. The array lies in $FGSSL_CACHE (or
         ~/.cache/fgssl) under a digest of the files' paths, sizes and times, so that a changed file
         makes a new cache. It is written under a temporary name and renamed when whole: an
         interrupted build leaves nothing that could be taken for a cache.
@@ -96,7 +97,7 @@ class Dataset:
         rows = np.flatnonzero(self.records.splits == split)
         paths, labels = [self.records.paths[i] for i in rows], self.records.labels[rows]
         if not paths:
-            return Split(np.empty((0, 3, side, side), np.uint8), labels)
+            return Split(np.empty((0, 3, side, side), np.uint8), labels, rows)
         file = cache_file(f"{self.name}-{split}-{side}", paths)
         if not file.exists():
             what = f"decoding {self.name} {split}"
@@ -104,8 +105,8 @@ class Dataset:
         bad = json.loads(file.with_suffix(".bad.json").read_text())  # {row: why it was unreadable}
         if bad:
             refuse_bad(bad, len(paths), self.skip_bad)
-            labels = np.delete(labels, [int(row) for row in bad])
-        return Split(np.load(file, mmap_mode="c"), labels)  # "c": a stray write stays in memory
+            labels, rows = (np.delete(v, [int(row) for row in bad]) for v in (labels, rows))
+        return Split(np.load(file, mmap_mode="c"), labels, rows)  # "c": stray writes go nowhere
 
 
 def refuse_bad(bad, total, skip):
@@ -1006,43 +1007,83 @@ def ticks(low, high, count=5):
     return [round(i * step, digits) for i in range(first, last + 1)]
 
 
-def curve(series, lines=(), xlabel="", size=(640, 360)):
+def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
     """A picture of curves with axes and numbers.
 
-    series: {name: (xs, ys)}, finite, not empty. lines: {name: y}, dashed: chance, a baseline.
+    series: {name: (xs, ys)} or (xs, ys, deviations), which are drawn as bars; finite, not empty.
+    lines: {name: y}, dashed: chance, a baseline. xnames: of x = 0, 1, ..., in place of numbers.
     """
-    lines = dict(lines)
-    xt = ticks(*bounds(x for xs, _ in series.values() for x in xs))
-    yt = ticks(*bounds([*(y for _, ys in series.values() for y in ys), *lines.values()]))
-    left, right, top, bottom = 64, size[0] - 16, 28, size[1] - 44
-    px = lambda x: left + (x - xt[0]) / (xt[-1] - xt[0]) * (right - left)
-    py = lambda y: bottom - (y - yt[0]) / (yt[-1] - yt[0]) * (bottom - top)
-    picture = Image.new("RGB", size, "white")
+    lines, series = dict(lines), {k: (*v, [0] * len(v[0]))[:3] for k, v in series.items()}
+    xs = [-0.5, len(xnames) - 0.5] if xnames else [x for xs, _, _ in series.values() for x in xs]
+    ys = [y + e for _, ys, es in series.values() for v, d in zip(ys, es) for y, e in ((v, d), (v, -d))]
+    picture, box = Image.new("RGB", size, "white"), (64, 28, size[0] - 16, size[1] - 44)
+    px, py = axes(picture, box, xs, [*ys, *lines.values()], xlabel, xnames=xnames)
     draw = ImageDraw.Draw(picture)
-    for x in xt:
-        draw.line((px(x), top, px(x), bottom), "#eeeeee")
-        draw.text((px(x), bottom + 6), f"{x:g}", "black", font(12), anchor="ma")
-    for y in yt:
-        draw.line((left, py(y), right, py(y)), "#eeeeee")
-        draw.text((left - 6, py(y)), f"{y:g}", "black", font(12), anchor="rm")
-    draw.rectangle((left, top, right, bottom), outline="#888888")
-    draw.text(((left + right) / 2, size[1] - 6), xlabel, "black", font(13), anchor="ms")
     names = [*series, *lines]
     for name, color in zip(names, COLORS):
         if name in series:
-            points = [(px(x), py(v)) for x, v in zip(*series[name])]
+            points = [(px(x), py(y)) for x, y, _ in zip(*series[name])]
             draw.line(points, color, 2, joint="curve")
             for x, y in points if len(points) <= 30 else ():
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
+            for x, y, e in zip(*series[name]):
+                if e:
+                    draw.line((px(x), py(y - e), px(x), py(y + e)), color)
         else:
-            for x in range(left, right, 10):
+            for x in range(box[0], box[2], 10):
                 draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)
-    x = left
+    x = box[0]
     for name, color in zip(names, COLORS):  # the legend stands above the curves
         draw.line((x, 14, x + 20, 14), color, 3)
         draw.text((x + 26, 14), name, "black", font(13), anchor="lm")
         x += 50 + draw.textlength(name, font(13))
     return picture
+
+
+def scatter(groups, xlabel="", ylabel="", rest=((), ()), size=(860, 560)):
+    """A picture of points in up to 14 named groups, with a legend at its right.
+
+    groups: {name: (xs, ys)}, drawn as discs in seven colours, then as rings. rest: the xs and ys of
+    all others, drawn below them in grey.
+    """
+    marks = [(None, "#c4c4c4")] + [(hollow, color) for hollow in (0, 1) for color in COLORS[:7]]
+    drawn = [("others", rest), *groups.items()]
+    xs, ys = ([v for _, group in drawn for v in group[axis]] for axis in (0, 1))
+    picture = Image.new("RGB", size, "white")
+    px, py = axes(picture, (64, 16, size[0] - 250, size[1] - 44), xs, ys, xlabel, ylabel)
+    draw = ImageDraw.Draw(picture)
+
+    def dot(x, y, hollow, color):
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), None if hollow else color, color)
+
+    for i, ((name, group), mark) in enumerate(zip(drawn, marks)):
+        for x, y in zip(*group):
+            dot(px(x), py(y), *mark)
+        if len(group[0]):
+            y = 26 + 20 * ((i or len(drawn)) - 1)  # the others stand last
+            dot(size[0] - 236, y, *mark)
+            draw.text((size[0] - 226, y), name[:28], "black", font(13), anchor="lm")
+    return picture
+
+
+def axes(picture, box, xs, ys, xlabel, ylabel="", xnames=()):
+    """Draw gridlines, numbers and labels around box (left, top, right, bottom), for the numbers xs
+    and ys; xnames: of x = 0, 1, ... Returns the functions from x and from y to pixels."""
+    left, top, right, bottom = box
+    xt, yt = list(xs) if xnames else ticks(*bounds(xs), 8), ticks(*bounds(ys), 8)
+    px = lambda x: left + (x - xt[0]) / (xt[-1] - xt[0]) * (right - left)
+    py = lambda y: bottom - (y - yt[0]) / (yt[-1] - yt[0]) * (bottom - top)
+    draw = ImageDraw.Draw(picture)
+    for x, text in enumerate(xnames) if xnames else ((x, f"{x:g}") for x in xt):
+        draw.line((px(x), top, px(x), bottom), "#eeeeee")
+        draw.text((px(x), bottom + 6), text, "black", font(12), anchor="ma")
+    for y in yt:
+        draw.line((left, py(y), right, py(y)), "#eeeeee")
+        draw.text((left - 6, py(y)), f"{y:g}", "black", font(12), anchor="rm")
+    draw.rectangle(box, outline="#888888")
+    draw.text(((left + right) / 2, picture.height - 6), xlabel, "black", font(13), anchor="ms")
+    draw.text((left + 6, top + 6), ylabel, "black", font(13), anchor="la")
+    return px, py
 
 
 def bounds(values):

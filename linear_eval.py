@@ -1,26 +1,39 @@
-"""How good are the features? A linear classifier and k nearest neighbours, on a frozen encoder.
+"""How good are the features? Everything one asks of an encoder that learned without labels.
 
 The encoder stays as pretraining left it. Its features h of the labelled images train a logistic
-regression ("linear") and serve as neighbours ("k-NN"). How strongly to regularise, and how many
-neighbours to ask, is chosen on val; test is looked at once, at the end. Beside the result stand
-the controls without which it means nothing: the majority class, and the same network untrained.
+regression ("linear"), vote as neighbours ("k-NN") and rank the test images by likeness ("rank-1",
+"mAP"). Whatever is chosen is chosen on val; test is looked at once, at the end. Beside the result
+stand the controls without which it means nothing: the majority class, and the network untrained.
 
     python linear_eval.py out/simclr/checkpoint.pt
-    python linear_eval.py out/jigsaw/checkpoint.pt --layer best      # earlier stages too
-    python linear_eval.py --init random --arch resnet18 --data my_photos
+    python linear_eval.py out/simclr/checkpoint.pt --shots 1 5 10 all             # few labels
+    python linear_eval.py out/simclr/checkpoint.pt --shots 1 5 10 all --finetune  # and fine-tuned
+    python linear_eval.py --init random --data toy --finetune              # supervised from scratch
+    python linear_eval.py --compare out/simclr/eval.json out/random/eval.json
+    python linear_eval.py out/simclr/probe.pt --predict bird.jpg
+    python linear_eval.py out/simclr/checkpoint.pt --export encoder.pt     # torchvision's names
     python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
 
 What is not given (data, size, seed) is as in the run that made the checkpoint. Prints one table;
-writes eval.json and confusion.png beside the checkpoint, or into --out.
+writes eval.json, probe.pt and pictures beside the checkpoint, or into --out.
 """
 
+import copy
+import csv
+import hashlib
 import json
+import math
+import os
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 import fgssl
@@ -28,10 +41,18 @@ import fgssl
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 LAYERS = ("4", "4:2x2", "3", "3:2x2", "2", "2:2x2", "1", "1:2x2")
+LOOKS = 20  # times that fine-tuning looks at val
+GREEN, RED = (0.2, 0.65, 0.3), (0.85, 0.15, 0.2)
+# `how`, below, is always (size, device, autocast): how images are shown to a network.
+
+
+# ------------------------------------------------------------------------------------------------
+# Features: an encoder read at a layer
+# ------------------------------------------------------------------------------------------------
 
 
 class Layers(nn.Module):
-    """A frozen encoder read at several layers: (B, 3, H, W) -> their features side by side.
+    """An encoder read at several layers: (B, 3, H, W) -> their features side by side.
 
     Layer "3" is the map of the third stage, averaged over all places; "3:2x2" its averages over the
     four quarters of the image, one after the other. "4" is h, what the encoder itself returns.
@@ -44,8 +65,7 @@ class Layers(nn.Module):
 
     def forward(self, x):
         maps = self.encoder.stages(x)
-        h = [F.adaptive_avg_pool2d(maps[int(name[0]) - 1].float(), 2 if ":" in name else 1)
-             .flatten(1) for name in self.names]
+        h = [pooled(maps[stage(name)], name) for name in self.names]
         self.dims = [each.shape[1] for each in h]
         return torch.cat(h, 1)
 
@@ -53,6 +73,21 @@ class Layers(nn.Module):
         """{layer: features (N, d)} of uint8 images; `how` as for fgssl.features."""
         h = fgssl.features(self, images, *how)
         return dict(zip(self.names, h.split(self.dims, 1)))
+
+
+def stage(layer):
+    """Where a layer's map stands among those of encoder.stages."""
+    return int(layer[0]) - 1
+
+
+def pooled(maps, layer):
+    """(B, C, h, w) -> (B, C), or (B, 4 C) for a layer read in quarters; float32."""
+    return F.adaptive_avg_pool2d(maps.float(), 2 if ":" in layer else 1).flatten(1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Probe: a linear classifier and k nearest neighbours
+# ------------------------------------------------------------------------------------------------
 
 
 def fit_linear(h, labels, classes, l2, weight=None):
@@ -66,6 +101,7 @@ def fit_linear(h, labels, classes, l2, weight=None):
     weight = torch.zeros(h.shape[1], classes) if weight is None else weight.clone()
     weight.requires_grad_(True)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-5,
+                                  tolerance_change=1e-6,  # fp32 does not resolve less of a loss
                                   line_search_fn="strong_wolfe")
 
     def closure():
@@ -97,12 +133,337 @@ def choose_linear(h, labels, h_val, labels_val, classes):
     return best
 
 
+def scale(h):
+    """Mean and deviation of each feature over the training images: the scale on which L2 counts."""
+    return h.mean(0), h.std(0).clamp(min=1e-6)
+
+
+def standardised(train, *others):
+    mean, std = scale(train)
+    return [(h - mean) / std for h in (train, *others)]
+
+
+def as_head(weight, mean, std):
+    """The nn.Linear over h itself that scores as `weight` does over h standardised."""
+    head = nn.Linear(len(weight) - 1, weight.shape[1]).requires_grad_(False)
+    head.weight.copy_((weight[:-1] / std[:, None]).T)
+    head.bias.copy_(weight[-1] - head.weight @ mean)
+    return head
+
+
 def choose_neighbours(h, labels, h_val, labels_val, classes):
     """(accuracy on val, k) of the best k in NEIGHBOURS, of those that the training set has."""
     scores = {k: fgssl.accuracy(fgssl.knn(h, labels, h_val, k, classes), labels_val)
               for k in NEIGHBOURS if k <= len(h)}
     k = max(scores, key=scores.get)
     return scores[k], k
+
+
+class Frozen(NamedTuple):
+    """A frozen encoder, its features, and the linear probe that did best on val."""
+    encoder: nn.Module
+    h: dict          # {layer: features of train, val and test, (N, D) each}
+    layer: str       # the one that the probe reads
+    head: nn.Linear  # the probe: features of that layer -> scores
+
+
+def evaluate(encoder, splits, names, how, layer="4"):
+    """Probe one frozen encoder: choices on val, then test, once and whole.
+
+    splits: train, val and test. layer: one of LAYERS, or "best": the linear classifier and k-NN
+    each read the layer that does best on val. Returns percentages and choices, and the Frozen.
+    """
+    encoder.to(how[1], memory_format=torch.channels_last)
+    layers = Layers(encoder, LAYERS if layer == "best" else (layer,))
+    read = [layers.read(split.images, *how) for split in splits]
+    h = {name: [each[name] for each in read] for name in layers.names}
+    labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in splits)
+    neighbours, linear = (-1.0,), (-1.0,)
+    for name, (train, val, _) in h.items():                  # of equals, the last layer
+        score, k = choose_neighbours(train, labels, val, labels_val, len(names))
+        if score > neighbours[0]:
+            neighbours = score, name, k
+        x, x_val = standardised(train, val)
+        score, weight, l2 = choose_linear(x, labels, x_val, labels_val, len(names))
+        if score > linear[0]:
+            linear = score, name, weight, l2
+    val_knn, knn_layer, k = neighbours
+    val_linear, linear_layer, weight, l2 = linear
+    frozen = Frozen(encoder, h, linear_layer, as_head(weight, *scale(h[linear_layer][0])))
+
+    train, _, test = h[knn_layer]
+    detail, _ = report(frozen.head(h[linear_layer][2]), labels_test, names)
+    return {"linear": detail["top1"],
+            "knn": fgssl.accuracy(fgssl.knn(train, labels, test, k, len(names)), labels_test),
+            **{name: detail[name] for name in ("top5", "mean_per_class", "macro_f1")},
+            **retrieval(test, labels_test, len(names)), "val_linear": val_linear,
+            "val_knn": val_knn, "linear_layer": linear_layer, "l2": l2, "knn_layer": knn_layer,
+            "k": k}, frozen
+
+
+# ------------------------------------------------------------------------------------------------
+# Retrieval: each test image against all others
+# ------------------------------------------------------------------------------------------------
+
+
+def retrieval(h, labels, classes):
+    """Each of N images looks for its class among the N - 1 others, by cosine: percentages.
+
+    rank1, rank5: of the queries, those with their class among the first 1 or 5; map: the mean
+    average precision over the full ranking, as in Shu et al., CVPR 2023. A query whose class has no
+    other image can find nothing and is left out. unseen_rank1: among the second half of the classes
+    alone, as in metric learning, where the first half is for training; here neither trains
+    anything. None where there is no query.
+    """
+    def percent(values):
+        return 100 * values.double().mean().item() if len(values) else None
+
+    later = labels >= classes // 2
+    first, precision = ranking(h, labels)
+    first_later, _ = ranking(h[later], labels[later])
+    return {"rank1": percent(first == 1), "rank5": percent(first <= 5), "map": percent(precision),
+            "queries": len(first), "unseen_rank1": percent(first_later == 1)}
+
+
+def ranking(h, labels, chunk=512):
+    """Leave-one-out retrieval: (N, D), (N,) -> of each query that has a class mate, the rank of the
+    first it finds, and its average precision. `chunk` queries are ranked at a time."""
+    h, place, first, precision = F.normalize(h, dim=1), torch.arange(1, len(h)), [], []
+    for query in torch.arange(len(h)).split(chunk):
+        sim = h[query] @ h.T
+        sim[torch.arange(len(query)), query] = -torch.inf    # a query does not find itself
+        order = sim.argsort(1, descending=True)[:, :-1]
+        hit = labels[order] == labels[query, None]           # (queries, N - 1), nearest first
+        hit = hit[hit.any(1)]
+        found = hit.cumsum(1)
+        first.append(1 + (found == 0).sum(1))
+        precision.append((found / place * hit).sum(1) / hit.sum(1))
+    return torch.cat(first), torch.cat(precision)
+
+
+# ------------------------------------------------------------------------------------------------
+# Fine-tuning: the encoder and a linear head learn together
+# ------------------------------------------------------------------------------------------------
+
+
+class Classifier(nn.Module):
+    """Images (B, 3, H, W), normalised -> scores (B, classes): an encoder read at a layer, a head."""
+
+    def __init__(self, encoder, head, layer="4"):
+        super().__init__()
+        self.layers, self.head = Layers(encoder, (layer,)), head
+
+    def forward(self, x):
+        return self.head(self.layers(x))
+
+
+def parameter_groups(model, stages, decay):
+    """What of a Classifier learns, grouped for the optimizer; the rest is frozen.
+
+    stages: how many of the encoder's last stages learn; 4 is all of it, the stem included.
+    decay: the head learns at the full rate, stage 4 at `decay` times it, stage 3 at decay^2, ...
+    """
+    groups = {}
+    for name, parameter in model.named_parameters():
+        depth = 0                                            # the head's
+        if not name.startswith("head."):                     # layers.encoder.layer3.0.conv1.weight
+            part = name.split(".")[2]
+            depth = 5 - (int(part[-1]) if part.startswith("layer") else 0)
+        parameter.requires_grad_(depth <= stages or stages == 4)
+        if parameter.requires_grad:
+            groups.setdefault(depth, []).append(parameter)
+    return [{"params": group, "scale": decay ** depth} for depth, group in groups.items()]
+
+
+def learning_mode(model, batch_norm):
+    """Train mode, but for the batch-norms of frozen stages, and for all if batch_norm is "kept":
+    they normalise by the statistics that they came with, and leave these as they are."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.train(batch_norm == "batch" and module.weight.requires_grad)
+
+
+def class_weights(labels, classes):
+    """(classes,): inverse to how often a class occurs, with mean 1 over those that do."""
+    counts = torch.from_numpy(np.bincount(labels, minlength=classes)).float()
+    weight = torch.where(counts > 0, 1 / counts, 0)
+    return weight / weight[counts > 0].mean()
+
+
+def training_view(x, args, rng):
+    """A random crop, mirrored or not: uint8 (B, 3, C, C) -> normalised (B, 3, size, size)."""
+    x = fgssl.random_resized_crop(x, args.size, rng, scale=(args.min_crop, 1.0))
+    return fgssl.normalize(fgssl.hflip(x, rng))
+
+
+def finetune(model, train, val, args, how, title, file, stop):
+    """Train a Classifier on the Split `train`; leaves it as it was when it did best on `val`.
+
+    The length is counted in steps, so that one label a class gets the time that all get. AdamW,
+    warm-up, cosine. Val is looked at LOOKS times; of equals the last look is kept. The run is saved
+    in `file` every minute, and when `stop` asks; found there, it goes on to the same end as if
+    never stopped. Returns the step of the best look.
+    """
+    _, device, autocast = how
+    total, batch = args.steps, min(args.batch, len(train.labels))
+    what = {"title": title, "recipe": recipe(args), "weights": digest_weights(model)}
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.stages, args.layer_decay),
+                                  weight_decay=1e-4)
+    weight = None
+    if args.class_weights:
+        weight = class_weights(train.labels, model.head.out_features).to(device)
+    rng, step, best = torch.Generator().manual_seed(args.seed), 0, {"val": -1.0, "step": 0}
+    state = dict(model=model, best=copy.deepcopy(model), optimizer=optimizer)
+    if file.exists() and (saved := fgssl.read_checkpoint(file)["args"])["what"] == what:
+        step, best = fgssl.load(file, rng, **state), saved["best"]
+
+    looks = {round(total * i / LOOKS) for i in range(1, LOOKS + 1)}
+    order = fgssl.batches(len(train.labels), batch, args.seed, step)
+    begun, start = step, time.time()
+    saved = shown = start
+    while step < total:
+        step += 1
+        lr = fgssl.cosine_lr(step, total, total // 10, args.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        index = next(order)
+        x = fgssl.in_pieces(training_view, fgssl.fetch(train.images, index, device), args, rng)
+        learning_mode(model, args.batch_norm)
+        with autocast:
+            scores = model(x.contiguous(memory_format=torch.channels_last))
+        label = torch.from_numpy(train.labels[index]).to(device)
+        loss = F.cross_entropy(scores.float(), label, weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        leave = bool(stop)
+        save = leave or time.time() - saved > 60
+        if (save or step in looks) and not math.isfinite(loss.item()):
+            raise FloatingPointError(f"{title}: loss {loss.item()} at step {step}, learning rate "
+                                     f"{lr:.1e}; try a smaller --lr. Finished cells are kept.")
+        if step in looks:
+            scores = fgssl.features(model, val.images, *how)
+            score = fgssl.accuracy(scores.argmax(1), torch.from_numpy(val.labels))
+            if score >= best["val"]:
+                best = {"val": score, "step": step}
+                state["best"].load_state_dict(model.state_dict())
+            if time.time() - shown > 10:
+                shown, rate = time.time(), (step - begun) / (time.time() - start)
+                print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  val {score:.1f} (best "
+                      f"{best['val']:.1f})  {rate * batch:.0f} img/s  "
+                      f"eta {fgssl.minutes((total - step) / rate)}", flush=True)
+        if save:
+            fgssl.save(file, step, Namespace(what=what, best=best), rng, **state)
+            saved = time.time()
+        if leave:
+            print(f"saved; the same command goes on with {title}")
+            raise SystemExit(128 + stop.signal)
+    model.load_state_dict(state["best"].state_dict())
+    file.unlink(missing_ok=True)
+    return best["step"]
+
+
+# ------------------------------------------------------------------------------------------------
+# Few labels
+# ------------------------------------------------------------------------------------------------
+
+
+def draw_shots(labels, k, draw):
+    """Indices of k images of each class, or of all that a smaller one has; k "all": every image.
+
+    Draw 0, 1, ... is the same for every encoder and seed, so that their results are paired, and a
+    larger k holds the images of a smaller one.
+    """
+    if k == "all":
+        return np.arange(len(labels))
+    rng = np.random.default_rng(draw)
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.sort(np.concatenate([of_class[:k] for of_class in members]))
+
+
+def recipe(args):
+    """The arguments on which a fine-tuned result depends."""
+    names = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
+             "class_weights", "seed")
+    return {name: getattr(args, name) for name in names}
+
+
+def finished_cells(file, result, args):
+    """The few-label cells in the eval.json of an earlier run that this one need not repeat.
+
+    Those of another recipe that are asked for again are left out. Raises ValueError where the cells
+    are of other data or weights, which this run would overwrite.
+    """
+    before = read_result(file) if file.exists() else {"few_labels": []}
+    cells = before["few_labels"]
+    if cells and any(before[key] != result[key] for key in ("digest", "weights", "size", "layer")):
+        raise ValueError(f"{file} holds {len(cells)} few-label results of other data, weights, size "
+                         "or layer: pass another --out, or remove it.")
+    return [cell for cell in cells if cell["recipe"] in (None, recipe(args))
+            or not args.finetune or cell["shots"] not in args.shots]
+
+
+def few_labels(frozen, splits, names, args, how, out, done=()):
+    """Yield one cell, a dict, for each method, number of shots, and draw, but for those `done`.
+
+    A cell learns from k labels a class of train and chooses (the probe's strength, the step of
+    fine-tuning) on at most k a class of val: whoever has five labels has no hundreds to tune with.
+    Its "val" is of the whole of val, for choosing a recipe; its "test" is for the report. With
+    "all" there is one draw.
+    """
+    methods = ("frozen", "fine-tuned") if args.finetune else ("frozen",)
+    todo = [(method, k, draw) for method in methods for k in args.shots
+            for draw in range(1 if k == "all" else args.draws)]
+    stop = fgssl.StopSignal() if args.finetune else None
+    for i, (method, k, draw) in enumerate(todo, 1):
+        cell = {"method": method, "shots": k, "draw": draw,
+                "recipe": recipe(args) if method == "fine-tuned" else None}
+        if not any(all(other[key] == cell[key] for key in cell) for other in done):
+            title = f"{method}, {k} shots, draw {draw} ({i} of {len(todo)})"
+            cell |= few_label_cell(frozen, splits, names, args, how, out, cell, title, stop)
+            print(f"{title}: {cell['images']} images, val {cell['val']:.1f}, test "
+                  f"{cell['test']:.1f}", flush=True)
+            yield cell
+
+
+def few_label_cell(frozen, splits, names, args, how, out, cell, title, stop):
+    """The results of one cell of few_labels; of fine-tuning on all labels, the files too."""
+    train, val, test = splits
+    h, h_val, h_test = frozen.h[frozen.layer]
+    labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in splits)
+    rows, few = (draw_shots(split.labels, cell["shots"], cell["draw"]) for split in (train, val))
+    found, head = {}, nn.Linear(h.shape[1], len(names))
+    if cell["method"] == "frozen" or args.head == "probe":
+        x, x_val = standardised(h, h_val)
+        _, weight, found["l2"] = choose_linear(x[rows], labels[rows], x_val[few], labels_val[few],
+                                               len(names))
+        head = as_head(weight, *scale(h))
+    else:
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    if cell["method"] == "frozen":
+        scores_val, scores = head(h_val), head(h_test)
+    else:
+        model = Classifier(copy.deepcopy(frozen.encoder), head, frozen.layer)
+        learn, choose = (s if cell["shots"] == "all" else fgssl.Split(s.images[r], s.labels[r])
+                         for s, r in ((train, rows), (val, few)))
+        found["step"] = finetune(model, learn, choose, args, how, title, out / "finetuning.pt", stop)
+        scores_val, scores = (fgssl.features(model, split.images, *how) for split in (val, test))
+    detail, confusion = report(scores, labels_test, names)
+    if (cell["method"], cell["shots"]) == ("fine-tuned", "all"):
+        found["report"] = detail
+        write_confusion(out, "confusion-finetuned", confusion, names)
+        save_classifier(out / "finetuned.pt", model, args, names)
+    return found | {"images": len(rows), "val": fgssl.accuracy(scores_val.argmax(1), labels_val),
+                    "test": detail["top1"], "mean_per_class": detail["mean_per_class"]}
+
+
+# ------------------------------------------------------------------------------------------------
+# Report: what is taken for what
+# ------------------------------------------------------------------------------------------------
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -112,50 +473,356 @@ def confusion_matrix(labels, predicted, classes):
 
 
 def per_class(confusion):
-    """Recall and F1 of each class, in percent; NaN for a class without images, not 0."""
+    """Precision, recall and F1 of each class, in percent. NaN, not 0, where there is nothing to
+    count: no image was taken for the class (precision), or none is of it (recall, F1)."""
     right, true, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
     with np.errstate(invalid="ignore"):
-        recall, f1 = right / true, 2 * right / (true + said)
-    return 100 * recall, 100 * np.where(true > 0, f1, np.nan)
+        precision, recall, f1 = right / said, right / true, 2 * right / (true + said)
+    return 100 * precision, 100 * recall, 100 * np.where(true > 0, f1, np.nan)
 
 
-def standardised(train, *others):
-    """Every feature less its mean over train, and over its deviation there: the scale of L2."""
-    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
-    return [(h - mean) / std for h in (train, *others)]
+def report(scores, labels, names):
+    """Scores (N, classes) and labels (N,): a dict for eval.json, and the confusion matrix.
 
-
-def evaluate(encoder, splits, size, classes, device, autocast, layer="4"):
-    """Probe one frozen encoder: choices on val, then test, once and whole.
-
-    splits: train, val and test. layer: one of LAYERS, or "best": the linear classifier and k-NN
-    each read the layer that does best on val. Returns percentages and choices, and the linear
-    predictions.
+    Means over classes leave out those without a test image. "worst": the ten of least recall, each
+    with what its images are most often taken for.
     """
-    encoder.to(device, memory_format=torch.channels_last)
-    layers = Layers(encoder, LAYERS if layer == "best" else (layer,))
-    h, h_val, h_test = (layers.read(s.images, size, device, autocast) for s in splits)
-    labels, labels_val, labels_test = (torch.from_numpy(s.labels) for s in splits)
-    neighbours, linear = (-1.0,), (-1.0,)
-    for name in layers.names:                                # of equals, the last layer
-        score, k = choose_neighbours(h[name], labels, h_val[name], labels_val, classes)
-        if score > neighbours[0]:
-            neighbours = score, name, k
-        x, x_val = standardised(h[name], h_val[name])
-        score, weight, l2 = choose_linear(x, labels, x_val, labels_val, classes)
-        if score > linear[0]:
-            linear = score, name, weight, l2
-    val_knn, knn_layer, k = neighbours
-    val_linear, linear_layer, weight, l2 = linear
+    confusion = confusion_matrix(labels.numpy(), scores.argmax(1).numpy(), len(names))
+    columns = [[None if math.isnan(value) else value for value in column.tolist()]
+               for column in per_class(confusion)]
+    classes = [dict(zip(("class", "images", "precision", "recall", "f1"), row))
+               for row in zip(names, confusion.sum(1).tolist(), *columns)]
+    for row, mistakes in zip(classes, confusion - np.diag(np.diag(confusion))):
+        if mistakes.any():
+            row |= {"taken_for": names[mistakes.argmax()], "times": int(mistakes.max())}
+    seen = [row for row in classes if row["images"]]
+    hit = scores.topk(min(5, len(names))).indices == labels[:, None]
+    return {"top1": 100 * hit[:, 0].double().mean().item(),
+            "top5": 100 * hit.any(1).double().mean().item(),
+            "mean_per_class": float(np.mean([row["recall"] for row in seen])),
+            "macro_f1": float(np.mean([row["f1"] for row in seen])),
+            "worst": sorted(seen, key=lambda row: row["recall"])[:10], "classes": classes}, confusion
 
-    knn = fgssl.knn(h[knn_layer], labels, h_test[knn_layer], k, classes)
-    _, x_test = standardised(h[linear_layer], h_test[linear_layer])
-    predicted = predict_linear(x_test, weight)
-    recall, f1 = per_class(confusion_matrix(labels_test.numpy(), predicted.numpy(), classes))
-    return {"linear": fgssl.accuracy(predicted, labels_test),
-            "knn": fgssl.accuracy(knn, labels_test), "mean_per_class": float(np.nanmean(recall)),
-            "macro_f1": float(np.nanmean(f1)), "val_linear": val_linear, "val_knn": val_knn,
-            "linear_layer": linear_layer, "l2": l2, "knn_layer": knn_layer, "k": k}, predicted
+
+def write_confusion(out, name, confusion, names):
+    """name.csv, counts, and name.png, shares of each row."""
+    with open(out / f"{name}.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["true class / taken for", *names])
+        rows.writerows([name, *row] for name, row in zip(names, confusion.tolist()))
+    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    fgssl.heatmap(out / f"{name}.png", share, "true class", "taken for", names)
+
+
+# ------------------------------------------------------------------------------------------------
+# Pictures
+# ------------------------------------------------------------------------------------------------
+
+
+def evenly(n, count):
+    """About `count` of the numbers below n, evenly apart: nobody picked them."""
+    return np.linspace(0, n - 1, min(n, count)).round().astype(int)
+
+
+def retrieval_sheet(file, h, split, names, count=8):
+    """A picture: test images, and the five nearest others of each by cosine, in a green frame where
+    the class is the same and in a broken red one where it is not."""
+    h, rows, titles = F.normalize(h, dim=1), [], []
+    for query in evenly(len(h), count):
+        sim = h @ h[query]
+        sim[query] = -torch.inf
+        near = [query, *sim.topk(min(5, len(h) - 1)).indices.tolist()]
+        x = fgssl.to_float(torch.from_numpy(split.images[near]))
+        width = x.shape[-1] // 14
+        edge = torch.ones(x.shape[2:], dtype=torch.bool)
+        edge[width:-width, width:-width] = False
+        place = torch.arange(x.shape[-1])
+        dash = (place + place[:, None]) // width % 3 > 0
+        for image, right in zip(x[1:], split.labels[near[1:]] == split.labels[query]):
+            frame = edge if right else edge & dash
+            image[:, frame] = torch.tensor(GREEN if right else RED)[:, None]
+        rows.append(x)
+        titles.append(names[split.labels[query]][:28])
+    fgssl.grid(file, rows, titles, side=112)
+
+
+def feature_map(file, h, labels, names, most=3000, coloured=14):
+    """A picture: test features, of unit length, on their first two principal components.
+
+    At most `most` images and, in colour, `coloured` classes, evenly taken.
+    """
+    chosen = evenly(len(h), most)
+    x, labels = F.normalize(h[chosen], dim=1), labels[chosen]
+    u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    u, s = F.pad(u, (0, 2)), F.pad(s, (0, 2))                # two components, whatever there is
+    xy, share = (u * s)[:, :2].numpy(), 100 * s.square() / s.square().sum().clamp(min=1e-12)
+    present = np.unique(labels)
+    shown = present[evenly(len(present), coloured)]
+    groups = {names[label]: xy[labels == label].T for label in shown}
+    titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(share[:2], 1))
+    fgssl.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T).save(file)
+
+
+def grad_cam(maps, score):
+    """Where a score comes from: maps (B, C, h, w), score: maps -> (B,), to (B, h, w), at least 0.
+
+    Each channel weighted by the mean over places of d score / d map, summed, negative sums dropped
+    (Selvaraju et al. 2017). The maps are what a whole stage returns, its residual additions done.
+    """
+    maps = maps.detach().requires_grad_(True)
+    gradient, = torch.autograd.grad(score(maps).sum(), maps)
+    return (gradient.mean((2, 3), keepdim=True) * maps.detach()).sum(1).clamp(min=0)
+
+
+def enlarged(cam, height, width):
+    """(B, h, w) -> (B, height, width), the greatest of each map 1; a map of zeros stays zeros."""
+    cam = F.interpolate(cam[:, None], (height, width), mode="bilinear")[:, 0]
+    return cam / cam.amax((1, 2), keepdim=True).clamp(min=1e-12)
+
+
+def overlay(x, cam):
+    """Images (B, 3, H, W) in [0, 1], dark and grey where the map (B, h, w) is low: a colour laid
+    over them would be lost on an orange."""
+    return torch.lerp(0.3 * fgssl.luma(x), x, enlarged(cam, *x.shape[2:])[:, None])
+
+
+def explain(frozen, images, rng, how):
+    """Grad-CAM of uint8 images (B, 3, C, C) at the layer of the probe.
+
+    Returns the evaluation view and another, random one, (B, 3, size, size) in [0, 1], and two maps
+    (B, h, w) over the first: of the score of the class that the probe says; and, which takes no
+    labels, of the cosine similarity of the features of the two views.
+    """
+    size, device, autocast = how
+    images, layer = torch.from_numpy(images), frozen.layer
+    views = [fgssl.evaluation_view(images, size),
+             fgssl.hflip(fgssl.random_resized_crop(images, size, rng, scale=(0.3, 1.0)), rng)]
+    with torch.no_grad(), autocast:
+        maps, others = (frozen.encoder.stages(fgssl.normalize(x).to(device))[stage(layer)]
+                        .float().cpu() for x in views)
+    h = pooled(others, layer)
+    said = grad_cam(maps, lambda maps: frozen.head(pooled(maps, layer)).amax(1))
+    alike = grad_cam(maps, lambda maps: F.cosine_similarity(pooled(maps, layer), h))
+    return *views, said, alike
+
+
+def boxes_in_view(records, rows, size):
+    """The boxes of some records as masks of the evaluation view, (N, size, size), bool.
+
+    A box is in pixels of the file. The cache holds the file's centre square, and the view the
+    centre 7/8 of that. A pixel is in the box if its centre is.
+    """
+    masks, at = [], 1 / 16 + 7 / 8 * (np.arange(size) + 0.5) / size
+    for row in rows:
+        with Image.open(records.paths[row]) as image:
+            width, height = image.size
+        side, (left, top, w, h) = min(width, height), records.boxes[row]
+        x, y = (width - side) / 2 + at * side, (height - side) / 2 + at * side
+        masks.append(((top <= y) & (y < top + h))[:, None] & (left <= x) & (x < left + w))
+    return np.stack(masks)
+
+
+def energy_inside(cam, masks):
+    """Percent of the sum of each map (N, h, w) that lies inside its mask (N, H, W): (N,); NaN for a
+    map of zeros, which has none to share."""
+    cam = enlarged(cam, *masks.shape[1:]).numpy()
+    with np.errstate(invalid="ignore"):
+        return 100 * (cam * masks).sum((1, 2)) / cam.sum((1, 2))
+
+
+def grad_cam_study(file, frozen, records, test, how, count=8, most=512):
+    """Draw Grad-CAM for `count` test images; where the set has boxes, measure up to `most`.
+
+    Returns {} without boxes, else mean percentages: of the maps' energy inside the box, for the
+    class score and for the similarity of two views, and of the view that the box covers.
+    """
+    rng, shown, size = torch.Generator().manual_seed(0), evenly(len(test.labels), count), how[0]
+    x, other, said, alike = explain(frozen, test.images[shown], rng, how)
+    rows, shares = [x, overlay(x, said), other, overlay(x, alike)], []
+    if records.boxes is not None:
+        mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
+        edge = F.max_pool2d(mask, 3, 1, 1) > mask
+        rows[0] = torch.where(edge, torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
+        for places in np.array_split(evenly(len(test.labels), most), 8):
+            mask = boxes_in_view(records, test.rows[places], size)
+            _, _, *cams = explain(frozen, test.images[places], rng, how)
+            shares.append([*(energy_inside(cam, mask) for cam in cams), 100 * mask.mean((1, 2))])
+    fgssl.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
+    if not shares:
+        return {}
+    means = np.nanmean(np.concatenate(shares, 1), 1).tolist()
+    return dict(zip(("class_score_in_box", "similarity_in_box", "box_of_view"), means))
+
+
+# ------------------------------------------------------------------------------------------------
+# Results of several encoders side by side
+# ------------------------------------------------------------------------------------------------
+
+
+def read_result(file):
+    """The eval.json of an earlier run; ValueError for another file."""
+    try:
+        result = json.loads(file.read_text())
+        return {"few_labels": []} | result | {"digest": result.get("digest")}
+    except (OSError, ValueError, AttributeError):
+        raise ValueError(f"{file} is no eval.json of this script; make one with python "
+                         "linear_eval.py CHECKPOINT --out FOLDER") from None
+
+
+def write_result(file, result):
+    """Whole or not at all: hours of few-label results may be in it."""
+    partial = file.with_name(file.name + ".part")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, file)
+
+
+def few_label_scores(results):
+    """{(method, shots): test accuracies}: of one result, those of its draws; of several, which are
+    seeds of one method, the mean over draws of each."""
+    scores = {}
+    for result in results:
+        own = {}
+        for cell in result["few_labels"]:
+            own.setdefault((cell["method"], cell["shots"]), []).append(cell["test"])
+        for key, values in own.items():
+            scores.setdefault(key, []).extend(values if len(results) == 1 else [np.mean(values)])
+    return scores
+
+
+def spread(values):
+    """Mean and sample deviation, which is 0 for one value; "36.2 ± 0.8" or "36.2" in text."""
+    mean, deviation = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
+    return mean, deviation, f"{mean:.1f} ± {deviation:.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def print_table(rows):
+    """Rows of texts, the first being the titles, as a Markdown table."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for i, row in enumerate(rows):
+        print("| " + " | ".join(f"{row[0]:{widths[0]}}" if not c else f"{text:>{width}}"
+              for c, (text, width) in enumerate(zip(row, widths))) + " |")
+        if i == 0:
+            print("|" + "|".join("-" * (width + 1) + "-:"[c > 0] for c, width in enumerate(widths)) + "|")
+
+
+def compare(files, out):
+    """Print the results in several eval.json as one table; draw their few-label curves.
+
+    files: FILE, or NAME=FILE; the files of one name are seeds of one method and are averaged.
+    ValueError where data, splits or size differ, or the draws of few labels.
+    """
+    runs, read = {}, []
+    for text in files:
+        name, _, file = text.rpartition("=")
+        result = read_result(Path(file))
+        draws = {}
+        for cell in result["few_labels"]:
+            draws.setdefault((cell["method"], cell["shots"]), set()).add(cell["draw"])
+        for other, before, drawn in read:
+            if any(result[key] != before[key] for key in ("digest", "size")):
+                raise ValueError(f"{file} and {other} are of different data, splits or sizes "
+                    f"({result['data']} at {result['size']} px, {before['data']} at "
+                    f"{before['size']} px): they cannot be compared.")
+            for key in draws.keys() & drawn.keys():
+                if draws[key] != drawn[key]:
+                    raise ValueError(f"{file} has {len(draws[key])} draws of {key[1]} shots, {other} "
+                                     f"{len(drawn[key])}: run both with the same --draws.")
+        read.append((file, result, draws))
+        runs.setdefault(name or Path(file).resolve().parent.name, []).append(result)
+
+    few = {name: few_label_scores(results) for name, results in runs.items()}
+    keys = sorted({key for scores in few.values() for key in scores},
+                  key=lambda key: (key[0] != "frozen", math.inf if key[1] == "all" else key[1]))
+    columns = ("linear", "knn", "rank1", "map")
+    rows = [["", "linear", "k-NN", "rank-1", "mAP", *(f"{method} {k}" for method, k in keys)]]
+    for name, results in runs.items():
+        found = [[r.get("encoder", r["random_init"])[column] for r in results] for column in columns]
+        found += [few[name].get(key, [None]) for key in keys]
+        rows.append([name, *("" if None in values else spread(values)[2] for values in found)])
+    print_table(rows)
+
+    panels, shots = [], list(dict.fromkeys(k for _, k in keys))
+    for method in dict.fromkeys(method for method, _ in keys):
+        series = {}
+        for i, (name, scores) in enumerate(few.items()):
+            points = [(shots.index(k) + 0.04 * (i - (len(few) - 1) / 2), *spread(scores[m, k])[:2])
+                      for m, k in keys if m == method and (m, k) in scores]
+            if points:
+                series[name] = tuple(zip(*points))
+        panels.append(fgssl.curve(series, {"majority class": read[0][1]["majority"]},
+                                  f"labels a class; {method}: test accuracy, %",
+                                  xnames=[str(k) for k in shots]))
+    if panels:
+        sheet = Image.new("RGB", (panels[0].width, sum(panel.height for panel in panels)))
+        for i, panel in enumerate(panels):
+            sheet.paste(panel, (0, i * panel.height))
+        out.mkdir(parents=True, exist_ok=True)
+        sheet.save(out / "compare.png")
+        print(f"\nwrote {out}/compare.png")
+
+
+# ------------------------------------------------------------------------------------------------
+# A classifier on file: predict, and what identifies a result
+# ------------------------------------------------------------------------------------------------
+
+
+def save_classifier(file, model, args, names):
+    """A checkpoint as the trainers' are, with a head, its layer and the names of its classes."""
+    args = Namespace(**{**vars(args), "layer": model.layers.names[0], "classes": list(names)})
+    fgssl.save(file, 0, args, torch.Generator(), encoder=model.layers.encoder, head=model.head)
+
+
+def predict(file, images, how_precise):
+    """Print the five likeliest classes of each image file, by a probe.pt or finetuned.pt.
+
+    A file that cannot be read is named on stderr, and the others done; then the exit status is 1.
+    """
+    encoder, run = fgssl.load_encoder(file)
+    if "classes" not in run:
+        raise ValueError(f"{file} holds no classifier. Run python linear_eval.py {file}, and then "
+                         "predict with the probe.pt that it writes.")
+    state, unread = fgssl.read_checkpoint(file)["head"], 0
+    model = Classifier(encoder, nn.Linear(*reversed(state["weight"].shape)), run["layer"])
+    fgssl.load_weights(model.head, state, f"head in {file}")
+    device, autocast = fgssl.device_and_precision(how_precise)
+    model.to(device, memory_format=torch.channels_last)
+    for image in images:
+        try:
+            x = fgssl.decode(image, fgssl.cache_side(run["size"]))[None]
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            unread += 1
+            continue
+        probability = fgssl.features(model, x, run["size"], device, autocast).softmax(1)[0]
+        best = probability.topk(min(5, len(probability)))
+        print(image + "".join(f"\n  {100 * p:5.1f} %  {run['classes'][label]}"
+                              for p, label in zip(*map(torch.Tensor.tolist, best))))
+    if unread:
+        raise SystemExit(1)
+
+
+def digest_weights(model):
+    """16 hex digits that tell these weights from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def digest_data(data, splits):
+    """16 hex digits that tell these classes, file names, labels and splits from others."""
+    digest = hashlib.sha256("\n".join(data.classes).encode())
+    for split in splits:
+        for row, label in zip(split.rows, split.labels):
+            folder, name = data.records.paths[row].parts[-2:]
+            digest.update(f"{folder}/{name} {label}\n".encode(errors="surrogateescape"))
+        digest.update(b"\n")
+    return digest.hexdigest()[:16]
+
+
+# ------------------------------------------------------------------------------------------------
+# Main
+# ------------------------------------------------------------------------------------------------
 
 
 def labelled_splits(data, size):
@@ -173,6 +840,10 @@ def labelled_splits(data, size):
     return splits
 
 
+def shots(text):
+    return text if text == "all" else fgssl.number(int, 1)(text)
+
+
 def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.add_argument("checkpoint", nargs="?", help="of a trainer, or a torchvision state dict")
@@ -180,17 +851,55 @@ def arguments(argv):
     p.add_argument("--layer", choices=(*LAYERS, "best"), default="4",
                    help="stage whose features are read, averaged over the image or its quarters; "
                         "best: chosen on val, for each encoder and classifier")
+    p.add_argument("--compare", nargs="+", metavar="[NAME=]FILE",
+                   help="print and draw the results in these eval.json; one NAME, seeds of one run")
+    p.add_argument("--predict", nargs="+", metavar="IMAGE",
+                   help="name the classes of these images; CHECKPOINT is a probe.pt, finetuned.pt")
+    p.add_argument("--export", metavar="FILE",
+                   help="write the encoder alone, its weights named as torchvision's")
+    few = p.add_argument_group("few labels")
+    few.add_argument("--shots", nargs="+", type=shots, metavar="K",
+                     help="learn from K images a class; all: from every one")
+    few.add_argument("--draws", type=fgssl.number(int, 1), default=5,
+                     help="times that the K images are drawn; their mean and deviation is reported")
+    tune = p.add_argument_group("fine-tuning")
+    tune.add_argument("--finetune", action="store_true",
+                      help="train the encoder too: for every K of --shots, or on all labels")
+    tune.add_argument("--steps", type=fgssl.number(int, 1), default=600,
+                      help="length of training, the same for few labels and for many")
+    tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3, help="of the head")
+    tune.add_argument("--batch", type=fgssl.number(int, 2), default=64, help="images a step")
+    tune.add_argument("--head", choices=("probe", "zero"), default="probe",
+                      help="start from the frozen encoder's probe (Kumar et al. 2022) or from zeros")
+    tune.add_argument("--stages", type=fgssl.number(int, 0, 4), default=4,
+                      help="last stages of the encoder that learn; 4 is all of it")
+    tune.add_argument("--layer-decay", type=fgssl.number(float, above=0, high=1), default=1.0,
+                      help="each stage's rate is this times that of the one after it")
+    tune.add_argument("--batch-norm", choices=("batch", "kept"), default="batch",
+                      help="normalise by the batch, or by the statistics of pretraining")
+    tune.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.25,
+                      help="smallest share of the image that a training view may show")
+    tune.add_argument("--class-weights", action="store_true",
+                      help="weigh a class by the inverse of how often it occurs")
     args = p.parse_args(argv)
-    if (args.checkpoint is None) == (args.init is None):
+    if args.compare is None and (args.checkpoint is None) == (args.init is None):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
+    args.shots = args.shots or (["all"] if args.finetune else [])
     return args
 
 
 def main(argv=None):
     args = arguments(argv)
+    if args.compare:
+        return compare(args.compare, Path(args.out or "out"))
+    if args.predict:
+        return predict(args.checkpoint, args.predict, args.precision)
     encoder, run = None, {}
     if args.checkpoint:
         encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
+    if args.export:
+        torch.save(encoder.state_dict(), args.export)
+        return print(f"wrote {args.export}")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
     for name, default in defaults.items():
         if getattr(args, name) is None:  # what is not asked for is as in the run
@@ -198,43 +907,57 @@ def main(argv=None):
     out = Path(args.out or (Path(args.checkpoint).parent if args.checkpoint else "out/random"))
     out.mkdir(parents=True, exist_ok=True)
     device, autocast = fgssl.device_and_precision(args.precision)
+    how = args.size, device, autocast
     data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
-    splits = labelled_splits(data, args.size)
-    classes = len(data.classes)
-
-    counts = np.bincount(splits[0].labels, minlength=classes)
-    test = splits[2].labels
-    result = {"data": data.name, "classes": classes, "size": args.size, "arch": args.arch,
-              "seed": args.seed, "layer": args.layer,
-              "n": {name: len(s.labels) for name, s in zip(("train", "val", "test"), splits)},
-              "chance": 100 / classes, "majority": 100 * float((test == counts.argmax()).mean()),
-              "argv": sys.argv, "commit": fgssl.commit()}
-    print(f"{data.name}, {classes} classes, {args.size} px, {args.arch}: "
-          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test")
-
+    splits, names = labelled_splits(data, args.size), data.classes
     torch.manual_seed(args.seed)
     untrained = fgssl.resnet(args.arch)
-    how = (splits, args.size, classes, device, autocast, args.layer)
-    result["random_init"], predicted = evaluate(untrained, *how)
+    train, _, test = splits
+    counts = np.bincount(train.labels, minlength=len(names))
+    result = {"data": data.name, "digest": digest_data(data, splits), "classes": len(names),
+              "size": args.size, "arch": args.arch, "layer": args.layer, "seed": args.seed,
+              "weights": digest_weights(encoder or untrained), "checkpoint": args.checkpoint,
+              "n": {name: len(s.labels) for name, s in zip(("train", "val", "test"), splits)},
+              "chance": 100 / len(names),
+              "majority": 100 * float((test.labels == counts.argmax()).mean()),
+              "argv": sys.argv, "commit": fgssl.commit(), "few_labels": []}
+    result["few_labels"] = finished_cells(out / "eval.json", result, args)
+    print(f"{data.name}, {len(names)} classes, {args.size} px, {args.arch}: "
+          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test")
+
+    result["random_init"], frozen = evaluate(untrained, splits, names, how, args.layer)
     rows = {"chance": dict.fromkeys(("linear", "knn"), result["chance"]),
             "majority class": dict.fromkeys(("linear", "knn"), result["majority"]),
             "random init": result["random_init"]}
     if encoder is not None:
-        result["encoder"], predicted = evaluate(encoder, *how)
+        result["encoder"], frozen = evaluate(encoder, splits, names, how, args.layer)
         rows[args.checkpoint] = result["encoder"]
+    measured = result.get("encoder", result["random_init"])
+    detail, confusion = report(frozen.head(frozen.h[frozen.layer][2]), torch.from_numpy(test.labels), names)
+    result["report"] = detail
+    write_confusion(out, "confusion", confusion, names)
+    retrieval_sheet(out / "retrieval.png", frozen.h[measured["knn_layer"]][2], test, names)
+    feature_map(out / "map.png", frozen.h[frozen.layer][2], test.labels, names)
+    result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records, test, how)
+    save_classifier(out / "probe.pt", Classifier(frozen.encoder, frozen.head, frozen.layer), args, names)
 
+    columns = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
     width = max(map(len, rows))
-    print(f"\n{'test accuracy, %':{width}}  linear    k-NN")
+    print(f"\n{'test, %':{width}}" + "".join(f"{title:>8}" for title in columns.values()))
     for name, row in rows.items():
+        numbers = (row.get(column) for column in columns)
         layers = ""
         if args.layer == "best" and "l2" in row:
             layers = f"   layers {row['linear_layer']} and {row['knn_layer']}"
-        print(f"{name:{width}}  {row['linear']:6.1f}  {row['knn']:6.1f}{layers}")
-    confusion = confusion_matrix(test, predicted.numpy(), classes)
-    share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    fgssl.heatmap(out / "confusion.png", share, "true class", "taken for", data.classes)
-    (out / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\nwrote {out}/eval.json and confusion.png")
+        print(f"{name:{width}}" + "".join(" " * 8 if v is None else f"{v:8.1f}" for v in numbers) + layers)
+    print(f"\ntop-5 {measured['top5']:.1f}, mean per class {measured['mean_per_class']:.1f}")
+    for name, value in result["grad_cam"].items():
+        print(name, value)
+    write_result(out / "eval.json", result)
+    for cell in few_labels(frozen, splits, names, args, how, out, result["few_labels"]):
+        result["few_labels"].append(cell)
+        write_result(out / "eval.json", result)
+    print(f"\nwrote {out}/eval.json")
 
 
 if __name__ == "__main__":
