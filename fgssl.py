@@ -89,10 +89,10 @@ class Dataset:
         """Every image of a split, decoded once: the centre square of each, `side` pixels wide.
 
         Returns images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 where
-        unknown; rows, int64 (N,), their places in `records`. N is 0 for a split without images. The array lies in $FGSSL_CACHE (or
-        ~/.cache/fgssl) under a digest of the files' paths, sizes and times, so that a changed file
-        makes a new cache. It is written under a temporary name and renamed when whole: an
-        interrupted build leaves nothing that could be taken for a cache.
+        unknown; rows, int64 (N,), their places in `records`. N is 0 for a split without images.
+        The array lies in $FGSSL_CACHE (or ~/.cache/fgssl) under a digest of the files' paths, sizes
+        and times, so that a changed file makes a new cache. It is written under a temporary name
+        and renamed when whole: an interrupted build leaves nothing that could pass for a cache.
         """
         rows = np.flatnonzero(self.records.splits == split)
         paths, labels = [self.records.paths[i] for i in rows], self.records.labels[rows]
@@ -916,10 +916,7 @@ class Log:
                 panels.append(curve({name: (steps, values)},
                                     {yardstick.replace("_", " "): level[-1]}, "step"))
         if panels:
-            sheet = Image.new("RGB", (panels[0].width, panels[0].height * len(panels)))
-            for i, panel in enumerate(panels):
-                sheet.paste(panel, (0, i * panel.height))
-            sheet.save(self.folder / "curves.png")
+            stack(panels).save(self.folder / "curves.png")
 
     def _write(self, record):
         with open(self.file, "a") as out:
@@ -1015,7 +1012,7 @@ def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
     """
     lines, series = dict(lines), {k: (*v, [0] * len(v[0]))[:3] for k, v in series.items()}
     xs = [-0.5, len(xnames) - 0.5] if xnames else [x for xs, _, _ in series.values() for x in xs]
-    ys = [y + e for _, ys, es in series.values() for v, d in zip(ys, es) for y, e in ((v, d), (v, -d))]
+    ys = [y + sign * e for _, *of in series.values() for y, e in zip(*of) for sign in (1, -1)]
     picture, box = Image.new("RGB", size, "white"), (64, 28, size[0] - 16, size[1] - 44)
     px, py = axes(picture, box, xs, [*ys, *lines.values()], xlabel, xnames=xnames)
     draw = ImageDraw.Draw(picture)
@@ -1040,13 +1037,21 @@ def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
     return picture
 
 
+def stack(panels):
+    """Pictures of one size below each other."""
+    sheet = Image.new("RGB", (panels[0].width, panels[0].height * len(panels)))
+    for i, panel in enumerate(panels):
+        sheet.paste(panel, (0, i * panel.height))
+    return sheet
+
+
 def scatter(groups, xlabel="", ylabel="", rest=((), ()), size=(860, 560)):
     """A picture of points in up to 14 named groups, with a legend at its right.
 
     groups: {name: (xs, ys)}, drawn as discs in seven colours, then as rings. rest: the xs and ys of
     all others, drawn below them in grey.
     """
-    marks = [(None, "#c4c4c4")] + [(hollow, color) for hollow in (0, 1) for color in COLORS[:7]]
+    marks = [(False, "#d8d8d8")] + [(hollow, color) for hollow in (0, 1) for color in COLORS[:7]]
     drawn = [("others", rest), *groups.items()]
     xs, ys = ([v for _, group in drawn for v in group[axis]] for axis in (0, 1))
     picture = Image.new("RGB", size, "white")
@@ -1071,8 +1076,13 @@ def axes(picture, box, xs, ys, xlabel, ylabel="", xnames=()):
     and ys; xnames: of x = 0, 1, ... Returns the functions from x and from y to pixels."""
     left, top, right, bottom = box
     xt, yt = list(xs) if xnames else ticks(*bounds(xs), 8), ticks(*bounds(ys), 8)
-    px = lambda x: left + (x - xt[0]) / (xt[-1] - xt[0]) * (right - left)
-    py = lambda y: bottom - (y - yt[0]) / (yt[-1] - yt[0]) * (bottom - top)
+
+    def px(x):
+        return left + (x - xt[0]) / (xt[-1] - xt[0]) * (right - left)
+
+    def py(y):
+        return bottom - (y - yt[0]) / (yt[-1] - yt[0]) * (bottom - top)
+
     draw = ImageDraw.Draw(picture)
     for x, text in enumerate(xnames) if xnames else ((x, f"{x:g}") for x in xt):
         draw.line((px(x), top, px(x), bottom), "#eeeeee")

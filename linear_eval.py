@@ -42,6 +42,7 @@ L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, 
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 LAYERS = ("4", "4:2x2", "3", "3:2x2", "2", "2:2x2", "1", "1:2x2")
 LOOKS = 20  # times that fine-tuning looks at val
+COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
 GREEN, RED = (0.2, 0.65, 0.3), (0.85, 0.15, 0.2)
 # `how`, below, is always (size, device, autocast): how images are shown to a network.
 
@@ -247,7 +248,7 @@ def ranking(h, labels, chunk=512):
 
 
 class Classifier(nn.Module):
-    """Images (B, 3, H, W), normalised -> scores (B, classes): an encoder read at a layer, a head."""
+    """An encoder read at a layer, and a head: (B, 3, H, W), normalised -> scores (B, classes)."""
 
     def __init__(self, encoder, head, layer="4"):
         super().__init__()
@@ -343,7 +344,7 @@ def finetune(model, train, val, args, how, title, file, stop):
         save = leave or time.time() - saved > 60
         if (save or step in looks) and not math.isfinite(loss.item()):
             raise FloatingPointError(f"{title}: loss {loss.item()} at step {step}, learning rate "
-                                     f"{lr:.1e}; try a smaller --lr. Finished cells are kept.")
+                                     f"{lr:.1e}. Try a smaller --lr.")
         if step in looks:
             scores = fgssl.features(model, val.images, *how)
             score = fgssl.accuracy(scores.argmax(1), torch.from_numpy(val.labels))
@@ -352,14 +353,14 @@ def finetune(model, train, val, args, how, title, file, stop):
                 state["best"].load_state_dict(model.state_dict())
             if time.time() - shown > 10:
                 shown, rate = time.time(), (step - begun) / (time.time() - start)
-                print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  val {score:.1f} (best "
-                      f"{best['val']:.1f})  {rate * batch:.0f} img/s  "
-                      f"eta {fgssl.minutes((total - step) / rate)}", flush=True)
+                print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  val {score:.1f}  "
+                      f"{rate * batch:.0f} img/s  eta {fgssl.minutes((total - step) / rate)}",
+                      flush=True)
         if save:
             fgssl.save(file, step, Namespace(what=what, best=best), rng, **state)
             saved = time.time()
         if leave:
-            print(f"saved; the same command goes on with {title}")
+            print("saved; the same command goes on from here")
             raise SystemExit(128 + stop.signal)
     model.load_state_dict(state["best"].state_dict())
     file.unlink(missing_ok=True)
@@ -377,11 +378,9 @@ def draw_shots(labels, k, draw):
     Draw 0, 1, ... is the same for every encoder and seed, so that their results are paired, and a
     larger k holds the images of a smaller one.
     """
-    if k == "all":
-        return np.arange(len(labels))
     rng = np.random.default_rng(draw)
     members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.sort(np.concatenate([of_class[:k] for of_class in members]))
+    return np.sort(np.concatenate([rows[:None if k == "all" else k] for rows in members]))
 
 
 def recipe(args):
@@ -391,23 +390,8 @@ def recipe(args):
     return {name: getattr(args, name) for name in names}
 
 
-def finished_cells(file, result, args):
-    """The few-label cells in the eval.json of an earlier run that this one need not repeat.
-
-    Those of another recipe that are asked for again are left out. Raises ValueError where the cells
-    are of other data or weights, which this run would overwrite.
-    """
-    before = read_result(file) if file.exists() else {"few_labels": []}
-    cells = before["few_labels"]
-    if cells and any(before[key] != result[key] for key in ("digest", "weights", "size", "layer")):
-        raise ValueError(f"{file} holds {len(cells)} few-label results of other data, weights, size "
-                         "or layer: pass another --out, or remove it.")
-    return [cell for cell in cells if cell["recipe"] in (None, recipe(args))
-            or not args.finetune or cell["shots"] not in args.shots]
-
-
 def few_labels(frozen, splits, names, args, how, out, done=()):
-    """Yield one cell, a dict, for each method, number of shots, and draw, but for those `done`.
+    """Yield one cell, a dict, for each method, number of shots, and draw that is not in `done`.
 
     A cell learns from k labels a class of train and chooses (the probe's strength, the step of
     fine-tuning) on at most k a class of val: whoever has five labels has no hundreds to tune with.
@@ -415,27 +399,33 @@ def few_labels(frozen, splits, names, args, how, out, done=()):
     "all" there is one draw.
     """
     methods = ("frozen", "fine-tuned") if args.finetune else ("frozen",)
-    todo = [(method, k, draw) for method in methods for k in args.shots
-            for draw in range(1 if k == "all" else args.draws)]
+    todo = [{"method": method, "shots": k, "draw": draw,
+             "recipe": recipe(args) if method == "fine-tuned" else None} for method in methods
+            for k in args.shots for draw in range(1 if k == "all" else args.draws)]
+    known = [{key: cell[key] for key in ("method", "shots", "draw", "recipe")} for cell in done]
+    counts = np.bincount(splits[0].labels, minlength=len(names))
+    for k in args.shots:
+        fewer = [] if k == "all" else [names[label] for label in np.flatnonzero(counts < k)]
+        if fewer:
+            print(f"{k} shots: of {len(fewer)} classes with fewer images, such as {fewer[0]}, all")
     stop = fgssl.StopSignal() if args.finetune else None
-    for i, (method, k, draw) in enumerate(todo, 1):
-        cell = {"method": method, "shots": k, "draw": draw,
-                "recipe": recipe(args) if method == "fine-tuned" else None}
-        if not any(all(other[key] == cell[key] for key in cell) for other in done):
-            title = f"{method}, {k} shots, draw {draw} ({i} of {len(todo)})"
-            cell |= few_label_cell(frozen, splits, names, args, how, out, cell, title, stop)
-            print(f"{title}: {cell['images']} images, val {cell['val']:.1f}, test "
-                  f"{cell['test']:.1f}", flush=True)
-            yield cell
+    for i, cell in enumerate(todo, 1):
+        if cell in known:
+            continue
+        title = f"{cell['method']}, {cell['shots']} shots, draw {cell['draw']}"
+        cell |= few_label_cell(frozen, splits, names, args, how, out, cell, title, stop)
+        print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f}, "
+              f"test {cell['test']:.1f}", flush=True)
+        yield cell
 
 
 def few_label_cell(frozen, splits, names, args, how, out, cell, title, stop):
-    """The results of one cell of few_labels; of fine-tuning on all labels, the files too."""
+    """The results of one cell of few_labels; of fine-tuning on all labels, its files too."""
     train, val, test = splits
     h, h_val, h_test = frozen.h[frozen.layer]
     labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in splits)
     rows, few = (draw_shots(split.labels, cell["shots"], cell["draw"]) for split in (train, val))
-    found, head = {}, nn.Linear(h.shape[1], len(names))
+    found, head = {"images": len(rows)}, nn.Linear(h.shape[1], len(names))
     if cell["method"] == "frozen" or args.head == "probe":
         x, x_val = standardised(h, h_val)
         _, weight, found["l2"] = choose_linear(x[rows], labels[rows], x_val[few], labels_val[few],
@@ -448,17 +438,19 @@ def few_label_cell(frozen, splits, names, args, how, out, cell, title, stop):
         scores_val, scores = head(h_val), head(h_test)
     else:
         model = Classifier(copy.deepcopy(frozen.encoder), head, frozen.layer)
-        learn, choose = (s if cell["shots"] == "all" else fgssl.Split(s.images[r], s.labels[r])
-                         for s, r in ((train, rows), (val, few)))
-        found["step"] = finetune(model, learn, choose, args, how, title, out / "finetuning.pt", stop)
+        if cell["shots"] != "all":
+            train = fgssl.Split(train.images[rows], train.labels[rows])
+        choose = fgssl.Split(val.images[few], val.labels[few])
+        found["step"] = finetune(model, train, choose, args, how, title, out / "finetuning.pt",
+                                 stop)
         scores_val, scores = (fgssl.features(model, split.images, *how) for split in (val, test))
     detail, confusion = report(scores, labels_test, names)
     if (cell["method"], cell["shots"]) == ("fine-tuned", "all"):
         found["report"] = detail
         write_confusion(out, "confusion-finetuned", confusion, names)
         save_classifier(out / "finetuned.pt", model, args, names)
-    return found | {"images": len(rows), "val": fgssl.accuracy(scores_val.argmax(1), labels_val),
-                    "test": detail["top1"], "mean_per_class": detail["mean_per_class"]}
+    return found | {"val": fgssl.accuracy(scores_val.argmax(1), labels_val), "test": detail["top1"],
+                    "mean_per_class": detail["mean_per_class"]}
 
 
 # ------------------------------------------------------------------------------------------------
@@ -496,12 +488,13 @@ def report(scores, labels, names):
         if mistakes.any():
             row |= {"taken_for": names[mistakes.argmax()], "times": int(mistakes.max())}
     seen = [row for row in classes if row["images"]]
-    hit = scores.topk(min(5, len(names))).indices == labels[:, None]
-    return {"top1": 100 * hit[:, 0].double().mean().item(),
-            "top5": 100 * hit.any(1).double().mean().item(),
+    five = scores.topk(min(5, len(names))).indices == labels[:, None]
+    return {"top1": 100 * float(np.trace(confusion)) / len(labels),
+            "top5": 100 * five.any(1).double().mean().item(),
             "mean_per_class": float(np.mean([row["recall"] for row in seen])),
             "macro_f1": float(np.mean([row["f1"] for row in seen])),
-            "worst": sorted(seen, key=lambda row: row["recall"])[:10], "classes": classes}, confusion
+            "worst": sorted(seen, key=lambda row: row["recall"])[:10],
+            "classes": classes}, confusion
 
 
 def write_confusion(out, name, confusion, names):
@@ -650,155 +643,14 @@ def grad_cam_study(file, frozen, records, test, how, count=8, most=512):
     fgssl.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
     if not shares:
         return {}
-    means = np.nanmean(np.concatenate(shares, 1), 1).tolist()
-    return dict(zip(("class_score_in_box", "similarity_in_box", "box_of_view"), means))
+    finite = [column[np.isfinite(column)] for column in np.concatenate(shares, 1)]
+    return {name: float(column.mean()) if len(column) else None for name, column in
+            zip(("class_score_in_box", "similarity_in_box", "box_of_view"), finite)}
 
 
 # ------------------------------------------------------------------------------------------------
-# Results of several encoders side by side
+# Results on file, and of several encoders side by side
 # ------------------------------------------------------------------------------------------------
-
-
-def read_result(file):
-    """The eval.json of an earlier run; ValueError for another file."""
-    try:
-        result = json.loads(file.read_text())
-        return {"few_labels": []} | result | {"digest": result.get("digest")}
-    except (OSError, ValueError, AttributeError):
-        raise ValueError(f"{file} is no eval.json of this script; make one with python "
-                         "linear_eval.py CHECKPOINT --out FOLDER") from None
-
-
-def write_result(file, result):
-    """Whole or not at all: hours of few-label results may be in it."""
-    partial = file.with_name(file.name + ".part")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, file)
-
-
-def few_label_scores(results):
-    """{(method, shots): test accuracies}: of one result, those of its draws; of several, which are
-    seeds of one method, the mean over draws of each."""
-    scores = {}
-    for result in results:
-        own = {}
-        for cell in result["few_labels"]:
-            own.setdefault((cell["method"], cell["shots"]), []).append(cell["test"])
-        for key, values in own.items():
-            scores.setdefault(key, []).extend(values if len(results) == 1 else [np.mean(values)])
-    return scores
-
-
-def spread(values):
-    """Mean and sample deviation, which is 0 for one value; "36.2 ± 0.8" or "36.2" in text."""
-    mean, deviation = np.mean(values), np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return mean, deviation, f"{mean:.1f} ± {deviation:.1f}" if len(values) > 1 else f"{mean:.1f}"
-
-
-def print_table(rows):
-    """Rows of texts, the first being the titles, as a Markdown table."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    for i, row in enumerate(rows):
-        print("| " + " | ".join(f"{row[0]:{widths[0]}}" if not c else f"{text:>{width}}"
-              for c, (text, width) in enumerate(zip(row, widths))) + " |")
-        if i == 0:
-            print("|" + "|".join("-" * (width + 1) + "-:"[c > 0] for c, width in enumerate(widths)) + "|")
-
-
-def compare(files, out):
-    """Print the results in several eval.json as one table; draw their few-label curves.
-
-    files: FILE, or NAME=FILE; the files of one name are seeds of one method and are averaged.
-    ValueError where data, splits or size differ, or the draws of few labels.
-    """
-    runs, read = {}, []
-    for text in files:
-        name, _, file = text.rpartition("=")
-        result = read_result(Path(file))
-        draws = {}
-        for cell in result["few_labels"]:
-            draws.setdefault((cell["method"], cell["shots"]), set()).add(cell["draw"])
-        for other, before, drawn in read:
-            if any(result[key] != before[key] for key in ("digest", "size")):
-                raise ValueError(f"{file} and {other} are of different data, splits or sizes "
-                    f"({result['data']} at {result['size']} px, {before['data']} at "
-                    f"{before['size']} px): they cannot be compared.")
-            for key in draws.keys() & drawn.keys():
-                if draws[key] != drawn[key]:
-                    raise ValueError(f"{file} has {len(draws[key])} draws of {key[1]} shots, {other} "
-                                     f"{len(drawn[key])}: run both with the same --draws.")
-        read.append((file, result, draws))
-        runs.setdefault(name or Path(file).resolve().parent.name, []).append(result)
-
-    few = {name: few_label_scores(results) for name, results in runs.items()}
-    keys = sorted({key for scores in few.values() for key in scores},
-                  key=lambda key: (key[0] != "frozen", math.inf if key[1] == "all" else key[1]))
-    columns = ("linear", "knn", "rank1", "map")
-    rows = [["", "linear", "k-NN", "rank-1", "mAP", *(f"{method} {k}" for method, k in keys)]]
-    for name, results in runs.items():
-        found = [[r.get("encoder", r["random_init"])[column] for r in results] for column in columns]
-        found += [few[name].get(key, [None]) for key in keys]
-        rows.append([name, *("" if None in values else spread(values)[2] for values in found)])
-    print_table(rows)
-
-    panels, shots = [], list(dict.fromkeys(k for _, k in keys))
-    for method in dict.fromkeys(method for method, _ in keys):
-        series = {}
-        for i, (name, scores) in enumerate(few.items()):
-            points = [(shots.index(k) + 0.04 * (i - (len(few) - 1) / 2), *spread(scores[m, k])[:2])
-                      for m, k in keys if m == method and (m, k) in scores]
-            if points:
-                series[name] = tuple(zip(*points))
-        panels.append(fgssl.curve(series, {"majority class": read[0][1]["majority"]},
-                                  f"labels a class; {method}: test accuracy, %",
-                                  xnames=[str(k) for k in shots]))
-    if panels:
-        sheet = Image.new("RGB", (panels[0].width, sum(panel.height for panel in panels)))
-        for i, panel in enumerate(panels):
-            sheet.paste(panel, (0, i * panel.height))
-        out.mkdir(parents=True, exist_ok=True)
-        sheet.save(out / "compare.png")
-        print(f"\nwrote {out}/compare.png")
-
-
-# ------------------------------------------------------------------------------------------------
-# A classifier on file: predict, and what identifies a result
-# ------------------------------------------------------------------------------------------------
-
-
-def save_classifier(file, model, args, names):
-    """A checkpoint as the trainers' are, with a head, its layer and the names of its classes."""
-    args = Namespace(**{**vars(args), "layer": model.layers.names[0], "classes": list(names)})
-    fgssl.save(file, 0, args, torch.Generator(), encoder=model.layers.encoder, head=model.head)
-
-
-def predict(file, images, how_precise):
-    """Print the five likeliest classes of each image file, by a probe.pt or finetuned.pt.
-
-    A file that cannot be read is named on stderr, and the others done; then the exit status is 1.
-    """
-    encoder, run = fgssl.load_encoder(file)
-    if "classes" not in run:
-        raise ValueError(f"{file} holds no classifier. Run python linear_eval.py {file}, and then "
-                         "predict with the probe.pt that it writes.")
-    state, unread = fgssl.read_checkpoint(file)["head"], 0
-    model = Classifier(encoder, nn.Linear(*reversed(state["weight"].shape)), run["layer"])
-    fgssl.load_weights(model.head, state, f"head in {file}")
-    device, autocast = fgssl.device_and_precision(how_precise)
-    model.to(device, memory_format=torch.channels_last)
-    for image in images:
-        try:
-            x = fgssl.decode(image, fgssl.cache_side(run["size"]))[None]
-        except ValueError as error:
-            print(error, file=sys.stderr)
-            unread += 1
-            continue
-        probability = fgssl.features(model, x, run["size"], device, autocast).softmax(1)[0]
-        best = probability.topk(min(5, len(probability)))
-        print(image + "".join(f"\n  {100 * p:5.1f} %  {run['classes'][label]}"
-                              for p, label in zip(*map(torch.Tensor.tolist, best))))
-    if unread:
-        raise SystemExit(1)
 
 
 def digest_weights(model):
@@ -811,13 +663,151 @@ def digest_weights(model):
 
 def digest_data(data, splits):
     """16 hex digits that tell these classes, file names, labels and splits from others."""
-    digest = hashlib.sha256("\n".join(data.classes).encode())
+    digest = hashlib.sha256(json.dumps(data.classes).encode())
     for split in splits:
-        for row, label in zip(split.rows, split.labels):
-            folder, name = data.records.paths[row].parts[-2:]
-            digest.update(f"{folder}/{name} {label}\n".encode(errors="surrogateescape"))
-        digest.update(b"\n")
+        files = ["/".join(data.records.paths[row].parts[-2:]) for row in split.rows]
+        digest.update(json.dumps([files, split.labels.tolist()]).encode())
     return digest.hexdigest()[:16]
+
+
+def read_result(file):
+    """The eval.json of an earlier run; ValueError for another file."""
+    try:
+        result = json.loads(Path(file).read_text())
+        return {"few_labels": [], "digest": None} | result  # which those of old versions lack
+    except (OSError, ValueError, TypeError):
+        raise ValueError(f"{file} is no eval.json of this script; make one with python "
+                         "linear_eval.py CHECKPOINT --out FOLDER") from None
+
+
+def write_result(file, result):
+    """Whole or not at all: hours of few-label results may be in it."""
+    partial = file.with_name(file.name + ".part")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, file)
+
+
+def finished_cells(file, result, args):
+    """The few-label cells in the eval.json of an earlier run that this one need not repeat.
+
+    Those of another recipe that are asked for again are left out. Raises ValueError where the cells
+    are of other data or weights, which this run would overwrite.
+    """
+    before = read_result(file) if file.exists() else {"few_labels": []}
+    cells = before["few_labels"]
+    if cells and any(before[key] != result[key] for key in ("digest", "weights", "size", "layer")):
+        raise ValueError(f"{file} holds {len(cells)} few-label results of other data, weights, "
+                         "size or layer: pass another --out, or remove it.")
+    return [cell for cell in cells if not args.finetune or cell["shots"] not in args.shots
+            or cell["recipe"] in (None, recipe(args))]
+
+
+def table(rows):
+    """Rows of texts, the first being titles, as a Markdown table."""
+    first, *others = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) + " |"
+             for row in rows]
+    rule = "|".join(["", "-" * (first + 2), *("-" * (width + 1) + ":" for width in others), ""])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def text(values):
+    """The mean of numbers, ± their deviation where there are several; empty where none is known."""
+    values = [value for value in values if value is not None]
+    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{deviation}" if values else ""
+
+
+def compare(files, out):
+    """Print the results in several eval.json as one table; draw their few-label curves.
+
+    files: FILE, or NAME=FILE; the files of one name are seeds of one method, and are pooled.
+    Deviations are over seeds and, for few labels, draws. ValueError where data, splits or size of
+    the images differ.
+    """
+    runs, few = {}, {}                     # {name: [result, ...]}, {method: {name: {k: [score]}}}
+    for argument in files:
+        name, _, file = argument.rpartition("=")
+        result = read_result(file)
+        first, *_ = next(iter(runs.values()), [result])
+        if any(result[key] != first[key] for key in ("digest", "size")):
+            raise ValueError(f"{file} is not of the same data, splits and size as {files[0]} "
+                             f"({result['data']} at {result['size']} px, {first['data']} at "
+                             f"{first['size']} px): there is nothing to compare.")
+        name = name or Path(file).resolve().parent.name
+        runs.setdefault(name, []).append(result)
+        for cell in result["few_labels"]:
+            of_run = few.setdefault(cell["method"], {}).setdefault(name, {})
+            of_run.setdefault(cell["shots"], []).append(cell["test"])
+
+    shots = sorted({k for method in few.values() for scores in method.values() for k in scores},
+                   key=lambda k: math.inf if k == "all" else k)
+    rows = [["test, %", *COLUMNS.values(), *(f"{method} {k}" for method in few for k in shots)]]
+    for name, results in runs.items():
+        measured = [result.get("encoder", result["random_init"]) for result in results]
+        rows.append([name, *(text([row[column] for row in measured]) for column in COLUMNS),
+                     *(text(few[m].get(name, {}).get(k, [])) for m in few for k in shots)])
+    print(table(rows))
+    panels = []
+    for method, series in few.items():
+        curves = {}
+        for i, (name, scores) in enumerate(series.items()):  # beside each other, not on top
+            ks, shift = [k for k in shots if k in scores], 0.04 * (i - (len(series) - 1) / 2)
+            curves[name] = ([shots.index(k) + shift for k in ks],
+                            [np.mean(scores[k]) for k in ks],
+                            [np.std(scores[k], ddof=1) if len(scores[k]) > 1 else 0 for k in ks])
+        panels.append(fgssl.curve(curves, {"majority class": first["majority"]}, f"{method}: "
+                                  "test accuracy, %, by labels a class", xnames=[*map(str, shots)]))
+    if panels:
+        out.mkdir(parents=True, exist_ok=True)
+        fgssl.stack(panels).save(out / "compare.png")
+        print(f"\nwrote {out}/compare.png")
+
+
+# ------------------------------------------------------------------------------------------------
+# A classifier on file
+# ------------------------------------------------------------------------------------------------
+
+
+def save_classifier(file, model, args, names):
+    """A checkpoint like the trainers', with a head, the layer it reads and its classes' names."""
+    args = Namespace(**{**vars(args), "layer": model.layers.names[0], "classes": list(names)})
+    fgssl.save(file, 0, args, torch.Generator(), encoder=model.layers.encoder, head=model.head)
+
+
+def load_classifier(file):
+    """The Classifier in a probe.pt or finetuned.pt, and the arguments of its run."""
+    encoder, run = fgssl.load_encoder(file)
+    if "classes" not in run:
+        raise ValueError(f"{file} holds no classifier. Run python linear_eval.py {file}, then "
+                         "predict with the probe.pt that it writes.")
+    state = fgssl.read_checkpoint(file)["head"]
+    model = Classifier(encoder, nn.Linear(*reversed(state["weight"].shape)), run["layer"])
+    fgssl.load_weights(model.head, state, f"head in {file}")
+    return model, run
+
+
+def predict(file, images, precision):
+    """Print the five likeliest classes of each image, by the classifier in `file`.
+
+    An image that cannot be read is named on stderr, and the others done; then the exit status is 1.
+    """
+    (model, run), failed = load_classifier(file), False
+    device, autocast = fgssl.device_and_precision(precision)
+    model.to(device, memory_format=torch.channels_last)
+    for image in images:
+        try:
+            x = fgssl.decode(image, fgssl.cache_side(run["size"]))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            failed = True
+            continue
+        probability = fgssl.features(model, x[None], run["size"], device, autocast).softmax(1)[0]
+        print(image)
+        for label in probability.argsort(descending=True)[:5]:
+            print(f"  {100 * probability[label]:5.1f} %  {run['classes'][label]}")
+    if failed:
+        raise SystemExit(1)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -870,7 +860,7 @@ def arguments(argv):
     tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3, help="of the head")
     tune.add_argument("--batch", type=fgssl.number(int, 2), default=64, help="images a step")
     tune.add_argument("--head", choices=("probe", "zero"), default="probe",
-                      help="start from the frozen encoder's probe (Kumar et al. 2022) or from zeros")
+                      help="the head's start: the frozen probe (Kumar et al. 2022), or zeros")
     tune.add_argument("--stages", type=fgssl.number(int, 0, 4), default=4,
                       help="last stages of the encoder that learn; 4 is all of it")
     tune.add_argument("--layer-decay", type=fgssl.number(float, above=0, high=1), default=1.0,
@@ -884,8 +874,24 @@ def arguments(argv):
     args = p.parse_args(argv)
     if args.compare is None and (args.checkpoint is None) == (args.init is None):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
+    if (args.predict or args.export) and not args.checkpoint:
+        p.error("--predict and --export take a checkpoint")
     args.shots = args.shots or (["all"] if args.finetune else [])
     return args
+
+
+def print_details(result):
+    """What the table leaves out of the linear probe and the pictures."""
+    detail, cam = result["report"], result["grad_cam"]
+    print(f"\nlinear: top-5 {detail['top5']:.1f}, mean over classes {detail['mean_per_class']:.1f}; "
+          "worst classes:")
+    for row in detail["worst"][:3]:
+        print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
+              + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))
+    if cam:
+        print(f"Grad-CAM inside the box: {text([cam['class_score_in_box']])} % for the class, "
+              f"{text([cam['similarity_in_box']])} % for the similarity of views; "
+              f"the box is {text([cam['box_of_view']])} % of the view")
 
 
 def main(argv=None):
@@ -912,52 +918,50 @@ def main(argv=None):
     splits, names = labelled_splits(data, args.size), data.classes
     torch.manual_seed(args.seed)
     untrained = fgssl.resnet(args.arch)
-    train, _, test = splits
-    counts = np.bincount(train.labels, minlength=len(names))
+    counts, test = np.bincount(splits[0].labels, minlength=len(names)), splits[2]
     result = {"data": data.name, "digest": digest_data(data, splits), "classes": len(names),
               "size": args.size, "arch": args.arch, "layer": args.layer, "seed": args.seed,
-              "weights": digest_weights(encoder or untrained), "checkpoint": args.checkpoint,
+              "checkpoint": args.checkpoint, "weights": digest_weights(encoder or untrained),
               "n": {name: len(s.labels) for name, s in zip(("train", "val", "test"), splits)},
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
-              "argv": sys.argv, "commit": fgssl.commit(), "few_labels": []}
-    result["few_labels"] = finished_cells(out / "eval.json", result, args)
+              "argv": sys.argv, "commit": fgssl.commit()}
+    done = finished_cells(out / "eval.json", result, args)
     print(f"{data.name}, {len(names)} classes, {args.size} px, {args.arch}: "
-          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test")
+          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test\n")
 
     result["random_init"], frozen = evaluate(untrained, splits, names, how, args.layer)
-    rows = {"chance": dict.fromkeys(("linear", "knn"), result["chance"]),
-            "majority class": dict.fromkeys(("linear", "knn"), result["majority"]),
-            "random init": result["random_init"]}
     if encoder is not None:
         result["encoder"], frozen = evaluate(encoder, splits, names, how, args.layer)
-        rows[args.checkpoint] = result["encoder"]
+    print(table([["test, %", *COLUMNS.values()]] + [
+        [name, *(text([row.get(column)]) for column in COLUMNS)] for name, row in (
+            ("chance", dict.fromkeys(("linear", "knn"), result["chance"])),
+            ("majority class", dict.fromkeys(("linear", "knn"), result["majority"])),
+            ("random init", result["random_init"]), (args.checkpoint, result.get("encoder", {})))
+        if row]))
     measured = result.get("encoder", result["random_init"])
-    detail, confusion = report(frozen.head(frozen.h[frozen.layer][2]), torch.from_numpy(test.labels), names)
-    result["report"] = detail
+    if args.layer == "best":
+        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
+
+    h = frozen.h[frozen.layer][2]
+    result["report"], confusion = report(frozen.head(h), torch.from_numpy(test.labels), names)
     write_confusion(out, "confusion", confusion, names)
     retrieval_sheet(out / "retrieval.png", frozen.h[measured["knn_layer"]][2], test, names)
-    feature_map(out / "map.png", frozen.h[frozen.layer][2], test.labels, names)
+    feature_map(out / "map.png", h, test.labels, names)
     result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records, test, how)
-    save_classifier(out / "probe.pt", Classifier(frozen.encoder, frozen.head, frozen.layer), args, names)
-
-    columns = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
-    width = max(map(len, rows))
-    print(f"\n{'test, %':{width}}" + "".join(f"{title:>8}" for title in columns.values()))
-    for name, row in rows.items():
-        numbers = (row.get(column) for column in columns)
-        layers = ""
-        if args.layer == "best" and "l2" in row:
-            layers = f"   layers {row['linear_layer']} and {row['knn_layer']}"
-        print(f"{name:{width}}" + "".join(" " * 8 if v is None else f"{v:8.1f}" for v in numbers) + layers)
-    print(f"\ntop-5 {measured['top5']:.1f}, mean per class {measured['mean_per_class']:.1f}")
-    for name, value in result["grad_cam"].items():
-        print(name, value)
+    probe = Classifier(frozen.encoder, frozen.head, frozen.layer)
+    save_classifier(out / "probe.pt", probe, args, names)
+    result["few_labels"] = done
     write_result(out / "eval.json", result)
-    for cell in few_labels(frozen, splits, names, args, how, out, result["few_labels"]):
+    print_details(result)
+
+    for cell in few_labels(frozen, splits, names, args, how, out, list(done)):
         result["few_labels"].append(cell)
         write_result(out / "eval.json", result)
-    print(f"\nwrote {out}/eval.json")
+    if result["few_labels"]:
+        print()
+        compare([str(out / "eval.json")], out)
+    print(f"\nwrote {out}/eval.json, probe.pt and pictures")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -24,3 +26,17 @@ def toy_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     datasets.read("toy", root)
     return root
+
+
+@pytest.fixture(scope="session")
+def shades(tmp_path_factory):
+    """Three classes told apart by brightness, 12 train / 6 val / 9 test images each."""
+    top, rng = tmp_path_factory.mktemp("shades"), np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 9)):
+        for level, name in ((40, "ash"), (120, "elm"), (200, "oak")):
+            folder = top / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = (level + rng.normal(0, 20, (24, 24, 3))).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return top

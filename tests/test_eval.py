@@ -11,25 +11,15 @@ import fgssl
 import linear_eval
 
 
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Three classes told apart by brightness, 12 train / 6 val / 9 test images each."""
-    top, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for split, count in (("train", 12), ("val", 6), ("test", 9)):
-        for level, name in ((40, "ash"), (120, "elm"), (200, "oak")):
-            folder = top / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                pixels = (level + rng.normal(0, 20, (24, 24, 3))).clip(0, 255).astype(np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.png")
-    return top
+HOW = 24, *fgssl.device_and_precision("fp32")
+NAMES = ["ash", "elm", "oak"]
 
 
 @pytest.fixture
-def checkpoint(photos, tmp_path):
+def checkpoint(shades, tmp_path):
     """An encoder trained by nobody, in a trainer's file: seed 7, so not the control's weights."""
     torch.manual_seed(7)
-    args = dict(data=str(photos), root=None, size=24, arch="resnet10", seed=0)
+    args = dict(data=str(shades), root=None, size=24, arch="resnet10", seed=0)
     torch.save({"encoder": fgssl.resnet("resnet10").state_dict(), "args": args, "step": 1},
                tmp_path / "checkpoint.pt")
     return tmp_path / "checkpoint.pt"
@@ -51,7 +41,7 @@ def test_the_probe_is_at_the_minimum_of_its_objective(l2):
     p /= p.sum(1, keepdims=True)
     gradient = x.T @ (p - np.eye(3)[labels]) / len(x)
     gradient[:-1] += l2 * weight[:-1]  # the bias is not penalised
-    assert np.abs(gradient).max() < 2e-4, "L-BFGS stops at 1e-5 in fp32, which sums 60 terms"
+    assert np.abs(gradient).max() < 1.4e-3, "sqrt(2e-6): steps end that gain less than 1e-6"
 
 
 def test_the_start_does_not_change_the_probe():
@@ -95,34 +85,34 @@ def test_confusion_rows_are_true_classes():
     labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 1, 0])
     confusion = linear_eval.confusion_matrix(labels, predicted, 4)
     assert confusion.tolist() == [[1, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
-    recall, f1 = linear_eval.per_class(confusion)
+    precision, recall, f1 = linear_eval.per_class(confusion)
+    np.testing.assert_allclose(precision, [50, 50, np.nan, np.nan])
     np.testing.assert_allclose(recall, [100 / 3, 100, np.nan, 0])
     np.testing.assert_allclose(f1, [100 * 2 / 5, 100 * 4 / 6, np.nan, 0])  # 2 TP / (true + said)
     assert np.nanmean(f1) == pytest.approx(100 * (2 / 5 + 4 / 6) / 3), "an absent class has no F1"
 
 
-def test_the_encoder_is_frozen_to_the_bit(photos):
+def test_the_encoder_is_frozen_to_the_bit(shades):
     """In train mode its batch-norm would drift; left in the optimizer it would learn (28, 29)."""
-    splits = linear_eval.labelled_splits(fgssl.load_data(photos), 24)
+    splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     encoder = fgssl.resnet("resnet10").train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    linear_eval.evaluate(encoder, splits, 24, 3, *fgssl.device_and_precision("fp32"))
+    linear_eval.evaluate(encoder, splits, NAMES, HOW)
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} changed while it was measured"
     assert all(p.grad is None for p in encoder.parameters())
 
 
-def test_test_labels_change_the_score_and_no_choice(photos):
+def test_test_labels_change_the_score_and_no_choice(shades):
     """Choosing on the split that is reported flatters every method (30)."""
-    splits = linear_eval.labelled_splits(fgssl.load_data(photos), 24)
+    splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     torch.manual_seed(0)
     encoder = fgssl.resnet("resnet10")
-    how = 24, 3, *fgssl.device_and_precision("fp32")
-    honest, predicted = linear_eval.evaluate(encoder, splits, *how)
+    honest, frozen = linear_eval.evaluate(encoder, splits, NAMES, HOW)
     shuffled = splits[2]._replace(labels=(splits[2].labels + 1) % 3)
-    other, predicted_too = linear_eval.evaluate(encoder, [*splits[:2], shuffled], *how)
+    other, frozen_too = linear_eval.evaluate(encoder, [*splits[:2], shuffled], NAMES, HOW)
     assert (honest["l2"], honest["k"]) == (other["l2"], other["k"])
-    assert torch.equal(predicted, predicted_too)
+    assert torch.equal(frozen.head.weight, frozen_too.head.weight)
     assert honest["linear"] > 60 > other["linear"], "brightness tells these classes apart"
 
 
@@ -138,19 +128,21 @@ def test_layers_are_the_stages_averaged_over_the_image_or_its_quarters():
     torch.testing.assert_close(h["1:2x2"].view(2, 32, 4), torch.stack(quarters, 2))
 
 
-def test_the_best_layer_is_the_best_on_val(photos):
+def test_the_best_layer_is_the_best_on_val(shades):
     """For every encoder, the untrained one too: a choice that the control lacks flatters."""
-    splits = linear_eval.labelled_splits(fgssl.load_data(photos), 24)
+    splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     torch.manual_seed(0)
     encoder = fgssl.resnet("resnet10")
-    how = splits, 24, 3, *fgssl.device_and_precision("fp32")
-    best, _ = linear_eval.evaluate(encoder, *how, "best")
-    alone = {layer: linear_eval.evaluate(encoder, *how, layer)[0] for layer in linear_eval.LAYERS}
+    how = encoder, splits, NAMES, HOW
+    best, frozen = linear_eval.evaluate(*how, "best")
+    alone = {layer: linear_eval.evaluate(*how, layer)[0] for layer in linear_eval.LAYERS}
     for probe in ("linear", "knn"):
         scores = {layer: alone[layer][f"val_{probe}"] for layer in alone}
         chosen = max(scores, key=scores.get)                 # of equals, the first: the last stage
         assert best[f"{probe}_layer"] == chosen
         assert best[probe] == alone[chosen][probe]
+    assert best["map"] == alone[best["knn_layer"]]["map"], "retrieval has no choice of its own (34)"
+    assert frozen.layer == best["linear_layer"]
 
 
 def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsys):
@@ -162,19 +154,21 @@ def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsy
     assert result["size"] == 24, "the size is the run's, not a default"
     assert result["encoder"] != result["random_init"], "the control has weights of its own"
     for row in ("encoder", "random_init"):
-        assert {"linear", "knn", "l2", "k", "mean_per_class", "macro_f1"} < result[row].keys()
+        assert {"linear", "knn", "l2", "k", "rank1", "map", "macro_f1"} < result[row].keys()
         assert result[row]["linear_layer"] == result[row]["knn_layer"] == "4"
         right = result[row]["linear"] * 27 / 100
         assert right == pytest.approx(round(right)), "percent of 27 images"
     printed = capsys.readouterr().out
     for word in ("chance", "majority class", "random init", str(checkpoint), "linear", "k-NN"):
         assert word in printed
-    Image.open(checkpoint.parent / "confusion.png").verify()
+    for picture in ("confusion", "retrieval", "map", "gradcam"):
+        Image.open(checkpoint.parent / f"{picture}.png").verify()
+    assert {"digest", "weights", "seed", "size", "arch", "layer", "commit", "argv"} < result.keys()
 
 
-def test_random_init_is_the_control_of_the_same_seed(photos, checkpoint, tmp_path):
+def test_random_init_is_the_control_of_the_same_seed(shades, checkpoint, tmp_path):
     linear_eval.main([str(checkpoint), "--precision", "fp32"])
-    linear_eval.main(["--init", "random", "--data", str(photos), "--size", "24", "--seed", "0",
+    linear_eval.main(["--init", "random", "--data", str(shades), "--size", "24", "--seed", "0",
                       "--precision", "fp32", "--out", str(tmp_path / "random")])
     alone = json.loads((tmp_path / "random" / "eval.json").read_text())
     beside = json.loads((checkpoint.parent / "eval.json").read_text())
@@ -182,11 +176,11 @@ def test_random_init_is_the_control_of_the_same_seed(photos, checkpoint, tmp_pat
     assert alone["random_init"] == beside["random_init"]
 
 
-def test_torchvision_weights_take_the_place_of_a_checkpoint(photos, tmp_path):
+def test_torchvision_weights_take_the_place_of_a_checkpoint(shades, tmp_path):
     state = {**fgssl.resnet("resnet18").state_dict(), "fc.weight": torch.zeros(1000, 512),
              "fc.bias": torch.zeros(1000)}
     torch.save(state, tmp_path / "resnet18.pth")
-    linear_eval.main([str(tmp_path / "resnet18.pth"), "--arch", "resnet18", "--data", str(photos),
+    linear_eval.main([str(tmp_path / "resnet18.pth"), "--arch", "resnet18", "--data", str(shades),
                       "--size", "24"])
     assert "encoder" in json.loads((tmp_path / "eval.json").read_text())
 
@@ -214,7 +208,7 @@ def test_neither_checkpoint_nor_init_is_an_error_and_both_too(capsys):
         assert "--init random" in capsys.readouterr().err
 
 
-def test_data_without_the_labels_it_takes_is_refused(photos, tmp_path):
+def test_data_without_the_labels_it_takes_is_refused(shades, tmp_path):
     def run(folder):
         linear_eval.main(["--init", "random", "--data", str(folder), "--size", "24",
                           "--out", str(tmp_path / "out")])
