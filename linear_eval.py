@@ -797,12 +797,12 @@ def predict(file, images, precision):
     model.to(device, memory_format=torch.channels_last)
     for image in images:
         try:
-            x = fgssl.decode(image, fgssl.cache_side(run["size"]))
+            x = fgssl.decode(image, fgssl.cache_side(run["size"]))[None].copy()
         except ValueError as error:
             print(error, file=sys.stderr)
             failed = True
             continue
-        probability = fgssl.features(model, x[None], run["size"], device, autocast).softmax(1)[0]
+        probability = fgssl.features(model, x, run["size"], device, autocast).softmax(1)[0]
         print(image)
         for label in probability.argsort(descending=True)[:5]:
             print(f"  {100 * probability[label]:5.1f} %  {run['classes'][label]}")
@@ -859,8 +859,9 @@ def arguments(argv):
                       help="length of training, the same for few labels and for many")
     tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3, help="of the head")
     tune.add_argument("--batch", type=fgssl.number(int, 2), default=64, help="images a step")
-    tune.add_argument("--head", choices=("probe", "zero"), default="probe",
-                      help="the head's start: the frozen probe (Kumar et al. 2022), or zeros")
+    tune.add_argument("--head", choices=("probe", "zero"),
+                      help="where the head starts: as the frozen probe (Kumar et al. 2022), the "
+                           "default, or from zeros, the default with --init random")
     tune.add_argument("--stages", type=fgssl.number(int, 0, 4), default=4,
                       help="last stages of the encoder that learn; 4 is all of it")
     tune.add_argument("--layer-decay", type=fgssl.number(float, above=0, high=1), default=1.0,
@@ -877,14 +878,15 @@ def arguments(argv):
     if (args.predict or args.export) and not args.checkpoint:
         p.error("--predict and --export take a checkpoint")
     args.shots = args.shots or (["all"] if args.finetune else [])
+    args.head = args.head or ("zero" if args.init else "probe")
     return args
 
 
 def print_details(result):
     """What the table leaves out of the linear probe and the pictures."""
     detail, cam = result["report"], result["grad_cam"]
-    print(f"\nlinear: top-5 {detail['top5']:.1f}, mean over classes {detail['mean_per_class']:.1f}; "
-          "worst classes:")
+    print(f"\nlinear: top-5 {detail['top5']:.1f}, mean over classes "
+          f"{detail['mean_per_class']:.1f}; worst classes:")
     for row in detail["worst"][:3]:
         print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
               + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))

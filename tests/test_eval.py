@@ -10,7 +10,6 @@ from PIL import Image
 import fgssl
 import linear_eval
 
-
 HOW = 24, *fgssl.device_and_precision("fp32")
 NAMES = ["ash", "elm", "oak"]
 

@@ -173,13 +173,14 @@ def test_fine_tuning_starts_from_the_probe_or_from_zeros(splits, frozen, tmp_pat
     started = []
     monkeypatch.setattr(linear_eval, "finetune", lambda model, *_: started.append(model) or 0)
     for head in ("probe", "zero"):
-        list(linear_eval.few_labels(frozen, splits, NAMES, arguments("--head", head), HOW, tmp_path))
+        args = arguments("--head", head)
+        list(linear_eval.few_labels(frozen, splits, NAMES, args, HOW, tmp_path))
     with torch.no_grad():
         probe, zero = (fgssl.features(model, splits[2].images, *HOW) for model in started)
     expected = frozen.head(frozen.h["4"][2])
     torch.testing.assert_close(probe, expected, rtol=1e-4, atol=1e-3)  # fp32, scores of about 10
     assert (zero == 0).all()
-    assert started[0].layers.encoder is not frozen.encoder, "the frozen encoder is not the one tuned"
+    assert started[0].layers.encoder is not frozen.encoder, "a copy of it is tuned"
 
 
 def test_a_cell_chooses_with_as_few_labels_as_it_learns_from(splits, frozen, tmp_path, monkeypatch):
