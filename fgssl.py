@@ -1025,7 +1025,7 @@ def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
             for x, y, e in zip(*series[name]):
                 if e:
-                    draw.line((px(x), py(y - e), px(x), py(y + e)), color)
+                    draw.line((px(x), py(y - e), px(x), py(y + e)), color, 2)
         else:
             for x in range(box[0], box[2], 10):
                 draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)

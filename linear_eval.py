@@ -407,12 +407,12 @@ def few_labels(frozen, splits, names, args, how, out, done=()):
     for k in args.shots:
         fewer = [] if k == "all" else [names[label] for label in np.flatnonzero(counts < k)]
         if fewer:
-            print(f"{k} shots: of {len(fewer)} classes with fewer images, such as {fewer[0]}, all")
+            print(f"shots {k}: of {len(fewer)} classes with fewer images, such as {fewer[0]}, all")
     stop = fgssl.StopSignal() if args.finetune else None
     for i, cell in enumerate(todo, 1):
         if cell in known:
             continue
-        title = f"{cell['method']}, {cell['shots']} shots, draw {cell['draw']}"
+        title = f"{cell['method']}, shots {cell['shots']}, draw {cell['draw']}"
         cell |= few_label_cell(frozen, splits, names, args, how, out, cell, title, stop)
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f}, "
               f"test {cell['test']:.1f}", flush=True)

@@ -240,7 +240,7 @@ def test_finished_cells_are_not_run_again_but_another_recipe_is(shades, tmp_path
     assert run(shades, tmp_path, *study)["few_labels"] == first and not ran
     assert run(shades, tmp_path)["few_labels"] == first, "a plain run keeps them"
     other = run(shades, tmp_path, "--shots", "2", "--draws", "2", "--finetune", "--lr", "1e-4")
-    assert ran == ["fine-tuned, 2 shots, draw 0", "fine-tuned, 2 shots, draw 1"]
+    assert ran == ["fine-tuned, shots 2, draw 0", "fine-tuned, shots 2, draw 1"]
     assert len(other["few_labels"]) == 8, "results of the old recipe gave way"
     assert "±" in capsys.readouterr().out, "draws are reported with their deviation"
     with pytest.raises(ValueError, match="8 few-label results of other data.*--out"):
@@ -250,4 +250,4 @@ def test_finished_cells_are_not_run_again_but_another_recipe_is(shades, tmp_path
 def test_a_class_with_fewer_images_is_said_and_used(shades, tmp_path, capsys):
     result = run(shades, tmp_path, "--shots", "20", "--draws", "1")
     assert result["few_labels"][0]["images"] == 36
-    assert "20 shots: of 3 classes with fewer images, such as ash, all" in capsys.readouterr().out
+    assert "shots 20: of 3 classes with fewer images, such as ash, all" in capsys.readouterr().out
