@@ -52,6 +52,16 @@ def test_the_start_does_not_change_the_probe():
                                atol=2e-3, rtol=0)  # both within the optimizer's tolerance
 
 
+def test_the_head_over_h_scores_as_the_probe_over_standardised_h():
+    h, labels = problem()
+    h = 7 * h + 3
+    x, = linear_eval.standardised(h)
+    weight = linear_eval.fit_linear(x, labels, 3, 0.01)
+    scores = linear_eval.as_head(weight, *linear_eval.scale(h))(h)
+    torch.testing.assert_close(scores, x @ weight[:-1] + weight[-1], atol=1e-4, rtol=1e-4)  # fp32
+    assert not scores.requires_grad
+
+
 def test_choices_rest_on_val_and_ties_take_the_stronger_l2(monkeypatch):
     h, labels = problem(n=30, dim=40)  # more features than images: any weak l2 fits train exactly
     h_val, labels_val = problem(n=300, dim=40, seed=1)

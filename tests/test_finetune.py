@@ -199,6 +199,19 @@ def test_a_cell_chooses_with_as_few_labels_as_it_learns_from(splits, frozen, tmp
         (1, 0, 3), (1, 1, 3), (4, 0, 12), (4, 1, 12), ("all", 0, 36)]
 
 
+def test_fine_tuning_is_shown_few_images_of_train_and_val_alone(splits, frozen, tmp_path,
+                                                                monkeypatch):
+    shown = []
+    monkeypatch.setattr(linear_eval, "finetune", lambda model, *of: shown.append(of[:2]) or 0)
+    list(linear_eval.few_labels(frozen, splits, NAMES, arguments("--shots", "4", "all",
+                                                                 "--draws", "1"), HOW, tmp_path))
+    for k, few in zip((4, "all"), shown):
+        for given, whole in zip(few, splits):
+            rows = linear_eval.draw_shots(whole.labels, k, 0)
+            assert np.array_equal(given.images, whole.images[rows])
+            assert np.array_equal(given.labels, whole.labels[rows])
+
+
 def test_test_labels_change_no_choice_of_any_cell(splits, frozen, tmp_path):
     """The best epoch on test flatters every method (pitfall 30)."""
     args = arguments("--shots", "4", "--draws", "1")
