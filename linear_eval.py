@@ -395,8 +395,8 @@ def few_labels(frozen, splits, names, args, how, out, done=()):
 
     A cell learns from k labels a class of train and chooses (the probe's strength, the step of
     fine-tuning) on at most k a class of val: whoever has five labels has no hundreds to tune with.
-    Its "val" is of the whole of val, for choosing a recipe; its "test" is for the report. With
-    "all" there is one draw.
+    Features are standardised over all of train, which takes no labels. A cell's "val" is of the
+    whole of val, for choosing a recipe; its "test" is for the report. With "all" there is one draw.
     """
     methods = ("frozen", "fine-tuned") if args.finetune else ("frozen",)
     todo = [{"method": method, "shots": k, "draw": draw,
@@ -636,7 +636,8 @@ def grad_cam_study(file, frozen, records, test, how, count=8, most=512):
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
         edge = F.max_pool2d(mask, 3, 1, 1) > mask
         rows[0] = torch.where(edge, torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
-        for places in np.array_split(evenly(len(test.labels), most), 8):
+        measured = evenly(len(test.labels), most)
+        for places in np.array_split(measured, math.ceil(len(measured) / 64)):
             mask = boxes_in_view(records, test.rows[places], size)
             _, _, *cams = explain(frozen, test.images[places], rng, how)
             shares.append([*(energy_inside(cam, mask) for cam in cams), 100 * mask.mean((1, 2))])
@@ -674,10 +675,12 @@ def read_result(file):
     """The eval.json of an earlier run; ValueError for another file."""
     try:
         result = json.loads(Path(file).read_text())
-        return {"few_labels": [], "digest": None} | result  # which those of old versions lack
-    except (OSError, ValueError, TypeError):
-        raise ValueError(f"{file} is no eval.json of this script; make one with python "
-                         "linear_eval.py CHECKPOINT --out FOLDER") from None
+        if {"digest", "few_labels"} <= result.keys():
+            return result
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise ValueError(f"{file} is no eval.json of this version of the script; make one with "
+                     "python linear_eval.py CHECKPOINT --out FOLDER")
 
 
 def write_result(file, result):
@@ -693,7 +696,10 @@ def finished_cells(file, result, args):
     Those of another recipe that are asked for again are left out. Raises ValueError where the cells
     are of other data or weights, which this run would overwrite.
     """
-    before = read_result(file) if file.exists() else {"few_labels": []}
+    try:
+        before = read_result(file)
+    except ValueError:  # none yet, or of an older version, which held no cells
+        return []
     cells = before["few_labels"]
     if cells and any(before[key] != result[key] for key in ("digest", "weights", "size", "layer")):
         raise ValueError(f"{file} holds {len(cells)} few-label results of other data, weights, "

@@ -249,9 +249,11 @@ def test_compare_refuses_other_data_splits_and_sizes(evaluated, tmp_path):
         (tmp_path / "eval.json").write_text(json.dumps({**result, key: value}))
         with pytest.raises(ValueError, match="nothing to compare"):
             linear_eval.main(["--compare", *files])
-    (tmp_path / "eval.json").write_text("[]")
-    for file in (tmp_path / "eval.json", tmp_path / "nowhere.json"):
-        with pytest.raises(ValueError, match="is no eval.json"):
+    for content in ("[]", "{", '{"linear": 3}', None):
+        file = tmp_path / ("eval.json" if content else "nowhere.json")
+        if content:
+            file.write_text(content)
+        with pytest.raises(ValueError, match="is no eval.json of this version"):
             linear_eval.main(["--compare", str(file)])
 
 

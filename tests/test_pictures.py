@@ -65,6 +65,38 @@ def test_a_curve_of_all_but_equal_numbers_does_not_end_a_run(ys):
         assert picture.getextrema() != ((255, 255),) * 3
 
 
+def test_error_bars_span_two_deviations_and_places_have_names():
+    picture = fgssl.curve({"mean": ([0, 1], [2.0, 4.0], [1.0, 0.0])}, xnames=["5", "all"])
+    pixels = np.asarray(picture).astype(int)
+    blue = np.abs(pixels - np.array((0x33, 0x66, 0xaa))).max(2) < 30
+    x = [64 + (624 - 64) * place for place in (0.25, 0.75)]  # halves of the axis, one a place
+    bar, point = (np.flatnonzero(blue[28:, round(at)]) for at in x)
+    assert np.ptp(point) < 12, "a deviation of 0 is no bar"
+    per_unit = (bar.mean() - point.mean()) / 2               # pixels between 2 and 4
+    assert np.ptp(bar) == pytest.approx(2 * per_unit, abs=4), "from 1 to 3"
+
+
+def test_a_scatter_draws_each_point_in_its_groups_colour():
+    groups = {f"group {i}": ([i], [i]) for i in range(9)}
+    picture = fgssl.scatter(groups, "across", "up", rest=([0], [8]))
+    pixels = np.asarray(picture).astype(int)
+    places = []
+    for i in (0, 3):  # seven discs; 7 and 8 are rings in the colours of 0 and 1
+        hit = np.abs(pixels - np.array(Image.new("RGB", (1, 1), fgssl.COLORS[i]).getpixel((0, 0))))
+        ys, xs = np.nonzero(hit.max(2)[:, :600] < 30)
+        places.append((xs.min(), ys.max()))
+    assert places[0][0] < places[1][0] and places[0][1] > places[1][1], "y points up"
+    legend = pixels[:, 620:].min(2).min(1) < 200
+    assert np.count_nonzero(np.diff(legend.astype(int)) == 1) == 10, "nine groups, and the others"
+
+
+def test_stacked_panels_stand_below_each_other():
+    panels = [Image.new("RGB", (8, 5), color) for color in ("red", "blue")]
+    sheet = fgssl.stack(panels)
+    assert sheet.size == (8, 10)
+    assert sheet.getpixel((4, 4)) == (255, 0, 0) and sheet.getpixel((4, 5)) == (0, 0, 255)
+
+
 @pytest.mark.parametrize("low, high", [(0, 1), (1, 9300), (-0.5, 0.5), (0.1, 0.3), (4.84, 5.54),
                                        (1e-12, 3e-12), (-3, 7e5), (1e9, 1e9 + 7), (0, 1e-300)])
 def test_ticks_are_round_even_and_cover_the_range(low, high):
