@@ -161,8 +161,11 @@ def choose_neighbours(h, labels, h_val, labels_val, classes):
 
 
 class Frozen(NamedTuple):
-    """A frozen encoder, its features, and the linear probe that did best on val."""
+    """A frozen encoder, its features of some images, and the linear probe that did best on val."""
     encoder: nn.Module
+    splits: tuple    # train, val and test
+    names: list      # of the classes
+    how: tuple       # size, device and autocast
     h: dict          # {layer: features of train, val and test, (N, D) each}
     layer: str       # the one that the probe reads
     head: nn.Linear  # the probe: features of that layer -> scores
@@ -190,7 +193,8 @@ def evaluate(encoder, splits, names, how, layer="4"):
             linear = score, name, weight, l2
     val_knn, knn_layer, k = neighbours
     val_linear, linear_layer, weight, l2 = linear
-    frozen = Frozen(encoder, h, linear_layer, as_head(weight, *scale(h[linear_layer][0])))
+    frozen = Frozen(encoder, splits, names, how, h, linear_layer,
+                    as_head(weight, *scale(h[linear_layer][0])))
 
     train, _, test = h[knn_layer]
     detail, _ = report(frozen.head(h[linear_layer][2]), labels_test, names)
@@ -390,7 +394,7 @@ def recipe(args):
     return {name: getattr(args, name) for name in names}
 
 
-def few_labels(frozen, splits, names, args, how, out, done=()):
+def few_labels(frozen, args, out, done=()):
     """Yield one cell, a dict, for each method, number of shots, and draw that is not in `done`.
 
     A cell learns from k labels a class of train and chooses (the probe's strength, the step of
@@ -403,9 +407,9 @@ def few_labels(frozen, splits, names, args, how, out, done=()):
              "recipe": recipe(args) if method == "fine-tuned" else None} for method in methods
             for k in args.shots for draw in range(1 if k == "all" else args.draws)]
     known = [{key: cell[key] for key in ("method", "shots", "draw", "recipe")} for cell in done]
-    counts = np.bincount(splits[0].labels, minlength=len(names))
+    counts = np.bincount(frozen.splits[0].labels, minlength=len(frozen.names))
     for k in args.shots:
-        fewer = [] if k == "all" else [names[label] for label in np.flatnonzero(counts < k)]
+        fewer = [] if k == "all" else [frozen.names[i] for i in np.flatnonzero(counts < k)]
         if fewer:
             print(f"shots {k}: of {len(fewer)} classes with fewer images, such as {fewer[0]}, all")
     stop = fgssl.StopSignal() if args.finetune else None
@@ -413,17 +417,17 @@ def few_labels(frozen, splits, names, args, how, out, done=()):
         if cell in known:
             continue
         title = f"{cell['method']}, shots {cell['shots']}, draw {cell['draw']}"
-        cell |= few_label_cell(frozen, splits, names, args, how, out, cell, title, stop)
+        cell |= few_label_cell(frozen, args, out, cell, title, stop)
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f}, "
               f"test {cell['test']:.1f}", flush=True)
         yield cell
 
 
-def few_label_cell(frozen, splits, names, args, how, out, cell, title, stop):
+def few_label_cell(frozen, args, out, cell, title, stop):
     """The results of one cell of few_labels; of fine-tuning on all labels, its files too."""
-    train, val, test = splits
+    (train, val, test), names, how = frozen.splits, frozen.names, frozen.how
     h, h_val, h_test = frozen.h[frozen.layer]
-    labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in splits)
+    labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in frozen.splits)
     rows, few = (draw_shots(split.labels, cell["shots"], cell["draw"]) for split in (train, val))
     found, head = {"images": len(rows)}, nn.Linear(h.shape[1], len(names))
     if cell["method"] == "frozen" or args.head == "probe":
@@ -579,15 +583,15 @@ def overlay(x, cam):
     return torch.lerp(0.3 * fgssl.luma(x), x, enlarged(cam, *x.shape[2:])[:, None])
 
 
-def explain(frozen, images, rng, how):
+def explain(frozen, images, rng):
     """Grad-CAM of uint8 images (B, 3, C, C) at the layer of the probe.
 
     Returns the evaluation view and another, random one, (B, 3, size, size) in [0, 1], and two maps
     (B, h, w) over the first: of the score of the class that the probe says; and, which takes no
     labels, of the cosine similarity of the features of the two views.
     """
-    size, device, autocast = how
-    images, layer = torch.from_numpy(images), frozen.layer
+    (size, device, autocast), layer = frozen.how, frozen.layer
+    images = torch.from_numpy(images)
     views = [fgssl.evaluation_view(images, size),
              fgssl.hflip(fgssl.random_resized_crop(images, size, rng, scale=(0.3, 1.0)), rng)]
     with torch.no_grad(), autocast:
@@ -623,14 +627,15 @@ def energy_inside(cam, masks):
         return 100 * (cam * masks).sum((1, 2)) / cam.sum((1, 2))
 
 
-def grad_cam_study(file, frozen, records, test, how, count=8, most=512):
+def grad_cam_study(file, frozen, records, count=8, most=512):
     """Draw Grad-CAM for `count` test images; where the set has boxes, measure up to `most`.
 
     Returns {} without boxes, else mean percentages: of the maps' energy inside the box, for the
     class score and for the similarity of two views, and of the view that the box covers.
     """
-    rng, shown, size = torch.Generator().manual_seed(0), evenly(len(test.labels), count), how[0]
-    x, other, said, alike = explain(frozen, test.images[shown], rng, how)
+    test, (size, *_) = frozen.splits[2], frozen.how
+    rng, shown = torch.Generator().manual_seed(0), evenly(len(test.labels), count)
+    x, other, said, alike = explain(frozen, test.images[shown], rng)
     rows, shares = [x, overlay(x, said), other, overlay(x, alike)], []
     if records.boxes is not None:
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
@@ -639,7 +644,7 @@ def grad_cam_study(file, frozen, records, test, how, count=8, most=512):
         measured = evenly(len(test.labels), most)
         for places in np.array_split(measured, math.ceil(len(measured) / 64)):
             mask = boxes_in_view(records, test.rows[places], size)
-            _, _, *cams = explain(frozen, test.images[places], rng, how)
+            _, _, *cams = explain(frozen, test.images[places], rng)
             shares.append([*(energy_inside(cam, mask) for cam in cams), 100 * mask.mean((1, 2))])
     fgssl.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
     if not shares:
@@ -956,14 +961,14 @@ def main(argv=None):
     write_confusion(out, "confusion", confusion, names)
     retrieval_sheet(out / "retrieval.png", frozen.h[measured["knn_layer"]][2], test, names)
     feature_map(out / "map.png", h, test.labels, names)
-    result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records, test, how)
+    result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records)
     probe = Classifier(frozen.encoder, frozen.head, frozen.layer)
     save_classifier(out / "probe.pt", probe, args, names)
     result["few_labels"] = done
     write_result(out / "eval.json", result)
     print_details(result)
 
-    for cell in few_labels(frozen, splits, names, args, how, out, list(done)):
+    for cell in few_labels(frozen, args, out, list(done)):
         result["few_labels"].append(cell)
         write_result(out / "eval.json", result)
     if result["few_labels"]:

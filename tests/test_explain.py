@@ -102,7 +102,7 @@ def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
     """For a linear head on averaged maps it is the map weighted by the class's row (Zhou et al.
     2016): of the whole stage's output, for half of that came through the shortcut (35)."""
     images = torch.randint(0, 256, (3, 3, 72, 72), dtype=torch.uint8).numpy()
-    x, _, said, _ = linear_eval.explain(frozen, images, torch.Generator().manual_seed(0), HOW)
+    x, _, said, _ = linear_eval.explain(frozen, images, torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = frozen.encoder.stages(fgssl.normalize(x))[-1]
         row = frozen.head.weight[frozen.head(maps.mean((2, 3))).argmax(1)]
@@ -172,9 +172,9 @@ def test_boxes_are_measured_where_the_set_has_them(toy_root, tmp_path):
     assert (data.records.labels[test.rows] == test.labels).all()
     torch.manual_seed(0)
     encoder, head = fgssl.resnet("resnet10").eval(), torch.nn.Linear(256, 20)
-    frozen = linear_eval.Frozen(encoder, {}, "4", head)
     how = 16, *fgssl.device_and_precision("fp32")
-    cam = linear_eval.grad_cam_study(tmp_path / "a.png", frozen, data.records, test, how, most=64)
+    frozen = linear_eval.Frozen(encoder, (None, None, test), data.classes, how, {}, "4", head)
+    cam = linear_eval.grad_cam_study(tmp_path / "a.png", frozen, data.records, most=70)
     assert 50 < cam["box_of_view"] < 90, "toy birds fill their pictures"
     assert all(0 < cam[name] <= 100 for name in ("class_score_in_box", "similarity_in_box"))
     Image.open(tmp_path / "a.png").verify()

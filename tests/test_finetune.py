@@ -174,7 +174,7 @@ def test_fine_tuning_starts_from_the_probe_or_from_zeros(splits, frozen, tmp_pat
     monkeypatch.setattr(linear_eval, "finetune", lambda model, *_: started.append(model) or 0)
     for head in ("probe", "zero"):
         args = arguments("--head", head)
-        list(linear_eval.few_labels(frozen, splits, NAMES, args, HOW, tmp_path))
+        list(linear_eval.few_labels(frozen, args, tmp_path))
     with torch.no_grad():
         probe, zero = (fgssl.features(model, splits[2].images, *HOW) for model in started)
     expected = frozen.head(frozen.h["4"][2])
@@ -193,7 +193,7 @@ def test_a_cell_chooses_with_as_few_labels_as_it_learns_from(splits, frozen, tmp
 
     monkeypatch.setattr(linear_eval, "choose_linear", spy)
     args = linear_eval.arguments([*TINY, "--shots", "1", "4", "all", "--draws", "2"])
-    cells = list(linear_eval.few_labels(frozen, splits, NAMES, args, HOW, tmp_path))
+    cells = list(linear_eval.few_labels(frozen, args, tmp_path))
     assert sizes == [(3, 3)] * 2 + [(12, 12)] * 2 + [(36, 18)]
     assert [(cell["shots"], cell["draw"], cell["images"]) for cell in cells] == [
         (1, 0, 3), (1, 1, 3), (4, 0, 12), (4, 1, 12), ("all", 0, 36)]
@@ -203,8 +203,8 @@ def test_fine_tuning_is_shown_few_images_of_train_and_val_alone(splits, frozen, 
                                                                 monkeypatch):
     shown = []
     monkeypatch.setattr(linear_eval, "finetune", lambda model, *of: shown.append(of[:2]) or 0)
-    list(linear_eval.few_labels(frozen, splits, NAMES, arguments("--shots", "4", "all",
-                                                                 "--draws", "1"), HOW, tmp_path))
+    args = arguments("--shots", "4", "all", "--draws", "1")
+    list(linear_eval.few_labels(frozen, args, tmp_path))
     for k, few in zip((4, "all"), shown):
         for given, whole in zip(few, splits):
             rows = linear_eval.draw_shots(whole.labels, k, 0)
@@ -216,7 +216,7 @@ def test_test_labels_change_no_choice_of_any_cell(splits, frozen, tmp_path):
     """The best epoch on test flatters every method (pitfall 30)."""
     args = arguments("--shots", "4", "--draws", "1")
     shuffled = splits[2]._replace(labels=(splits[2].labels + 1) % 3)
-    honest, other = (list(linear_eval.few_labels(frozen, [*splits[:2], test], NAMES, args, HOW,
+    honest, other = (list(linear_eval.few_labels(frozen._replace(splits=[*splits[:2], test]), args,
                                                  tmp_path)) for test in (splits[2], shuffled))
     for a, b in zip(honest, other):
         for choice in ("l2", "step", "val"):
@@ -245,9 +245,9 @@ def test_finished_cells_are_not_run_again_but_another_recipe_is(shades, tmp_path
     assert len(first) == 8
     ran, cell = [], linear_eval.few_label_cell
 
-    def spy(frozen, splits, names, args, how, out, cell_, title, stop):
+    def spy(frozen, args, out, asked, title, stop):
         ran.append(title)
-        return cell(frozen, splits, names, args, how, out, cell_, title, stop)
+        return cell(frozen, args, out, asked, title, stop)
 
     monkeypatch.setattr(linear_eval, "few_label_cell", spy)
     assert run(shades, tmp_path, *study)["few_labels"] == first and not ran
