@@ -265,17 +265,20 @@ class Classifier(nn.Module):
 def parameter_groups(model, stages, decay):
     """What of a Classifier learns, grouped for the optimizer; the rest is frozen.
 
-    stages: how many of the encoder's last stages learn; 4 is all of it, the stem included.
-    decay: the head learns at the full rate, stage 4 at `decay` times it, stage 3 at decay^2, ...
+    stages: how many stages learn, counted from the one that the head reads; 4 is all, the stem too.
+    decay: the head learns at the full rate, that stage at `decay` times it, the one before at
+    decay^2, ...
     """
-    groups = {}
+    groups, last = {}, 1 + stage(model.layers.names[0])
     for name, parameter in model.named_parameters():
-        depth = 0                                            # the head's
-        if not name.startswith("head."):                     # layers.encoder.layer3.0.conv1.weight
+        if name.startswith("head."):
+            depth, learns = 0, True
+        else:                                                # layers.encoder.layer3.0.conv1.weight
             part = name.split(".")[2]
-            depth = 5 - (int(part[-1]) if part.startswith("layer") else 0)
-        parameter.requires_grad_(depth <= stages or stages == 4)
-        if parameter.requires_grad:
+            depth = last + 1 - (int(part[-1]) if part.startswith("layer") else 0)
+            learns = 1 <= depth <= (stages if stages < 4 else 5)
+        parameter.requires_grad_(learns)
+        if learns:
             groups.setdefault(depth, []).append(parameter)
     return [{"params": group, "scale": decay ** depth} for depth, group in groups.items()]
 

@@ -108,6 +108,18 @@ def test_rates_decay_from_the_head_to_the_stem(frozen):
     assert sum(size.values()) == total
 
 
+def test_stages_are_counted_from_the_one_that_the_head_reads():
+    """From the last, `--layer 3 --stages 1` would train a stage that nothing reads."""
+    model = linear_eval.Classifier(fgssl.resnet("resnet10"), torch.nn.Linear(128, 3), "3")
+    groups = linear_eval.parameter_groups(model, 1, 0.5)
+    learn = {name.split(".")[2] for name, p in model.layers.named_parameters("layers")
+             if p.requires_grad}
+    assert learn == {"layer3"} and {group["scale"] for group in groups} == {1, 0.5}
+    linear_eval.parameter_groups(model, 4, 0.5)
+    idle = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
+    assert idle == {"layer4"}
+
+
 def test_the_weights_kept_are_those_of_the_best_look_at_val(splits, frozen, tmp_path, monkeypatch):
     """Saved at the first worse look (7), or the last one whatever its score (30)."""
     model, seen = classifier(frozen), []
