@@ -1007,7 +1007,8 @@ def ticks(low, high, count=5):
 def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
     """A picture of curves with axes and numbers.
 
-    series: {name: (xs, ys)} or (xs, ys, deviations), which are drawn as bars; finite, not empty.
+    series: {name: (xs, ys)} or (xs, ys, deviations), which are drawn as bars; finite. One without
+    points is left out with its colour: two pictures of the same names have the same colours.
     lines: {name: y}, dashed: chance, a baseline. xnames: of x = 0, 1, ..., in place of numbers.
     """
     lines, series = dict(lines), {k: (*v, [0] * len(v[0]))[:3] for k, v in series.items()}
@@ -1016,8 +1017,9 @@ def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
     picture, box = Image.new("RGB", size, "white"), (64, 28, size[0] - 16, size[1] - 44)
     px, py = axes(picture, box, xs, [*ys, *lines.values()], xlabel, xnames=xnames)
     draw = ImageDraw.Draw(picture)
-    names = [*series, *lines]
-    for name, color in zip(names, COLORS):
+    named = [(name, color) for name, color in zip([*series, *lines], COLORS)
+             if name in lines or len(series[name][0])]
+    for name, color in named:
         if name in series:
             points = [(px(x), py(y)) for x, y, _ in zip(*series[name])]
             draw.line(points, color, 2, joint="curve")
@@ -1030,7 +1032,7 @@ def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
             for x in range(box[0], box[2], 10):
                 draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)
     x = box[0]
-    for name, color in zip(names, COLORS):  # the legend stands above the curves
+    for name, color in named:  # the legend stands above the curves
         draw.line((x, 14, x + 20, 14), color, 3)
         draw.text((x + 26, 14), name, "black", font(13), anchor="lm")
         x += 50 + draw.textlength(name, font(13))

@@ -763,10 +763,11 @@ def compare(files, out):
                      *(text(few[m].get(name, {}).get(k, [])) for m in few for k in shots)])
     print(table(rows))
     panels = []
-    for method, series in few.items():
+    for method, of_runs in few.items():
         curves = {}
-        for i, (name, scores) in enumerate(series.items()):  # beside each other, not on top
-            ks, shift = [k for k in shots if k in scores], 0.04 * (i - (len(series) - 1) / 2)
+        for i, name in enumerate(runs):                      # beside each other, not on top
+            scores, shift = of_runs.get(name, {}), 0.04 * (i - (len(runs) - 1) / 2)
+            ks = [k for k in shots if k in scores]
             curves[name] = ([shots.index(k) + shift for k in ks],
                             [np.mean(scores[k]) for k in ks],
                             [np.std(scores[k], ddof=1) if len(scores[k]) > 1 else 0 for k in ks])

@@ -76,6 +76,12 @@ def test_error_bars_span_two_deviations_and_places_have_names():
     assert np.ptp(bar) == pytest.approx(2 * per_unit, abs=4), "from 1 to 3"
 
 
+def test_a_name_keeps_its_colour_where_another_has_no_points():
+    picture = fgssl.curve({"a": ([], []), "b": ([0, 1], [0.0, 1.0])}, {"chance": 0.5})
+    assert drawn(picture, fgssl.COLORS[1], [300]), "b is second, though alone"
+    assert not (np.abs(np.asarray(picture).astype(int) - (0x33, 0x66, 0xaa)).max(2) < 30).any()
+
+
 def test_a_scatter_draws_each_point_in_its_groups_colour():
     groups = {f"group {i}": ([i], [i]) for i in range(9)}
     picture = fgssl.scatter(groups, "across", "up", rest=([0], [8]))
