@@ -896,7 +896,7 @@ class Log:
         line = f"step {step}/{self.total}"
         for name, value in values.items():
             text = f"{name.replace('_', ' ')} {value:.4g}"
-            if name in ("chance", "random_init"):
+            if name.startswith(("chance", "random_init", "bicubic")) or name.endswith("_weight"):
                 line += f" ({text})"
             elif not name.endswith("_per_s"):
                 line += f"  {text}"
@@ -970,22 +970,28 @@ def font(size):
     return ImageFont.load_default(size)
 
 
-def grid(path, rows, titles=(), side=None):
+def grid(path, rows, titles=(), side=None, captions=()):
     """Write a PNG of image tensors in rows: (n, 3, H, W) each, uint8 or float in [0, 1].
 
     titles: one a row, at its left. side: width of a drawn image; by default at least 96 pixels.
+    captions: a list a row, of what stands under its images; empty for a row without.
     """
     side, gap = side or max(96, rows[0].shape[-1]), 4
     margin = gap + (8 * max(map(len, titles)) + 8 if titles else 0)
-    width, height = margin + max(map(len, rows)) * (side + gap), gap + len(rows) * (side + gap)
-    sheet = Image.new("RGB", (width, height), "white")
-    for r, row in enumerate(rows):
-        top = gap + r * (side + gap)
+    tops = [gap]  # of the rows, and of what would follow
+    for r in range(len(rows)):
+        tops.append(tops[-1] + side + gap + (16 if r < len(captions) and captions[r] else 0))
+    sheet = Image.new("RGB", (margin + max(map(len, rows)) * (side + gap), tops[-1]), "white")
+    for r, (top, row) in enumerate(zip(tops, rows)):
         if titles:
             ImageDraw.Draw(sheet).text((6, top + side // 2), titles[r], "black", font(14), "lm")
         for c, x in enumerate(row):
             image = to_image(x).resize((side, side), Image.BICUBIC)
-            sheet.paste(image, (margin + c * (side + gap), top))
+            left = margin + c * (side + gap)
+            sheet.paste(image, (left, top))
+            if tops[r + 1] - top > side + gap:
+                place = (left + side // 2, top + side + 9)
+                ImageDraw.Draw(sheet).text(place, captions[r][c], "black", font(12), "mm")
     sheet.save(path)
 
 
