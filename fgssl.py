@@ -700,10 +700,11 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def parser(doc, training=True, **defaults):
+def parser(doc, training=True, kernels=True, **defaults):
     """An argparse parser with the flags that every script shares; `defaults` are the script's own.
 
-    training: whether to add the flags of a training run. A flag that does nothing is not offered.
+    training, kernels: whether to add the flags of a training run, and --impl. A flag that does
+    nothing is not offered.
     """
     p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
     p.add_argument("--data", help="toy, cub, grocery, or a folder of images")
@@ -715,6 +716,7 @@ def parser(doc, training=True, **defaults):
         p.add_argument("--batch", type=number(int, 2), help="images a step")
         p.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
         p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    if training and kernels:
         p.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
                        help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU")
     p.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")

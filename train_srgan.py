@@ -1,15 +1,14 @@
 """SRGAN: enlarge a small image so that a second network cannot tell it from the large original.
 
 A generator is given a crop at a fraction of its size and must rebuild it. First it learns to come
-close to every pixel (the warm-up, "SRResNet"); that leaves it blurred, since the mean of all
+close to every pixel (the warm-up, "SRResNet"); that leaves it blurred, for the mean of all
 plausible details is nearest. Then a discriminator learns to tell generated images from true ones,
-and the generator to fool it. What tells true from false is what the discriminator must see: its
-ResNet is the encoder that `linear_eval.py` measures.
+and the generator to fool it. The discriminator is the encoder that `linear_eval.py` measures.
 
 Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network,
 CVPR 2017.
 
-    python train_srgan.py                     # toy birds, minutes on a laptop's CPU
+    python train_srgan.py                     # toy birds, ten minutes on a laptop's CPU
     python train_srgan.py --data my_photos    # any folder of images
     python train_srgan.py --resume            # after Ctrl-C, in either phase
     python train_srgan.py --upscale IMAGE --from out/srgan/checkpoint.pt
@@ -31,21 +30,18 @@ from PIL import Image
 from torch import nn
 
 import fgssl
-import kernels
 
-# ------------------------------------------------------------------------------------------------
-# Images: high (B, 3, size, size) and low (B, 3, size / scale, size / scale), both in [0, 1]
-# ------------------------------------------------------------------------------------------------
+# Images: high (B, 3, size, size), low (B, 3, size / scale, size / scale), fake like high; in [0, 1]
 
 
 def random_crops(x, size, rng):
     """A random square of each image at its own resolution, mirrored or not.
 
-    uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1]. Nothing is resized: interpolation would take
-    away the very detail that is to be rebuilt.
+    uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1]. Nothing is resized: that would take away the
+    very detail which is to be rebuilt.
     """
-    corner = torch.randint(x.shape[-1] - size + 1, (2, len(x), 1), generator=rng)
-    rows, columns = (corner + torch.arange(size)).to(x.device)
+    corners = torch.randint(x.shape[-1] - size + 1, (2, len(x), 1), generator=rng)
+    rows, columns = (corners + torch.arange(size)).to(x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     x = x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
     return fgssl.hflip(fgssl.to_float(x), rng)
@@ -53,7 +49,7 @@ def random_crops(x, size, rng):
 
 def shrink(high, scale):
     """(B, 3, H, W) -> (B, 3, H / scale, W / scale): antialiased bicubic, as Pillow and MATLAB do it,
-    rounded to the 256 levels that an image file has."""
+    in the 256 levels that an image file has."""
     low = F.interpolate(high, scale_factor=1 / scale, mode="bicubic", antialias=True)
     return to_8_bits(low)
 
@@ -64,13 +60,18 @@ def enlarge(low, scale):
 
 
 def to_8_bits(x):
-    """The nearest image that a file can hold. Never in a loss: beyond [0, 1] it has no gradient."""
+    """The nearest image that a file can hold. Never in a loss: it has no gradient beyond [0, 1]."""
     return x.clamp(0, 1).mul(255).round().div(255)
 
 
-# ------------------------------------------------------------------------------------------------
+def small_view(x, args, rng):
+    """What the discriminator may compare with: a part of each photograph, at any zoom, mirrored or
+    not, shrunk as low is and enlarged again: uint8 (B, 3, C, C) -> (B, 3, size, size)."""
+    x = fgssl.hflip(fgssl.random_resized_crop(x, args.size, rng, scale=(0.15, 1.0)), rng)
+    return enlarge(shrink(x, args.scale), args.scale)
+
+
 # Networks
-# ------------------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -88,16 +89,15 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """low (B, 3, h, w) -> fake (B, 3, scale h, scale w), float32, not clamped.
 
-    The paper's SRResNet in the form of later work: no batch-norm (EDSR, Lim et al. 2017), all
-    convolutions at low resolution and one PixelShuffle at the end (ESPCN, Shi et al. 2016), and the
-    network adds to bicubic interpolation what that lacks (VDSR, Kim et al. 2016). The last layer
-    starts at zero: an untrained generator is bicubic interpolation.
+    The paper's SRResNet as later work has it: no batch-norm (EDSR, Lim et al. 2017), one PixelShuffle
+    after all convolutions (ESPCN, Shi et al. 2016), and the network adds to bicubic interpolation
+    what that lacks (VDSR, Kim et al. 2016). The last layer starts at zero: untrained, it is bicubic.
     """
 
     def __init__(self, blocks, width, scale):
         super().__init__()
         self.scale = scale
-        self.reach = 2 * blocks + 4  # how many pixels of low, to each side, an output depends on
+        self.reach = 2 * blocks + 4  # an output depends on so many pixels of low to each side
         self.first = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
         self.last = nn.Conv2d(width, width, 3, padding=1)
@@ -116,135 +116,152 @@ class Generator(nn.Module):
 
 
 class PaperDiscriminator(nn.Module):
-    """Images (B, 3, H, W), normalised -> h (B, 512): the convolutions of the paper's figure 4.
-
-    The mean over places stands where the paper flattens, so that any size will do.
-    """
+    """Images (B, 3, H, W), normalised -> h (B, 512): the convolutions of the paper's figure 4, and
+    their mean over places where the paper flattens them, so that any size will do."""
 
     dim = 512
 
     def __init__(self):
         super().__init__()
-        layers, inside = [], 3
+        inside, stages = 3, []
         for width in (64, 128, 256, 512):
-            for stride in (1, 2):
-                layers.append(nn.Conv2d(inside, width, 3, stride, padding=1, bias=not layers))
-                layers += [nn.BatchNorm2d(width)] if inside > 3 else []
-                layers.append(nn.LeakyReLU(0.2, inplace=True))
-                inside = width
-        self.features = nn.Sequential(*layers)
+            stages.append(nn.Sequential(
+                nn.Conv2d(inside, width, 3, padding=1, bias=inside == 3),
+                nn.Identity() if inside == 3 else nn.BatchNorm2d(width), nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width), nn.LeakyReLU(0.2)))
+            inside = width
+        self.layers = nn.ModuleList(stages)
 
     def stages(self, x):
         """The feature maps at 1/2, 1/4, 1/8 and 1/16 of the image's side."""
         maps = []
-        for layer in self.features:
+        for layer in self.layers:
             x = layer(x)
-            if isinstance(layer, nn.LeakyReLU):
-                maps.append(x)
-        return maps[1::2]
+            maps.append(x)
+        return maps
 
     def forward(self, x):
         return self.stages(x)[-1].mean((2, 3))
 
 
 class VGG19(nn.Module):
-    """The convolutions of VGG19 with torchvision's names, up to conv5_4 (Simonyan & Zisserman 2015).
-
-    x (B, 3, H, W), normalised -> one map (B, 512, H / 16, W / 16), after its ReLU: phi_5,4.
-    """
+    """VGG19 up to conv5_4 (Simonyan & Zisserman 2015), with torchvision's names: a content loss."""
 
     def __init__(self):
         super().__init__()
         layers, inside = [], 3
         for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
             for _ in range(count):
-                layers += [nn.Conv2d(inside, width, 3, padding=1), nn.ReLU(inplace=True)]
+                layers += [nn.Conv2d(inside, width, 3, padding=1), nn.ReLU()]
                 inside = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers[:-1])
 
     def stages(self, x):
-        return [self.features(x) / 12.75]  # the paper's scale, 0.006 on the squares
+        """One map, the paper's phi_5,4 at its scale: (B, 3, H, W) -> (B, 512, H / 16, W / 16)."""
+        return [self.features(x) / 12.75]
+
+
+class Head(nn.Module):
+    """What the discriminator says of images by their features h (B, dim): logits, true above 0.
+
+    Alone, (B, 1): how true each looks. Beside h_small, features of a small view of each photograph,
+    (B, B): how true image i looks, plus the product of h with an embedding of small view j, which
+    says how well they fit: a projection discriminator (Miyato & Koyama 2018).
+    """
+
+    def __init__(self, dim, hidden=0):
+        super().__init__()
+        layers = [nn.Linear(dim, hidden), nn.LeakyReLU(0.2)] if hidden else []
+        self.truth = nn.Sequential(*layers, nn.Linear(hidden or dim, 1))
+        self.embed = nn.Linear(dim, dim)
+
+    def forward(self, h, h_small=None):
+        truth = self.truth(h)
+        if h_small is None:
+            return truth
+        return truth + h @ self.embed(h_small).T / math.sqrt(h.shape[1])
 
 
 def discriminator_for(args):
-    """The encoder and the head that turns its h (B, dim) into one logit: true above 0, false below."""
+    """Its encoder, images normalised -> h (B, dim), and its head."""
     if args.discriminator == "vgg":
-        encoder = PaperDiscriminator()
-        head = nn.Sequential(nn.Linear(encoder.dim, 1024), nn.LeakyReLU(0.2), nn.Linear(1024, 1))
-    else:
-        encoder = fgssl.resnet(args.arch)
-        head = nn.Linear(encoder.dim, 1)
-    return encoder, head
+        return PaperDiscriminator(), Head(PaperDiscriminator.dim, hidden=1024)
+    encoder = fgssl.resnet(args.arch)
+    return encoder, Head(encoder.dim)
 
 
 def content_network(file, arch):
     """A network to compare images by: one of our encoders, or torchvision's VGG19 weights."""
     state = fgssl.read_checkpoint(file)
-    if "features.34.weight" in state:
-        network = VGG19()
-        state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-        unused = [k for k in state if k not in network.state_dict()]
-        fgssl.load_weights(network, state, file)
-    else:
-        network, _ = fgssl.load_encoder(file, arch)
+    if "features.34.weight" not in state:
+        return fgssl.load_encoder(file, arch)[0]
+    network = VGG19()
+    state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
+    fgssl.load_weights(network, state, file)
     return network
 
 
-# ------------------------------------------------------------------------------------------------
 # Losses
-# ------------------------------------------------------------------------------------------------
 
 
-def discriminator_loss(logit_high, logit_fake, smooth=0.0):
-    """-log D(high) - log(1 - D(fake)), the mean over the batch; 2 ln 2 for one that only guesses.
-
-    smooth: how far below 1 the target for true images lies (Salimans et al. 2016).
-    """
-    return (F.softplus(-logit_high) + smooth * logit_high + F.softplus(logit_fake)).mean()
-
-
-def gradient_penalty(discriminator, high):
-    """|d logit / d high|^2 of each true image, the mean over the batch (R1, Mescheder et al. 2018).
-
-    It keeps the discriminator from growing steep where the generator has already arrived.
-    """
-    high = high.detach().requires_grad_()
-    gradient, = torch.autograd.grad(discriminator(high).sum(), high, create_graph=True)
-    return gradient.square().sum((1, 2, 3)).mean()
-
-
-def adversarial_loss(logit_fake):
-    """-log D(fake), the mean over the batch: equation 6 of the paper."""
-    return F.softplus(-logit_fake).mean()
+def pixel_loss(fake, high):
+    """Mean absolute difference; the paper's is the mean square, which blurs more (EDSR)."""
+    return F.l1_loss(fake, high)
 
 
 def feature_loss(network, fake, high):
-    """Mean squared distance of the network's feature maps, and the mean over its stages."""
+    """Mean squared distance of feature maps (the paper's equation 5), the mean over the stages."""
     with torch.no_grad():
-        wanted = network.stages(fgssl.normalize(high))
-    maps = network.stages(fgssl.normalize(fake))
+        wanted = network.stages(prepared(high))
+    maps = network.stages(prepared(fake))
     return sum(F.mse_loss(a.float(), b.float()) for a, b in zip(maps, wanted)) / len(maps)
 
 
+def own(logits):
+    """Those of each image beside its own photograph's small view: (B, B) or (B, 1) -> (B,)."""
+    return logits.diagonal() if logits.shape[1] > 1 else logits[:, 0]
+
+
+def discriminator_loss(logits_high, logits_fake):
+    """Mean -log D(true) plus mean -log(1 - D(false)): 2 ln 2 for one that only guesses.
+
+    False is a generated image. Among all pairs (B, B), so is a true image beside the small view of
+    another photograph, and each kind has half of the second mean (Reed et al. 2016).
+    """
+    false = F.softplus(own(logits_fake)).mean()
+    if logits_high.shape[1] > 1:
+        others = ~torch.eye(len(logits_high), dtype=torch.bool, device=logits_high.device)
+        false = (false + F.softplus(logits_high[others]).mean()) / 2
+    return F.softplus(-own(logits_high)).mean() + false
+
+
+def adversarial_loss(logits_fake):
+    """Mean -log D(fake), the paper's equation 6."""
+    return F.softplus(-own(logits_fake)).mean()
+
+
+def prepared(x):
+    """As every encoder here expects its images."""
+    return fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
+
+
 def freeze(network):
-    """Its parameters take no gradient, its batch-norm neither uses nor learns this batch."""
+    """Its parameters take no gradient; its batch-norm neither uses nor learns a batch."""
     return network.eval().requires_grad_(False)
 
 
 @torch.no_grad()
 def follow(ema, generator, step):
-    """Move the average of the generator's weights a little towards the generator.
-
-    Over about the last 1,000 steps, and over a tenth of them all while there are fewer.
-    """
-    weight = max(1e-3, 9 / (step + 9))
+    """Move the mean of the generator's weights a little: over about the last 1,000 steps, or over a
+    tenth of all while they are fewer."""
     for mean, value in zip(ema.parameters(), generator.parameters()):
-        mean.lerp_(value, weight)
+        mean.lerp_(value, max(1e-3, 9 / (step + 9)))
 
 
 def learning_rates(step, warm, total, args):
-    """Of the generator and the discriminator at step 1..total: each phase has its own cosine."""
+    """The generator's and the discriminator's at step 1..total; each phase has its own cosine."""
     if step <= warm:
         return fgssl.cosine_lr(step, warm, warm // 20, args.lr), 0.0
     step, total = step - warm, total - warm
@@ -252,18 +269,16 @@ def learning_rates(step, warm, total, args):
                  for peak in (args.lr_generator, args.lr_discriminator))
 
 
-# ------------------------------------------------------------------------------------------------
-# How close: PSNR and SSIM, on brightness alone and without the border, as the field reports them
-# ------------------------------------------------------------------------------------------------
+# How close: PSNR and SSIM of the brightness within a border, as the field reports them
 
 
 def brightness(x, border):
-    """(B, 3, H, W) in [0, 1] -> Y (B, 1, H - 2 border, W - 2 border), 16 to 235, in float64.
+    """The nearest 8-bit image's Y, 16 to 235, by ITU-R BT.601 as MATLAB's rgb2ycbcr, not rounded.
 
-    ITU-R BT.601 as MATLAB's rgb2ycbcr has it, not rounded.
+    (B, 3, H, W) in [0, 1] -> float64 (B, 1, H - 2 border, W - 2 border).
     """
     weight = torch.tensor((65.481, 128.553, 24.966), dtype=torch.float64, device=x.device)
-    y = 16 + (x.double() * weight.view(1, 3, 1, 1)).sum(1, keepdim=True)
+    y = 16 + (to_8_bits(x).double() * weight.view(1, 3, 1, 1)).sum(1, keepdim=True)
     return y[:, :, border:-border, border:-border]
 
 
@@ -273,78 +288,65 @@ def psnr(x, y):
 
 
 def ssim(x, y):
-    """Structural similarity of each pair: (B, 1, H, W) of values to 255 -> (B,), 1 for equal images.
+    """Structural similarity of each pair: (B, 1, H, W), values to 255 -> (B,), 1 for equal images.
 
     Wang, Bovik, Sheikh & Simoncelli 2004: means, variances and covariance under an 11 x 11 Gaussian
-    of deviation 1.5, at every place where that fits; K1 = 0.01, K2 = 0.03.
+    of deviation 1.5, wherever that fits; K1 = 0.01, K2 = 0.03.
     """
     at = torch.arange(11, dtype=x.dtype, device=x.device) - 5
     window = torch.exp(-at.square() / (2 * 1.5 ** 2))
-    window = torch.outer(window, window)
-    window = (window / window.sum()).view(1, 1, 11, 11)
-    mean = lambda v: F.conv2d(v, window)
-    mx, my = mean(x), mean(y)
-    vx, vy, cov = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    window = (torch.outer(window, window) / window.sum() ** 2).view(1, 1, 11, 11)
+    mx, my, xx, yy, xy = (F.conv2d(v, window) for v in (x, y, x * x, y * y, x * y))
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    map = (2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))
-    return map.mean((1, 2, 3))
+    luminance = (2 * mx * my + c1) / (mx * mx + my * my + c1)
+    structure = (2 * (xy - mx * my) + c2) / (xx - mx * mx + yy - my * my + c2)
+    return (luminance * structure).mean((1, 2, 3))
 
 
 @torch.no_grad()
-def closeness(generator, images, scale, device, autocast):
-    """PSNR and SSIM of the generator and of bicubic interpolation, means over 64 images at most."""
-    if not len(images):
+def compare(generator, images, device):
+    """Whole images (n, 3, C, C), cut to a multiple of the scale, shrunk and enlarged again.
+
+    Returns low, bicubic, generated and true images, and the PSNR and SSIM of the two guesses:
+    (2, 2, n), bicubic first.
+    """
+    scale = generator.scale
+    side = images.shape[-1] // scale * scale
+    true = fgssl.to_float(torch.from_numpy(images[:, :, :side, :side]).to(device))
+    low = shrink(true, scale)
+    guesses = enlarge(low, scale), generator(low)
+    y = brightness(true, scale)
+    scores = [[measure(brightness(x, scale), y) for measure in (psnr, ssim)] for x in guesses]
+    return (low, *guesses, true), torch.stack([torch.stack(pair) for pair in scores])
+
+
+def closeness(generator, images, device):
+    """Mean PSNR and SSIM over at most 64 of the images, beside bicubic's; {} without images."""
+    images = images[:: max(1, len(images) // 64)][:64]
+    scores = [compare(generator, images[i:i + 8], device)[1] for i in range(0, len(images), 8)]
+    if not scores:
         return {}
-    scores = []
-    for x in torch.from_numpy(spread(images, 64)).split(16):
-        high, low = pair(x.to(device), scale)
-        with autocast:
-            fake = generator(low)
-        true = brightness(high, scale)
-        for y in (brightness(to_8_bits(z), scale) for z in (fake, enlarge(low, scale))):
-            scores.append(torch.stack([psnr(y, true), ssim(y, true)]))
-    generated, bicubic = (torch.cat(s, 1).mean(1).tolist() for s in (scores[::2], scores[1::2]))
+    bicubic, generated = torch.cat(scores, 2).mean(2).tolist()
     return dict(val_psnr=generated[0], bicubic_psnr=bicubic[0],
                 val_ssim=generated[1], bicubic_ssim=bicubic[1])
 
 
-def spread(images, count):
-    """At most `count` of the images, evenly spread."""
-    return images[:: max(1, len(images) // count)][:count]
+def draw_samples(generator, images, device, file):
+    """Six images in four rows, with PSNR and SSIM under the two guesses."""
+    rows, scores = compare(generator, images[:: max(1, len(images) // 6)][:6], device)
+    pixels = F.interpolate(rows[0], scale_factor=generator.scale, mode="nearest")
+    captions = [[f"{p:.2f} dB  {s:.3f}" for p, s in zip(*pair)] for pair in scores.tolist()]
+    fgssl.grid(file, [pixels, *rows[1:]], ("low", "bicubic", "generated", "true"),
+               captions=[[], *captions])
 
 
-def pair(x, scale):
-    """Whole cached images as high and low: uint8 (B, 3, C, C), cut to a multiple of scale."""
-    side = x.shape[-1] // scale * scale
-    high = fgssl.to_float(x[:, :, :side, :side])
-    return high, shrink(high, scale)
-
-
-@torch.no_grad()
-def draw_samples(generator, images, scale, device, file):
-    """Six images in four rows: low, bicubic, generated, true; PSNR and SSIM under the two guesses."""
-    high, low = pair(torch.from_numpy(spread(images, 6)).to(device), scale)
-    guesses = [to_8_bits(x) for x in (enlarge(low, scale), generator(low))]
-    true, captions = brightness(high, scale), [[]]
-    for y in (brightness(x, scale) for x in guesses):
-        captions.append([f"{p:.2f} dB  {s:.3f}" for p, s in zip(psnr(y, true), ssim(y, true))])
-    pixels = F.interpolate(low, scale_factor=scale, mode="nearest")
-    fgssl.grid(file, [pixels, *guesses, high], ("low", "bicubic", "generated", "true"),
-               captions=captions)
-
-
-# ------------------------------------------------------------------------------------------------
-# --upscale: use a trained generator
-# ------------------------------------------------------------------------------------------------
+# --upscale
 
 
 @torch.no_grad()
 def enlarge_in_tiles(generator, low, tile=160):
-    """generator(low) for an image of any size, in memory for a tile alone.
-
-    Tiles overlap by the generator's reach, so that no seam can be seen: each pixel is as if the
-    image had been enlarged whole.
-    """
+    """generator(low) of an image of any size, in the memory of a tile; they overlap by the
+    generator's reach, so that each pixel is as if the image had been enlarged whole."""
     s, margin, rows = generator.scale, generator.reach, []
     for top in range(0, low.shape[2], tile):
         row, above = [], min(top, margin)
@@ -362,8 +364,7 @@ def upscale(files, checkpoint, out):
     state = fgssl.read_checkpoint(checkpoint)
     if not {"ema", "args"} <= state.keys():
         raise ValueError(f"{checkpoint} holds no generator; wanted a checkpoint of train_srgan.py")
-    run = argparse.Namespace(**state["args"])
-    generator = Generator(run.blocks, run.width, run.scale)
+    generator = Generator(*(state["args"][name] for name in ("blocks", "width", "scale")))
     fgssl.load_weights(generator, state["ema"], f"ema in {checkpoint}")
     device, _ = fgssl.device_and_precision("fp32")
     generator = freeze(generator).to(device, memory_format=torch.channels_last)
@@ -377,62 +378,56 @@ def upscale(files, checkpoint, out):
             raise ValueError(f"cannot read image {file}: {error}") from error
         low = fgssl.to_float(torch.from_numpy(low).permute(2, 0, 1)[None].to(device))
         high = fgssl.to_image(enlarge_in_tiles(generator, low)[0])
-        target = Path(out or file.parent) / f"{file.stem}_x{run.scale}.png"
+        target = Path(out or file.parent) / f"{file.stem}_x{generator.scale}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         high.save(target)
         print(f"{file} {low.shape[3]} x {low.shape[2]} -> {target} {high.width} x {high.height}")
 
 
-# ------------------------------------------------------------------------------------------------
 # Training
-# ------------------------------------------------------------------------------------------------
 
 
 def arguments(argv):
-    p = fgssl.parser(__doc__, data="toy", out="out/srgan", size=64, arch="resnet10", epochs=60,
-                     batch=16, lr=1e-3, seed=0)
+    p = fgssl.parser(__doc__, kernels=False, data="toy", out="out/srgan", size=64, arch="resnet10",
+                     epochs=60, batch=16, lr=1e-3, seed=0)
+    p.add_argument("--warmup", type=fgssl.number(int, 0), default=30,
+                   help="how many of the epochs are the pixel phase, at --lr")
     p.add_argument("--scale", type=int, choices=(2, 4, 8), default=4, help="enlargement")
     p.add_argument("--blocks", type=fgssl.number(int, 1), default=6,
                    help="residual blocks of the generator; 16 in the paper, for GPUs")
     p.add_argument("--width", type=fgssl.number(int, 1), default=48,
                    help="channels of the generator; 64 in the paper")
     p.add_argument("--discriminator", choices=("resnet", "vgg"), default="resnet",
-                   help="resnet is --arch, an encoder as in the other trainers; vgg the paper's own")
-    p.add_argument("--warmup", type=fgssl.number(int, 0), default=30,
-                   help="how many of the epochs are the pixel phase")
+                   help="resnet: --arch, the encoder of the other trainers; vgg: the paper's own")
+    p.add_argument("--unconditional", action="store_true",
+                   help="the discriminator judges each image alone, as in the paper, and not beside "
+                        "a small view of the photograph")
     p.add_argument("--content", choices=("pixel", "features"), default="pixel",
-                   help="what the adversarial phase compares fake and high by: mean absolute "
-                        "difference, or features of the discriminator or of --content-from")
+                   help="what fake and high are compared by in the adversarial phase")
     p.add_argument("--content-from", metavar="FILE",
-                   help="checkpoint of an encoder, or torchvision's VGG19 weights, for the features")
-    p.add_argument("--content-weight", type=fgssl.number(float, 0), default=1.0,
-                   help="of the content loss in the adversarial phase")
-    p.add_argument("--adversarial-weight", type=fgssl.number(float, 0), default=5e-3,
-                   help="of the adversarial loss; higher is sharper and further from the truth")
+                   help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
+                        "weights (default: the discriminator's own)")
+    p.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
+                   help="weight of the adversarial loss beside the content loss; more is sharper "
+                        "and further from the truth")
     p.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
                    help="peak learning rate in the adversarial phase")
-    p.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=5e-4,
-                   help="the discriminator's")
-    p.add_argument("--penalty", type=fgssl.number(float, 0), default=0.0, help="weight of R1")
-    p.add_argument("--smooth", type=fgssl.number(float, 0, 0.5), default=0.0, help="label smoothing")
-    p.add_argument("--loss", default="logistic")
-    p.add_argument("--noise", type=float, default=0)
-    p.add_argument("--joint", type=int, default=1)
-    p.add_argument("--match", type=int, default=0)
+    p.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=1e-3,
+                   help="peak learning rate of the discriminator")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
                    help="epochs between measurements on val")
     p.add_argument("--upscale", nargs="+", metavar="IMAGE", help="enlarge these, and do no more")
-    p.add_argument("--from", dest="source", metavar="CHECKPOINT", help="the generator for --upscale")
-    args = p.parse_args(argv, argparse.Namespace(out=None))
+    p.add_argument("--from", dest="source", metavar="CHECKPOINT", help="the generator of --upscale")
+    args = p.parse_args(argv, argparse.Namespace(out=None))  # --upscale needs no folder
+    if bool(args.upscale) != bool(args.source):
+        p.error("--upscale IMAGE and --from CHECKPOINT go together")
     if args.upscale:
-        if args.source is None:
-            p.error("--upscale wants a generator: --from out/srgan/checkpoint.pt")
         return args
     args = fgssl.parse(p, argv)
     if args.warmup > args.epochs:
         p.error(f"--warmup {args.warmup} is more than all --epochs {args.epochs}")
-    if args.size % args.scale:
-        p.error(f"--size {args.size} is not a multiple of --scale {args.scale}")
+    if args.size % args.scale or args.size < 4 * args.scale:
+        p.error(f"--size {args.size} is not 4 or more times --scale {args.scale}, without remainder")
     if args.content_from and args.content != "features":
         p.error("--content-from is used by --content features only")
     return args
@@ -451,16 +446,16 @@ def main(argv=None):
 
     torch.manual_seed(args.seed)
     encoder, head = discriminator_for(args)
-    discriminator = nn.Sequential(encoder, head).to(device, memory_format=torch.channels_last)
+    discriminator = nn.ModuleList([encoder, head]).to(device, memory_format=torch.channels_last)
     generator = Generator(args.blocks, args.width, args.scale)
     generator.to(device, memory_format=torch.channels_last)
-    ema = freeze(copy.deepcopy(generator))                   # what is measured, drawn and kept
+    ema = freeze(copy.deepcopy(generator))                   # the mean of its latest weights
     content = encoder
     if args.content_from:
         content = freeze(content_network(args.content_from, args.arch)).to(device)
-    phi = nn.Linear(192, encoder.dim)
     g_optimizer = torch.optim.AdamW(generator.parameters(), args.lr, weight_decay=0)
-    d_optimizer = torch.optim.AdamW([*discriminator.parameters(), *phi.parameters()], args.lr_discriminator, weight_decay=1e-4)
+    d_optimizer = torch.optim.AdamW(discriminator.parameters(), args.lr_discriminator,
+                                    weight_decay=1e-4)
     rng = torch.Generator().manual_seed(args.seed)           # of the crops
     state = dict(encoder=encoder, head=head, generator=generator, ema=ema,
                  g_optimizer=g_optimizer, d_optimizer=d_optimizer)
@@ -469,11 +464,11 @@ def main(argv=None):
     out, step = Path(args.out), 0
     if args.resume:
         step = fgssl.load(out / "checkpoint.pt", rng, **state)
-    log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
-    drawn = val.images if len(val.images) else train.images
+    log = fgssl.Log(args, total, step, device, None, args.batch)
+    shown = val.images if len(val.images) else train.images
     if step == 0:
-        draw_samples(ema, drawn, args.scale, device, out / "samples.png")
-        log.note(0, knn=random_init, random_init=random_init)
+        draw_samples(ema, shown, device, out / "samples.png")
+        log.note(0, **closeness(ema, val.images, device), knn=random_init, random_init=random_init)
     stop, saved = fgssl.StopSignal(), time.time()
 
     order = fgssl.batches(len(train.images), args.batch, args.seed, step)
@@ -488,67 +483,36 @@ def main(argv=None):
         low = shrink(high, args.scale)
         with autocast:
             fake = generator(low)                            # once a step, for both networks
-        if step <= warm:
-            terms = dict(pixel=(1.0, F.l1_loss(fake, high)))
-            shown = {}
-        else:
-            discriminator.train().requires_grad_(True)
-            noise = lambda: args.noise * torch.randn(high.shape, generator=rng) if args.noise else 0
-            both = fgssl.normalize(torch.cat([high + noise(), fake.detach() + noise()]))
-            h = None
-            with autocast:
-                if args.joint:
-                    h = encoder(both.contiguous(memory_format=torch.channels_last)); logits = head(h)
-                else:
-                    logits = torch.cat([discriminator(b.contiguous(memory_format=torch.channels_last)) for b in both.flip(0).chunk(2)]).flip(0)
-            logit_high, logit_fake = logits.float().chunk(2)
-            if args.match:
-                c = phi(F.adaptive_avg_pool2d(low, 8).flatten(1) - 0.5)
-                hh, hf = h.float().chunk(2)
-                dot = lambda a, b: (a * b).sum(1, keepdim=True)
-                wrong = logit_high + dot(hh, c.roll(1, 0))
-                logit_high, logit_fake = logit_high + dot(hh, c), logit_fake + dot(hf, c)
-                d_loss = (F.softplus(-logit_high) + .5 * F.softplus(wrong) + .5 * F.softplus(logit_fake)).mean()
-            elif args.loss == "logistic":
-                d_loss = discriminator_loss(logit_high, logit_fake, args.smooth)
-            elif args.loss == "relativistic":
-                d_loss = F.softplus(logit_fake - logit_high).mean()
-            elif args.loss == "hinge":
-                d_loss = (F.relu(1 - logit_high) + F.relu(1 + logit_fake)).mean()
-            total_d = d_loss
-            if args.penalty and step % 16 == 0:
-                discriminator.eval()
-                with autocast:
-                    r1 = gradient_penalty(discriminator, fgssl.normalize(high).contiguous(memory_format=torch.channels_last))
-                total_d = d_loss + 16 * args.penalty / 2 * r1.float()
-            d_optimizer.zero_grad(set_to_none=True)
-            total_d.backward()
-            d_optimizer.step()
+        terms, game = {"pixel": (1.0, pixel_loss(fake, high))}, {}
 
+        if step > warm:
+            # The discriminator's turn. All images go in one batch: with one each, batch-norm would
+            # take away what tells them apart, and its running statistics would fit neither.
+            discriminator.train().requires_grad_(True)
+            images = [high, fake.detach()]
+            if not args.unconditional:
+                images.append(small_view(x, args, rng))
+            with autocast:
+                h = encoder(prepared(torch.cat(images)))
+            h_high, h_fake, *h_small = h.float().chunk(len(images))
+            logits_high, logits_fake = head(h_high, *h_small), head(h_fake, *h_small)
+            d_loss = discriminator_loss(logits_high, logits_fake)
+            d_optimizer.zero_grad(set_to_none=True)
+            d_loss.backward()
+            d_optimizer.step()
+            game = dict(discriminator=d_loss, chance=2 * math.log(2),
+                        D_high=own(logits_high).sigmoid().mean(),
+                        D_fake=own(logits_fake).sigmoid().mean())
+
+            # The generator's turn, before a judge that stands still.
             freeze(discriminator)
             with autocast:
-                judged = fgssl.normalize(fake + noise()).contiguous(memory_format=torch.channels_last)
-                if not args.joint:
-                    discriminator.train()
-                h = encoder(judged)
-                logit = head(h)
-                if args.match:
-                    logit = logit.float() + (h.float() * c.detach()).sum(1, keepdim=True)
-                if args.loss == "relativistic":
-                    adversarial = F.softplus(logit_high.detach() - logit.float()).mean()
-                elif args.loss == "hinge":
-                    adversarial = -logit.float().mean()
-                else:
-                    adversarial = adversarial_loss(logit.float())
-                if args.content == "pixel":
-                    distance = F.l1_loss(fake, high)
-                else:
-                    distance = feature_loss(content, fake, high)
-            terms = {args.content: (args.content_weight, distance),
-                     "adversarial": (args.adversarial_weight, adversarial)}
-            shown = dict(discriminator=d_loss, chance=2 * math.log(2),
-                         D_high=logit_high.sigmoid().mean(), D_fake=logit_fake.sigmoid().mean())
-            if args.penalty and step % 16 == 0: shown["r1"] = r1
+                h_fake = encoder(prepared(fake)).float()
+                if args.content == "features":
+                    terms = {"features": (1.0, feature_loss(content, fake, high))}
+            verdict = head(h_fake, *(h.detach() for h in h_small))
+            terms["adversarial"] = args.adversarial, adversarial_loss(verdict)
+
         loss = sum(weight * value for weight, value in terms.values())
         g_optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -558,31 +522,35 @@ def main(argv=None):
         leave = step == total or bool(stop)
         save = leave or time.time() - saved > 60
         if save or log.due(step):
-            true = brightness(high, args.scale)
-            closer, bicubic = (psnr(brightness(y, args.scale), true).mean().item() for y in (to_8_bits(fake.detach()), to_8_bits(enlarge(low, args.scale))))
             values = {}
-            for name, (weight, value) in terms.items():
+            for name, (weight, value) in terms.items():      # each with the weight it has in `loss`
                 values |= {name: value.item(), f"{name}_weight": weight}
-            values |= {k: float(v) for k, v in shown.items()}
-            log(step, **values, psnr=closer, bicubic=bicubic, lr=lr)
+            values |= {name: float(value) for name, value in game.items()}
+            true = brightness(high, args.scale)
+            close = {name: psnr(brightness(guess.detach(), args.scale), true).mean().item()
+                     for name, guess in (("psnr", fake), ("bicubic", enlarge(low, args.scale)))}
+            log(step, **values, **close, lr=lr)
             if not all(map(math.isfinite, values.values())):
-                raise FloatingPointError(step)
+                fgssl.save(out / "diverged.pt", step, args, rng, **state)
+                raise FloatingPointError(f"loss {loss.item()} at step {step}, learning rates "
+                                         f"{lr:.1e} and {d_lr:.1e}. This state is in "
+                                         f"{out}/diverged.pt; try smaller ones.")
         if save:
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
         if step in (warm, total) or step % (args.eval_every * per_epoch) == 0:
             knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
-            log.note(step, **closeness(ema, val.images, args.scale, device, autocast),
-                     knn=knn, random_init=random_init)
+            log.note(step, **closeness(ema, val.images, device), knn=knn, random_init=random_init)
         if step in (warm, total):
-            draw_samples(ema, drawn, args.scale, device, out / "samples.png")
+            draw_samples(ema, shown, device, out / "samples.png")
         if leave:
             break
 
-    log.curves(val_psnr="bicubic_psnr", val_ssim="bicubic_ssim", discriminator="chance", knn="random_init")
+    log.curves(val_psnr="bicubic_psnr", val_ssim="bicubic_ssim", discriminator="chance",
+               knn="random_init")
     if step < total:
         stop.leave(args)
-    print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt")
+    print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt --layer best")
 
 
 if __name__ == "__main__":
