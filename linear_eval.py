@@ -7,6 +7,7 @@ the controls without which it means nothing: the majority class, and the same ne
 
     python linear_eval.py out/simclr/checkpoint.pt
     python linear_eval.py out/jigsaw/checkpoint.pt --layer best      # earlier stages too
+    python linear_eval.py out/srgan/checkpoint.pt --layer best --encoder generator
     python linear_eval.py --init random --arch resnet18 --data my_photos
     python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgssl
+import train_srgan
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -177,20 +179,36 @@ def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.add_argument("checkpoint", nargs="?", help="of a trainer, or a torchvision state dict")
     p.add_argument("--init", choices=("random",), help="evaluate an untrained encoder alone")
+    p.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
+                   help="which network of a run of train_srgan.py")
     p.add_argument("--layer", choices=(*LAYERS, "best"), default="4",
                    help="stage whose features are read, averaged over the image or its quarters; "
                         "best: chosen on val, for each encoder and classifier")
     args = p.parse_args(argv)
     if (args.checkpoint is None) == (args.init is None):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
+    if args.init and args.encoder == "generator":
+        p.error("--encoder generator wants a checkpoint; the untrained one is shown beside it")
     return args
+
+
+def load_network(file, arch, which):
+    """The encoder of a checkpoint, a function that makes the same untrained, the run's arguments.
+
+    which: of SRGAN's two networks. Only the paper's discriminator and a generator are no ResNets.
+    """
+    run = fgssl.read_checkpoint(file).get("args", {})
+    if which == "generator" or run.get("discriminator") == "vgg":
+        return train_srgan.load_network(file, which)
+    encoder, run = fgssl.load_encoder(file, arch)
+    return encoder, lambda: fgssl.resnet(run.get("arch", arch)), run
 
 
 def main(argv=None):
     args = arguments(argv)
-    encoder, run = None, {}
+    encoder, untrained, run = None, lambda: fgssl.resnet(args.arch), {}
     if args.checkpoint:
-        encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
+        encoder, untrained, run = load_network(args.checkpoint, args.arch, args.encoder)
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
     for name, default in defaults.items():
         if getattr(args, name) is None:  # what is not asked for is as in the run
@@ -213,9 +231,8 @@ def main(argv=None):
           f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test")
 
     torch.manual_seed(args.seed)
-    untrained = fgssl.resnet(args.arch)
     how = (splits, args.size, classes, device, autocast, args.layer)
-    result["random_init"], predicted = evaluate(untrained, *how)
+    result["random_init"], predicted = evaluate(untrained(), *how)
     rows = {"chance": dict.fromkeys(("linear", "knn"), result["chance"]),
             "majority class": dict.fromkeys(("linear", "knn"), result["majority"]),
             "random init": result["random_init"]}
@@ -232,9 +249,10 @@ def main(argv=None):
         print(f"{name:{width}}  {row['linear']:6.1f}  {row['knn']:6.1f}{layers}")
     confusion = confusion_matrix(test, predicted.numpy(), classes)
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    fgssl.heatmap(out / "confusion.png", share, "true class", "taken for", data.classes)
-    (out / "eval.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\nwrote {out}/eval.json and confusion.png")
+    which = "_generator" if args.encoder == "generator" else ""
+    fgssl.heatmap(out / f"confusion{which}.png", share, "true class", "taken for", data.classes)
+    (out / f"eval{which}.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\nwrote {out}/eval{which}.json and confusion{which}.png")
 
 
 if __name__ == "__main__":

@@ -105,13 +105,17 @@ class Generator(nn.Module):
         nn.init.zeros_(self.detail.weight)
         nn.init.zeros_(self.detail.bias)
 
-    def trunk(self, low):
-        """Its features, (B, width, h, w)."""
-        h = self.first(low)
-        return h + self.last(self.blocks(h))
+    def stages(self, low):
+        """Its features after each quarter of the blocks, four maps (B, width, h, w)."""
+        h, maps = self.first(low), []
+        x, n = h, len(self.blocks)
+        for quarter in range(4):
+            x = self.blocks[quarter * n // 4:(quarter + 1) * n // 4](x)
+            maps.append(x)
+        return [*maps[:3], h + self.last(x)]
 
     def forward(self, low):
-        detail = F.pixel_shuffle(self.detail(self.trunk(low)), self.scale)
+        detail = F.pixel_shuffle(self.detail(self.stages(low)[-1]), self.scale)
         return enlarge(low, self.scale) + detail.float()
 
 
@@ -166,9 +170,10 @@ class VGG19(nn.Module):
 class Head(nn.Module):
     """What the discriminator says of images by their features h (B, dim): logits, true above 0.
 
-    Alone, (B, 1): how true each looks. Beside h_small, features of a small view of each photograph,
-    (B, B): how true image i looks, plus the product of h with an embedding of small view j, which
-    says how well they fit: a projection discriminator (Miyato & Koyama 2018).
+    Alone, (B, 1): how true each image looks. Beside h_small, features of a small view of each
+    photograph, (B, B): that, plus how well image i fits small view j. The first part is the paper's;
+    the second is that of a projection discriminator (Miyato & Koyama 2018), its product a cosine
+    over a temperature of 0.1 (ContraGAN, Kang & Park 2020).
     """
 
     def __init__(self, dim, hidden=0):
@@ -181,7 +186,8 @@ class Head(nn.Module):
         truth = self.truth(h)
         if h_small is None:
             return truth
-        return truth + h @ self.embed(h_small).T / math.sqrt(h.shape[1])
+        fit = F.normalize(h, dim=1) @ F.normalize(self.embed(h_small), dim=1).T
+        return truth + fit / 0.1
 
 
 def discriminator_for(args):
@@ -190,6 +196,40 @@ def discriminator_for(args):
         return PaperDiscriminator(), Head(PaperDiscriminator.dim, hidden=1024)
     encoder = fgssl.resnet(args.arch)
     return encoder, Head(encoder.dim)
+
+
+class GeneratorEncoder(nn.Module):
+    """A generator read as an encoder is: normalised images -> the maps of its stages."""
+
+    def __init__(self, generator):
+        super().__init__()
+        self.generator = generator
+
+    def stages(self, x):
+        return self.generator.stages(fgssl.denormalize(x))
+
+
+def load_network(file, which):
+    """For linear_eval.py: the "discriminator" or "generator" in a checkpoint of this script, a
+    function that makes the same untrained, and the arguments of the run, whose `arch` is then the
+    network's name. Raises ValueError for another file."""
+    state = fgssl.read_checkpoint(file)
+    if not {"encoder", "ema", "args"} <= state.keys():
+        raise ValueError(f"{file} holds no {which}: it is no checkpoint of train_srgan.py")
+    args = argparse.Namespace(**state["args"])
+
+    def build():
+        if which == "generator":
+            return GeneratorEncoder(Generator(args.blocks, args.width, args.scale))
+        return discriminator_for(args)[0]
+
+    network = build()
+    if which == "generator":
+        fgssl.load_weights(network.generator, state["ema"], f"ema in {file}")
+    else:
+        fgssl.load_weights(network, state["encoder"], f"encoder in {file}")
+    name = f"{args.discriminator} {which}" if which == "discriminator" else which
+    return network, build, vars(args) | {"arch": name}
 
 
 def content_network(file, arch):
@@ -361,12 +401,8 @@ def enlarge_in_tiles(generator, low, tile=160):
 
 def upscale(files, checkpoint, out):
     """Write each image, enlarged, as a PNG beside it or into the folder `out`."""
-    state = fgssl.read_checkpoint(checkpoint)
-    if not {"ema", "args"} <= state.keys():
-        raise ValueError(f"{checkpoint} holds no generator; wanted a checkpoint of train_srgan.py")
-    generator = Generator(*(state["args"][name] for name in ("blocks", "width", "scale")))
-    fgssl.load_weights(generator, state["ema"], f"ema in {checkpoint}")
     device, _ = fgssl.device_and_precision("fp32")
+    generator = load_network(checkpoint, "generator")[0].generator
     generator = freeze(generator).to(device, memory_format=torch.channels_last)
     for file in map(Path, files):
         if not file.is_file():
@@ -500,9 +536,9 @@ def main(argv=None):
             d_optimizer.zero_grad(set_to_none=True)
             d_loss.backward()
             d_optimizer.step()
-            game = dict(discriminator=d_loss, chance=2 * math.log(2),
-                        D_high=own(logits_high).sigmoid().mean(),
-                        D_fake=own(logits_fake).sigmoid().mean())
+            game = dict(discriminator=d_loss.detach(), chance=2 * math.log(2),
+                        D_high=own(logits_high).detach().sigmoid().mean(),
+                        D_fake=own(logits_fake).detach().sigmoid().mean())
 
             # The generator's turn, before a judge that stands still.
             freeze(discriminator)

@@ -1,5 +1,6 @@
 """train_srgan.py: images, networks, losses, measures, and the run from end to end, tiny."""
 
+import json
 import math
 import re
 import signal
@@ -12,6 +13,7 @@ from PIL import Image
 from test_trainers import assert_same
 
 import fgssl
+import linear_eval
 import train_srgan as srgan
 
 TINY = ["--size", "16", "--batch", "8", "--epochs", "3", "--warmup", "1", "--blocks", "1",
@@ -312,23 +314,22 @@ def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
     assert checkpoint["encoder"]["bn1.num_batches_tracked"] == 2 * PER_EPOCH
 
 
-def test_each_network_is_moved_by_its_own_losses_alone(photos, tmp_path, monkeypatch):
-    """What main wires together: without any loss the generator stands still after the warm-up, with
-    either it moves; the discriminator learns all the same."""
-    alone, _ = train(photos, tmp_path / "warm", "--epochs", "1")
-    pixel = srgan.pixel_loss
-    for weight, adversarial in ((0, "0"), (1, "0"), (0, "1")):
-        monkeypatch.setattr(srgan, "pixel_loss", lambda fake, high: weight * pixel(fake, high))
-        out = tmp_path / f"{weight}{adversarial}"
-        warm = srgan.main(["--data", str(photos), "--out", str(out), *TINY, "--warmup", "0",
-                           "--adversarial", adversarial])
-        assert warm is None
-        both = fgssl.read_checkpoint(out / "checkpoint.pt")
-        still = weight == 0 and adversarial == "0"
-        start = srgan.Generator(1, 8, 4).state_dict()["detail.weight"]
-        assert torch.equal(both["generator"]["detail.weight"], start) == still
-        for key, value in both["encoder"].items():
-            assert not torch.equal(value, alone["encoder"][key]), f"encoder {key} stood still"
+@pytest.mark.parametrize("pixel, adversarial", [(0, "0"), (1, "0"), (0, "1")])
+def test_each_network_is_moved_by_its_own_losses_alone(
+        photos, tmp_path, monkeypatch, pixel, adversarial):
+    """What main wires together: without a loss the generator stands still, with either it moves;
+    the discriminator learns all the same."""
+    loss = srgan.pixel_loss
+    monkeypatch.setattr(srgan, "pixel_loss", lambda fake, high: pixel * loss(fake, high))
+    after, _ = train(photos, tmp_path, "--epochs", "1", "--warmup", "0", "--adversarial",
+                     adversarial)
+    torch.manual_seed(0)  # main makes the discriminator first, then the generator
+    before = srgan.discriminator_for(srgan.arguments(["--out", "nowhere"]))
+    still = not after["generator"]["detail.weight"].any()
+    assert still == (pixel == 0 and adversarial == "0"), "its last layer starts at zero"
+    for network, name in zip(before, ("encoder", "head")):
+        for key, value in network.named_parameters():
+            assert not torch.equal(value, after[name][key]), f"{name}.{key} stood still"
 
 
 @pytest.mark.parametrize("stop_after", [2, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH + 2])
@@ -399,6 +400,39 @@ def test_arguments_that_make_no_sense_are_named(photos, tmp_path, capsys, flags,
         train(photos, tmp_path, *flags)
     assert left.value.code == 2
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, name, dim", [
+    ([], "resnet10", 256), (["--encoder", "generator"], "generator", 8),
+    (["--discriminator", "vgg"], "vgg discriminator", 512)])
+def test_linear_eval_reads_either_network_beside_the_same_untrained(
+        photos, run, tmp_path, monkeypatch, flags, name, dim):
+    out = run[0]
+    if "vgg" in flags:
+        out, flags = tmp_path, []
+        train(photos, out, "--discriminator", "vgg", "--epochs", "1", "--warmup", "0")
+    seen, evaluate = [], linear_eval.evaluate
+
+    def spy(network, *how):
+        with torch.no_grad():
+            seen.append(network.stages(noise(1, 3, 32, 32))[-1])
+        return evaluate(network, *how)
+
+    monkeypatch.setattr(linear_eval, "evaluate", spy)
+    linear_eval.main([str(out / "checkpoint.pt"), "--precision", "fp32", *flags])
+    untrained, trained = seen
+    assert untrained.shape == trained.shape and untrained.shape[1] == dim
+    assert not torch.equal(untrained, trained)
+    file = "eval_generator.json" if name == "generator" else "eval.json"
+    assert json.loads((out / file).read_text())["arch"] == name
+
+
+def test_only_a_run_of_this_script_has_a_generator(tmp_path):
+    torch.save({"encoder": {}, "args": {}}, tmp_path / "simclr.pt")
+    with pytest.raises(ValueError, match=r"simclr\.pt holds no generator"):
+        linear_eval.main([str(tmp_path / "simclr.pt"), "--encoder", "generator"])
+    with pytest.raises(SystemExit):
+        linear_eval.main(["--init", "random", "--encoder", "generator"])
 
 
 # Its use ----------------------------------------------------------------------------------------
