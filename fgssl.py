@@ -889,8 +889,9 @@ class Log:
     def note(self, step, tail="", **values):
         """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
 
-        "chance" and "random_init", yardsticks, are printed in brackets behind their number. None
-        is a number that could not be had, such as k-NN without labels: it is left out.
+        Yardsticks ("chance", "random_init", "bicubic...") and weights ("..._weight") are printed in
+        brackets behind their number. None is a number that could not be had, such as k-NN without
+        labels: it is left out.
         """
         values = {name: value for name, value in values.items() if value is not None}
         if not values:

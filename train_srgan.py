@@ -13,8 +13,8 @@ CVPR 2017.
     python train_srgan.py --resume            # after Ctrl-C, in either phase
     python train_srgan.py --upscale IMAGE --from out/srgan/checkpoint.pt
 
-Writes out/srgan/: checkpoint.pt, log.jsonl, curves.png, and samples.png: the small image, bicubic
-interpolation, the generator's and the true one, with PSNR (dB) and SSIM under each.
+Writes out/srgan/: checkpoint.pt, log.jsonl, curves.png, and samples.png (after the warm-up also
+samples_warmup.png): the small image, bicubic interpolation, the generator's and the true one.
 """
 
 import argparse
@@ -31,7 +31,8 @@ from torch import nn
 
 import fgssl
 
-# Images: high (B, 3, size, size), low (B, 3, size / scale, size / scale), fake like high; in [0, 1]
+# Images -------------------------------------------------------------------------------------------
+# high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), all in [0, 1]
 
 
 def random_crops(x, size, rng):
@@ -48,8 +49,8 @@ def random_crops(x, size, rng):
 
 
 def shrink(high, scale):
-    """(B, 3, H, W) -> (B, 3, H / scale, W / scale): antialiased bicubic, as Pillow and MATLAB do it,
-    in the 256 levels that an image file has."""
+    """(B, 3, H, W) -> (B, 3, H / scale, W / scale): antialiased bicubic, as Pillow and MATLAB have
+    it, in the 256 levels that an image file has."""
     low = F.interpolate(high, scale_factor=1 / scale, mode="bicubic", antialias=True)
     return to_8_bits(low)
 
@@ -71,7 +72,7 @@ def small_view(x, args, rng):
     return enlarge(shrink(x, args.scale), args.scale)
 
 
-# Networks
+# Networks -----------------------------------------------------------------------------------------
 
 
 class ResidualBlock(nn.Module):
@@ -89,9 +90,10 @@ class ResidualBlock(nn.Module):
 class Generator(nn.Module):
     """low (B, 3, h, w) -> fake (B, 3, scale h, scale w), float32, not clamped.
 
-    The paper's SRResNet as later work has it: no batch-norm (EDSR, Lim et al. 2017), one PixelShuffle
-    after all convolutions (ESPCN, Shi et al. 2016), and the network adds to bicubic interpolation
-    what that lacks (VDSR, Kim et al. 2016). The last layer starts at zero: untrained, it is bicubic.
+    The paper's SRResNet as later work has it: no batch-norm (EDSR, Lim et al. 2017), a single
+    PixelShuffle after all convolutions (ESPCN, Shi et al. 2016), and it adds to bicubic
+    interpolation what that lacks (VDSR, Kim et al. 2016). Its last layer starts at zero: untrained,
+    it is bicubic interpolation.
     """
 
     def __init__(self, blocks, width, scale):
@@ -170,10 +172,10 @@ class VGG19(nn.Module):
 class Head(nn.Module):
     """What the discriminator says of images by their features h (B, dim): logits, true above 0.
 
-    Alone, (B, 1): how true each image looks. Beside h_small, features of a small view of each
-    photograph, (B, B): that, plus how well image i fits small view j. The first part is the paper's;
-    the second is that of a projection discriminator (Miyato & Koyama 2018), its product a cosine
-    over a temperature of 0.1 (ContraGAN, Kang & Park 2020).
+    Alone, (B, 1): how true each image looks, as in the paper. Beside h_small, features of a small
+    view of each photograph, (B, B): that, plus how well image i fits small view j, as in a
+    projection discriminator (Miyato & Koyama 2018), where a product stands for the cosine over a
+    temperature of 0.1 here (ContraGAN, Kang & Park 2020).
     """
 
     def __init__(self, dim, hidden=0):
@@ -243,7 +245,7 @@ def content_network(file, arch):
     return network
 
 
-# Losses
+# Losses -------------------------------------------------------------------------------------------
 
 
 def pixel_loss(fake, high):
@@ -309,7 +311,7 @@ def learning_rates(step, warm, total, args):
                  for peak in (args.lr_generator, args.lr_discriminator))
 
 
-# How close: PSNR and SSIM of the brightness within a border, as the field reports them
+# How close: PSNR and SSIM -------------------------------------------------------------------------
 
 
 def brightness(x, border):
@@ -323,8 +325,11 @@ def brightness(x, border):
 
 
 def psnr(x, y):
-    """Peak signal-to-noise ratio of each pair in dB, the peak being 255: (B, 1, H, W) -> (B,)."""
-    return 10 * torch.log10(255 ** 2 / (x - y).square().mean((1, 2, 3)))
+    """Peak signal-to-noise ratio of each pair in dB, the peak being 255: (B, 1, H, W) -> (B,).
+
+    Equal images have 100 dB, so that one blank photograph cannot make a mean infinite.
+    """
+    return 10 * torch.log10(255 ** 2 / (x - y).square().mean((1, 2, 3)).clamp(min=255 ** 2 / 1e10))
 
 
 def ssim(x, y):
@@ -380,7 +385,7 @@ def draw_samples(generator, images, device, file):
                captions=[[], *captions])
 
 
-# --upscale
+# --upscale ----------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -420,7 +425,7 @@ def upscale(files, checkpoint, out):
         print(f"{file} {low.shape[3]} x {low.shape[2]} -> {target} {high.width} x {high.height}")
 
 
-# Training
+# Training -----------------------------------------------------------------------------------------
 
 
 def arguments(argv):
@@ -453,7 +458,7 @@ def arguments(argv):
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
                    help="epochs between measurements on val")
     p.add_argument("--upscale", nargs="+", metavar="IMAGE", help="enlarge these, and do no more")
-    p.add_argument("--from", dest="source", metavar="CHECKPOINT", help="the generator of --upscale")
+    p.add_argument("--from", dest="source", metavar="CHECKPOINT", help="a run, for --upscale")
     args = p.parse_args(argv, argparse.Namespace(out=None))  # --upscale needs no folder
     if bool(args.upscale) != bool(args.source):
         p.error("--upscale IMAGE and --from CHECKPOINT go together")
@@ -463,7 +468,7 @@ def arguments(argv):
     if args.warmup > args.epochs:
         p.error(f"--warmup {args.warmup} is more than all --epochs {args.epochs}")
     if args.size % args.scale or args.size < 4 * args.scale:
-        p.error(f"--size {args.size} is not 4 or more times --scale {args.scale}, without remainder")
+        p.error(f"--size {args.size} is not a multiple of --scale {args.scale}, 4 times or more")
     if args.content_from and args.content != "features":
         p.error("--content-from is used by --content features only")
     return args
@@ -575,18 +580,22 @@ def main(argv=None):
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
         if step in (warm, total) or step % (args.eval_every * per_epoch) == 0:
-            knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
+            knn = None
+            if step > warm:
+                knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
             log.note(step, **closeness(ema, val.images, device), knn=knn, random_init=random_init)
-        if step in (warm, total):
-            draw_samples(ema, shown, device, out / "samples.png")
+        if step == warm:
+            draw_samples(ema, shown, device, out / "samples_warmup.png")
         if leave:
             break
 
+    draw_samples(ema, shown, device, out / "samples.png")
     log.curves(val_psnr="bicubic_psnr", val_ssim="bicubic_ssim", discriminator="chance",
                knn="random_init")
     if step < total:
         stop.leave(args)
-    print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt --layer best")
+    print(f"done: {out}/checkpoint.pt, {out}/samples.png. "
+          f"Next: python linear_eval.py {out}/checkpoint.pt --layer best")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def test_a_crop_is_a_window_of_its_image_and_every_window_comes_up():
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_low_is_what_pillow_makes_of_high(scale):
-    """Without antialiasing the low image aliases, and networks learn to undo what no camera does."""
+    """Without antialiasing it aliases, and the generator learns to undo what no camera does."""
     high = (noise(1, 3, 48, 48) * 255).round() / 255
     low = srgan.shrink(high, scale)
     side = 48 // scale
@@ -246,13 +246,14 @@ def test_brightness_is_that_of_bt601():
 
 
 def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
-    """On RGB, with the border, or with the image's own maximum it is another number (pitfall 24)."""
-    x = 0.3 * noise(2, 3, 20, 17)  # far from white: its own maximum would show
-    y = x.clone() + 1 / 255
+    """On RGB, with the border or the image's own maximum it is another number (pitfall 24)."""
+    x = (77 * noise(2, 3, 20, 17)).round() / 255  # dark: its own maximum would show
+    y = x + 1 / 255
     y[:, :, :4], y[:, :, -4:], y[:, :, :, :4], y[:, :, :, -4:] = 1, 0, 1, 0
     step = (65.481 + 128.553 + 24.966) / 255
     found = srgan.psnr(srgan.brightness(x, 4), srgan.brightness(y, 4))
     assert found.tolist() == pytest.approx([20 * math.log10(255 / step)] * 2, abs=1e-3)
+    assert srgan.psnr(x, x).tolist() == pytest.approx([100, 100]), "a blank photograph"
 
 
 def test_ssim_is_the_papers_formula_written_out():
@@ -284,7 +285,7 @@ def test_ssim_is_the_papers_formula_written_out():
 def test_a_run_leaves_checkpoint_log_and_pictures(run):
     out, checkpoint, records = run
     assert checkpoint["step"] == 3 * PER_EPOCH
-    for picture in ("samples.png", "curves.png"):
+    for picture in ("samples.png", "samples_warmup.png", "curves.png"):
         Image.open(out / picture).verify()
     warm = next(r for r in records if "pixel" in r)
     last = [r for r in records if "discriminator" in r][-1]
@@ -390,8 +391,8 @@ def test_the_encoder_of_another_run_can_be_the_content_loss(photos, run, tmp_pat
 
 @pytest.mark.parametrize("flags, error", [
     (["--warmup", "9"], "--warmup 9 is more than all --epochs 3"),
-    (["--size", "18"], "--size 18 is not 4 or more times --scale 4"),
-    (["--scale", "8"], "--size 16 is not 4 or more times --scale 8"),
+    (["--size", "18"], "--size 18 is not a multiple of --scale 4"),
+    (["--scale", "8"], "--size 16 is not a multiple of --scale 8"),
     (["--content-from", "x.pt"], "--content-from is used by --content features"),
     (["--scale", "3"], "--scale"), (["--blocks", "0"], "--blocks"),
     (["--upscale", "x.png"], "go together"), (["--from", "x.pt"], "go together")])
