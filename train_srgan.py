@@ -430,8 +430,8 @@ def upscale(files, checkpoint, out):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, kernels=False, data="toy", out="out/srgan", size=64, arch="resnet10",
-                     epochs=60, batch=16, lr=1e-3, seed=0)
-    p.add_argument("--warmup", type=fgssl.number(int, 0), default=30,
+                     epochs=50, batch=16, lr=1e-3, seed=0)
+    p.add_argument("--warmup", type=fgssl.number(int, 0), default=20,
                    help="how many of the epochs are the pixel phase, at --lr")
     p.add_argument("--scale", type=int, choices=(2, 4, 8), default=4, help="enlargement")
     p.add_argument("--blocks", type=fgssl.number(int, 1), default=6,

@@ -93,6 +93,17 @@ def test_low_is_what_pillow_makes_of_high(scale):
     assert np.abs(np.asarray(big, int) - np.asarray(ours, int)).max() <= 1
 
 
+def test_a_small_view_is_of_the_photograph_in_its_own_row():
+    """Shifted by one, every true pair would be taught as false."""
+    args = srgan.arguments(["--out", "nowhere", "--size", "16"])
+    x = torch.zeros(6, 3, 24, 24, dtype=torch.uint8)
+    for i in range(6):
+        x[i] = 40 * i + 20  # flat grey: crops and mirrors leave it as it is
+    view = srgan.small_view(x, args, torch.Generator().manual_seed(0))
+    assert view.shape == (6, 3, 16, 16)
+    torch.testing.assert_close(view.mean((1, 2, 3)) * 255, x[:, 0, 0, 0].float(), atol=0.5, rtol=0)
+
+
 # Networks ---------------------------------------------------------------------------------------
 
 
