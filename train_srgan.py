@@ -107,8 +107,8 @@ class Generator(nn.Module):
         nn.init.zeros_(self.detail.weight)
         nn.init.zeros_(self.detail.bias)
 
-    def stages(self, low):
-        """Its features after each quarter of the blocks, four maps (B, width, h, w)."""
+    def trunk(self, low):
+        """Its features after each quarter of the blocks: four maps (B, width, h, w)."""
         h, maps = self.first(low), []
         x, n = h, len(self.blocks)
         for quarter in range(4):
@@ -116,8 +116,12 @@ class Generator(nn.Module):
             maps.append(x)
         return [*maps[:3], h + self.last(x)]
 
+    def stages(self, x):
+        """The same of normalised images, as an encoder has them."""
+        return self.trunk(fgssl.denormalize(x))
+
     def forward(self, low):
-        detail = F.pixel_shuffle(self.detail(self.stages(low)[-1]), self.scale)
+        detail = F.pixel_shuffle(self.detail(self.trunk(low)[-1]), self.scale)
         return enlarge(low, self.scale) + detail.float()
 
 
@@ -200,38 +204,23 @@ def discriminator_for(args):
     return encoder, Head(encoder.dim)
 
 
-class GeneratorEncoder(nn.Module):
-    """A generator read as an encoder is: normalised images -> the maps of its stages."""
-
-    def __init__(self, generator):
-        super().__init__()
-        self.generator = generator
-
-    def stages(self, x):
-        return self.generator.stages(fgssl.denormalize(x))
-
-
 def load_network(file, which):
-    """For linear_eval.py: the "discriminator" or "generator" in a checkpoint of this script, a
-    function that makes the same untrained, and the arguments of the run, whose `arch` is then the
-    network's name. Raises ValueError for another file."""
+    """The "discriminator" or the "generator" in a checkpoint of this script; a function that makes
+    the same untrained; and the arguments of the run, whose `arch` now names this network. Raises
+    ValueError for another file."""
     state = fgssl.read_checkpoint(file)
     if not {"encoder", "ema", "args"} <= state.keys():
         raise ValueError(f"{file} holds no {which}: it is no checkpoint of train_srgan.py")
     args = argparse.Namespace(**state["args"])
-
-    def build():
-        if which == "generator":
-            return GeneratorEncoder(Generator(args.blocks, args.width, args.scale))
-        return discriminator_for(args)[0]
-
-    network = build()
     if which == "generator":
-        fgssl.load_weights(network.generator, state["ema"], f"ema in {file}")
+        name, part = which, "ema"
+        build = lambda: Generator(args.blocks, args.width, args.scale)
     else:
-        fgssl.load_weights(network, state["encoder"], f"encoder in {file}")
-    name = f"{args.discriminator} {which}" if which == "discriminator" else which
-    return network, build, vars(args) | {"arch": name}
+        name, part = f"{args.discriminator} {which}", "encoder"
+        build = lambda: discriminator_for(args)[0]
+    network = build()
+    fgssl.load_weights(network, state[part], f"{part} in {file}")
+    return network, build, state["args"] | {"arch": name}
 
 
 def content_network(file, arch):
@@ -407,8 +396,8 @@ def enlarge_in_tiles(generator, low, tile=160):
 def upscale(files, checkpoint, out):
     """Write each image, enlarged, as a PNG beside it or into the folder `out`."""
     device, _ = fgssl.device_and_precision("fp32")
-    generator = load_network(checkpoint, "generator")[0].generator
-    generator = freeze(generator).to(device, memory_format=torch.channels_last)
+    generator, _, _ = load_network(checkpoint, "generator")
+    freeze(generator).to(device, memory_format=torch.channels_last)
     for file in map(Path, files):
         if not file.is_file():
             raise FileNotFoundError(f"no image {file}")
@@ -441,8 +430,8 @@ def arguments(argv):
     p.add_argument("--discriminator", choices=("resnet", "vgg"), default="resnet",
                    help="resnet: --arch, the encoder of the other trainers; vgg: the paper's own")
     p.add_argument("--unconditional", action="store_true",
-                   help="the discriminator judges each image alone, as in the paper, and not beside "
-                        "a small view of the photograph")
+                   help="the discriminator judges each image alone, as in the paper, instead of "
+                        "beside a small view of the photograph")
     p.add_argument("--content", choices=("pixel", "features"), default="pixel",
                    help="what fake and high are compared by in the adversarial phase")
     p.add_argument("--content-from", metavar="FILE",
