@@ -569,10 +569,11 @@ def main(argv=None):
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
         if step in (warm, total) or step % (args.eval_every * per_epoch) == 0:
-            knn = None
-            if step > warm:
+            measured = closeness(ema, val.images, device)
+            if step > warm:                                  # before, the encoder is untrained
                 knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
-            log.note(step, **closeness(ema, val.images, device), knn=knn, random_init=random_init)
+                measured |= dict(knn=knn, random_init=random_init)
+            log.note(step, **measured)
         if step == warm:
             draw_samples(ema, shown, device, out / "samples_warmup.png")
         if leave:

@@ -308,6 +308,8 @@ def test_a_run_leaves_checkpoint_log_and_pictures(run):
     measured = [r for r in records if "val_psnr" in r]
     assert [r["step"] for r in measured] == [0, PER_EPOCH, 3 * PER_EPOCH]
     assert measured[0]["val_psnr"] == measured[0]["bicubic_psnr"], "untrained, it is bicubic"
+    assert [r["step"] for r in records if "random_init" in r] == [0, 3 * PER_EPOCH], \
+        "a yardstick without its number says nothing"
     assert measured[-1]["val_ssim"] != measured[-1]["bicubic_ssim"]
 
 
