@@ -35,21 +35,17 @@ import fgssl
 # high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), all in [0, 1]
 
 
-def random_crops(x, size, rng, zoom=False):
-    """A random square of each image, mirrored or not: uint8 (B, 3, C, C) -> (B, 3, size, size).
+def random_crops(x, size, rng):
+    """A random square of each image at its own resolution, mirrored or not.
 
-    As it is: to resize would take away the very detail which is to be rebuilt. zoom: a larger square
-    shrunk to size, as large for the whole batch as chance will have it, so that things are seen at
-    more than one scale.
+    uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1]. Nothing is resized: that would take away the
+    very detail which is to be rebuilt.
     """
-    side = int(torch.randint(size, x.shape[-1] + 1, (), generator=rng)) if zoom else size
-    corners = torch.randint(x.shape[-1] - side + 1, (2, len(x), 1), generator=rng)
-    rows, columns = (corners + torch.arange(side)).to(x.device)
+    corners = torch.randint(x.shape[-1] - size + 1, (2, len(x), 1), generator=rng)
+    rows, columns = (corners + torch.arange(size)).to(x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     x = x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
-    x = fgssl.hflip(fgssl.to_float(x), rng)
-    return x if side == size else to_8_bits(F.interpolate(x, (size, size), mode="bicubic",
-                                                          antialias=True))
+    return fgssl.hflip(fgssl.to_float(x), rng)
 
 
 def shrink(high, scale):
@@ -513,7 +509,7 @@ def main(argv=None):
             for group in optimizer.param_groups:
                 group["lr"] = rate
         x = fgssl.fetch(train.images, next(order), device)   # (B, 3, C, C)
-        high = random_crops(x, args.size, rng, zoom=step > warm)
+        high = random_crops(x, args.size, rng)
         low = shrink(high, args.scale)
         with autocast:
             fake = generator(low)                            # once a step, for both networks
