@@ -200,7 +200,7 @@ def decode(path, side):
 
 
 def upright(image):
-    """The image turned as its EXIF orientation says. Damaged EXIF is no reason to lose a picture."""
+    """The image turned as its EXIF orientation says; damaged EXIF is no reason to lose it."""
     turn = Image.Transpose
     image.load()  # a TIFF is turned by Pillow itself while it loads, and its orientation erased
     try:
@@ -701,10 +701,11 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def parser(doc, training=True, **defaults):
+def parser(doc, training=True, kernels=True, **defaults):
     """An argparse parser with the flags that every script shares; `defaults` are the script's own.
 
-    training: whether to add the flags of a training run. A flag that does nothing is not offered.
+    training, kernels: whether to add the flags of a training run, and --impl. A flag that does
+    nothing is not offered.
     """
     p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
     p.add_argument("--data", help="toy, cub, grocery, or a folder of images")
@@ -716,6 +717,7 @@ def parser(doc, training=True, **defaults):
         p.add_argument("--batch", type=number(int, 2), help="images a step")
         p.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
         p.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    if training and kernels:
         p.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
                        help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU")
     p.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
@@ -888,8 +890,9 @@ class Log:
     def note(self, step, tail="", **values):
         """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
 
-        "chance" and "random_init", yardsticks, are printed in brackets behind their number. None
-        is a number that could not be had, such as k-NN without labels: it is left out.
+        Yardsticks ("chance", "random_init", "bicubic...") and weights ("..._weight") are printed in
+        brackets behind their number. None is a number that could not be had, such as k-NN without
+        labels: it is left out.
         """
         values = {name: value for name, value in values.items() if value is not None}
         if not values:
@@ -897,7 +900,7 @@ class Log:
         line = f"step {step}/{self.total}"
         for name, value in values.items():
             text = f"{name.replace('_', ' ')} {value:.4g}"
-            if name in ("chance", "random_init"):
+            if name.startswith(("chance", "random_init", "bicubic")) or name.endswith("_weight"):
                 line += f" ({text})"
             elif not name.endswith("_per_s"):
                 line += f"  {text}"
@@ -968,22 +971,28 @@ def font(size):
     return ImageFont.load_default(size)
 
 
-def grid(path, rows, titles=(), side=None):
+def grid(path, rows, titles=(), side=None, captions=()):
     """Write a PNG of image tensors in rows: (n, 3, H, W) each, uint8 or float in [0, 1].
 
     titles: one a row, at its left. side: width of a drawn image; by default at least 96 pixels.
+    captions: a list a row, of what stands under its images; empty for a row without.
     """
     side, gap = side or max(96, rows[0].shape[-1]), 4
     margin = gap + (8 * max(map(len, titles)) + 8 if titles else 0)
-    width, height = margin + max(map(len, rows)) * (side + gap), gap + len(rows) * (side + gap)
-    sheet = Image.new("RGB", (width, height), "white")
-    for r, row in enumerate(rows):
-        top = gap + r * (side + gap)
+    tops = [gap]  # of the rows, and of what would follow
+    for r in range(len(rows)):
+        tops.append(tops[-1] + side + gap + (16 if r < len(captions) and captions[r] else 0))
+    sheet = Image.new("RGB", (margin + max(map(len, rows)) * (side + gap), tops[-1]), "white")
+    for r, (top, row) in enumerate(zip(tops, rows)):
         if titles:
             ImageDraw.Draw(sheet).text((6, top + side // 2), titles[r], "black", font(14), "lm")
         for c, x in enumerate(row):
             image = to_image(x).resize((side, side), Image.BICUBIC)
-            sheet.paste(image, (margin + c * (side + gap), top))
+            left = margin + c * (side + gap)
+            sheet.paste(image, (left, top))
+            if tops[r + 1] - top > side + gap:
+                place = (left + side // 2, top + side + 9)
+                ImageDraw.Draw(sheet).text(place, captions[r][c], "black", font(12), "mm")
     sheet.save(path)
 
 

@@ -6,6 +6,8 @@ regression ("linear"), vote as neighbours ("k-NN") and rank the test images by l
 stand the controls without which it means nothing: the majority class, and the network untrained.
 
     python linear_eval.py out/simclr/checkpoint.pt
+    python linear_eval.py out/jigsaw/checkpoint.pt --layer best                   # earlier stages
+    python linear_eval.py out/srgan/checkpoint.pt --layer best --encoder generator
     python linear_eval.py out/simclr/checkpoint.pt --shots 1 5 10 all             # few labels
     python linear_eval.py out/simclr/checkpoint.pt --shots 1 5 10 all --finetune  # and fine-tuned
     python linear_eval.py --init random --data toy --finetune              # supervised from scratch
@@ -37,6 +39,7 @@ from PIL import Image
 from torch import nn
 
 import fgssl
+import train_srgan
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -853,6 +856,8 @@ def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.add_argument("checkpoint", nargs="?", help="of a trainer, or a torchvision state dict")
     p.add_argument("--init", choices=("random",), help="evaluate an untrained encoder alone")
+    p.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
+                   help="which network of a run of train_srgan.py")
     p.add_argument("--layer", choices=(*LAYERS, "best"), default="4",
                    help="stage whose features are read, averaged over the image or its quarters; "
                         "best: chosen on val, for each encoder and classifier")
@@ -890,11 +895,23 @@ def arguments(argv):
     args = p.parse_args(argv)
     if args.compare is None and (args.checkpoint is None) == (args.init is None):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
-    if (args.predict or args.export) and not args.checkpoint:
-        p.error("--predict and --export take a checkpoint")
+    if (args.predict or args.export or args.encoder == "generator") and not args.checkpoint:
+        p.error("--predict, --export and --encoder generator take a checkpoint")
     args.shots = args.shots or (["all"] if args.finetune else [])
     args.head = args.head or ("zero" if args.init else "probe")
     return args
+
+
+def load_network(file, arch, which):
+    """The encoder of a checkpoint, a function that makes the same untrained, the run's arguments.
+
+    which: of SRGAN's two networks. Only the paper's discriminator and a generator are no ResNets.
+    """
+    run = fgssl.read_checkpoint(file).get("args", {})
+    if which == "generator" or run.get("discriminator") == "vgg":
+        return train_srgan.load_network(file, which)
+    encoder, run = fgssl.load_encoder(file, arch)
+    return encoder, lambda: fgssl.resnet(run.get("arch", arch)), run
 
 
 def print_details(result):
@@ -917,9 +934,12 @@ def main(argv=None):
         return compare(args.compare, Path(args.out or "out"))
     if args.predict:
         return predict(args.checkpoint, args.predict, args.precision)
-    encoder, run = None, {}
+    encoder, build, run = None, lambda: fgssl.resnet(args.arch), {}
     if args.checkpoint:
-        encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
+        encoder, build, run = load_network(args.checkpoint, args.arch, args.encoder)
+    if encoder and not isinstance(encoder, fgssl.ResNet) and (args.finetune or args.export):
+        raise ValueError(f"the {args.encoder} in {args.checkpoint} is no ResNet: it is read as it "
+                         "is, without --finetune or --export")
     if args.export:
         torch.save(encoder.state_dict(), args.export)
         return print(f"wrote {args.export}")
@@ -927,14 +947,15 @@ def main(argv=None):
     for name, default in defaults.items():
         if getattr(args, name) is None:  # what is not asked for is as in the run
             setattr(args, name, run.get(name, default))
-    out = Path(args.out or (Path(args.checkpoint).parent if args.checkpoint else "out/random"))
+    beside = Path(args.checkpoint).parent if args.checkpoint else Path("out/random")
+    out = Path(args.out or (beside / "generator" if args.encoder == "generator" else beside))
     out.mkdir(parents=True, exist_ok=True)
     device, autocast = fgssl.device_and_precision(args.precision)
     how = args.size, device, autocast
     data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
     splits, names = labelled_splits(data, args.size), data.classes
     torch.manual_seed(args.seed)
-    untrained = fgssl.resnet(args.arch)
+    untrained = build()
     counts, test = np.bincount(splits[0].labels, minlength=len(names)), splits[2]
     result = {"data": data.name, "digest": digest_data(data, splits), "classes": len(names),
               "size": args.size, "arch": args.arch, "layer": args.layer, "seed": args.seed,
@@ -966,8 +987,11 @@ def main(argv=None):
     retrieval_sheet(out / "retrieval.png", frozen.h[measured["knn_layer"]][2], test, names)
     feature_map(out / "map.png", h, test.labels, names)
     result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records)
-    probe = Classifier(frozen.encoder, frozen.head, frozen.layer)
-    save_classifier(out / "probe.pt", probe, args, names)
+    written = "eval.json and pictures"
+    if isinstance(frozen.encoder, fgssl.ResNet):             # what --predict can read
+        probe = Classifier(frozen.encoder, frozen.head, frozen.layer)
+        save_classifier(out / "probe.pt", probe, args, names)
+        written = "eval.json, probe.pt and pictures"
     result["few_labels"] = done
     write_result(out / "eval.json", result)
     print_details(result)
@@ -978,7 +1002,7 @@ def main(argv=None):
     if result["few_labels"]:
         print()
         compare([str(out / "eval.json")], out)
-    print(f"\nwrote {out}/eval.json, probe.pt and pictures")
+    print(f"\nwrote {written} into {out}")
 
 
 if __name__ == "__main__":

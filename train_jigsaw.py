@@ -262,7 +262,8 @@ def main(argv=None):
     log.curves(loss="chance", val_puzzles="chance", knn="random_init")
     if step < total:
         stop.leave(args)
-    print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt --layer best")
+    print(f"done: {out}/checkpoint.pt. "
+          f"Next: python linear_eval.py {out}/checkpoint.pt --layer best")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def arguments(argv):
     p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.4,
                    help="smallest share of the image that a view may show")
     p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
-                   help="strength of colour jitter; weaken it where colour is evidence of the class")
+                   help="strength of colour jitter; weaken it where colour tells classes apart")
     p.add_argument("--gray", type=fgssl.number(float, 0, 1), default=0.2,
                    help="probability of a grey view; lower it with --color")
     p.add_argument("--blur", type=fgssl.number(float, 0, 1), default=0.0,

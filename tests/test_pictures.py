@@ -35,6 +35,19 @@ def test_a_grid_shows_each_image_in_its_row_and_column(tmp_path):
     assert near(titled.getpixel((titled.width - 20, 20)), (0, 0, 255)), "titles stand at the left"
 
 
+def test_captions_stand_under_their_images_and_move_the_rows_below(tmp_path):
+    row = torch.stack([flat(255, 0, 0), flat(0, 255, 0)])
+    fgssl.grid(tmp_path / "a.png", [row, row, row], side=64, captions=[[], ["28.1 dB", "9 dB"]])
+    picture = Image.open(tmp_path / "a.png")
+    assert picture.height == 4 + 3 * 68 + 16, "one row of the three has captions"
+    for top in (4, 72, 156):
+        assert near(picture.getpixel((10, top)), (255, 0, 0))
+        assert near(picture.getpixel((10, top + 63)), (255, 0, 0))
+    under = np.asarray(picture.convert("L"))[136:156]
+    assert (under[:, 4:68] < 99).any() and (under[:, 72:136] < 99).any(), "each its own"
+    assert (np.asarray(picture.convert("L"))[68:72] == 255).all(), "none where none was given"
+
+
 def drawn(picture, colour, columns):
     """The rows in which a colour is found, averaged, in each of the given columns."""
     pixels = np.asarray(picture).astype(int)

@@ -263,6 +263,13 @@ def test_the_first_record_holds_every_argument_and_version(tmp_path):
     assert first["python"] in sys.version and first.keys() >= {"pillow", "device", "commit"}
 
 
+def test_a_yardstick_stands_in_brackets_behind_its_number(tmp_path, capsys):
+    log = start_log(tmp_path)
+    log.note(40, psnr=28.0, bicubic_psnr=25.5, pixel=0.04, pixel_weight=1.0, rank=3.0)
+    line = capsys.readouterr().out
+    assert "psnr 28 (bicubic psnr 25.5)  pixel 0.04 (pixel weight 1)  rank 3\n" in line
+
+
 def test_log_lines_are_json_even_when_the_loss_is_not_finite(tmp_path, capsys):
     log = start_log(tmp_path)
     log(10, loss=4.8125, chance=5.5, lr=0.1)

@@ -164,7 +164,7 @@ def test_a_loss_that_diverges_between_two_logged_steps_is_not_saved(
     """A timed save, or that of Ctrl-C, must look at the loss: NaN weights cannot be resumed."""
     break_loss(monkeypatch, trainer, 4)
     monkeypatch.setattr(fgssl.Log, "due", lambda self, step: False)
-    clock = iter(range(0, 10 ** 9, 61))  # every look at the clock finds a minute gone: all are saved
+    clock = iter(range(0, 10 ** 9, 61))  # each look at the clock finds a minute gone: all are saved
     monkeypatch.setattr(trainer.time, "time", lambda: next(clock))
     with pytest.raises(FloatingPointError, match="step 4"):
         train(trainer, photos, tmp_path)

@@ -1,4 +1,4 @@
-"""The seven views of train_simclr.py, each from its definition: what moves, what stays, how often."""
+"""The seven views of train_simclr.py, from their definitions: what moves, what stays, how often."""
 
 import pytest
 import torch

@@ -1,0 +1,505 @@
+"""train_srgan.py: images, networks, losses, measures, and the run from end to end, tiny."""
+
+import json
+import math
+import re
+import signal
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from test_trainers import assert_same
+
+import fgssl
+import linear_eval
+import train_srgan as srgan
+
+TINY = ["--size", "16", "--batch", "8", "--epochs", "3", "--warmup", "1", "--blocks", "1",
+        "--width", "8", "--precision", "fp32"]
+PER_EPOCH = 28 // 8  # 40 images: 8 to test, 4 to val, 28 to train
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in ("ash", "oak"):
+        (folder / name).mkdir()
+        for i in range(20):
+            pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(photos, tmp_path_factory):
+    """One finished run, which several tests look at."""
+    out = tmp_path_factory.mktemp("run")
+    checkpoint, records = train(photos, out)
+    return out, checkpoint, records
+
+
+def train(photos, out, *more):
+    srgan.main(["--data", str(photos), "--out", str(out), *TINY, *more])
+    return fgssl.read_checkpoint(out / "checkpoint.pt"), fgssl.read_log(out / "log.jsonl")
+
+
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def trained_like(scale=4, blocks=1, width=8):
+    """A generator whose last layer is no longer zero."""
+    torch.manual_seed(0)
+    generator = srgan.Generator(blocks, width, scale)
+    torch.nn.init.normal_(generator.detail.weight, std=0.1)
+    return generator
+
+
+# Images -----------------------------------------------------------------------------------------
+
+
+def test_a_crop_is_a_window_of_its_image_and_every_window_comes_up():
+    """Rows and columns exchanged, a corner shared by the batch, or a last place never drawn."""
+    at = torch.arange(9)
+    x = torch.stack([at.view(9, 1).expand(9, 9), at.expand(9, 9), torch.zeros(9, 9)])
+    x = x.repeat(400, 1, 1, 1).byte()
+    x[:, 2] = (torch.arange(400) % 250).byte().view(-1, 1, 1)
+    crops = (srgan.random_crops(x, 7, torch.Generator().manual_seed(0)) * 255).round().long()
+    mirrored = crops[:, 1, 0, 0] > crops[:, 1, 0, 6]
+    crops[mirrored] = crops[mirrored].flip(3)
+    corners = crops[:, :2, 0, 0]
+    assert {tuple(c) for c in corners.tolist()} == {(i, j) for i in range(3) for j in range(3)}
+    span = torch.arange(7)
+    assert torch.equal(crops[:, 0], (corners[:, 0, None] + span)[:, :, None].expand(-1, 7, 7))
+    assert torch.equal(crops[:, 1], (corners[:, 1, None] + span)[:, None, :].expand(-1, 7, 7))
+    assert torch.equal(crops[:, 2, 0, 0], torch.arange(400) % 250), "each row is its own image"
+    assert 150 < mirrored.sum() < 250
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_low_is_what_pillow_makes_of_high(scale):
+    """Without antialiasing it aliases, and the generator learns to undo what no camera does."""
+    high = (noise(1, 3, 48, 48) * 255).round() / 255
+    low = srgan.shrink(high, scale)
+    side = 48 // scale
+    pillow = fgssl.to_image(high[0]).resize((side, side), Image.BICUBIC)
+    difference = np.abs(np.asarray(pillow, int) - np.asarray(fgssl.to_image(low[0]), int))
+    assert difference.max() <= 1, "Pillow rounds between its two passes"
+    assert torch.equal(low, srgan.to_8_bits(low)), "a file holds 256 levels"
+    big = fgssl.to_image(low[0]).resize((48, 48), Image.BICUBIC)
+    ours = fgssl.to_image(srgan.to_8_bits(srgan.enlarge(low, scale))[0])
+    assert np.abs(np.asarray(big, int) - np.asarray(ours, int)).max() <= 1
+
+
+def test_a_small_view_is_of_the_photograph_in_its_own_row():
+    """Shifted by one, every true pair would be taught as false."""
+    args = srgan.arguments(["--out", "nowhere", "--size", "16"])
+    x = torch.zeros(6, 3, 24, 24, dtype=torch.uint8)
+    for i in range(6):
+        x[i] = 40 * i + 20  # flat grey: crops and mirrors leave it as it is
+    view = srgan.small_view(x, args, torch.Generator().manual_seed(0))
+    assert view.shape == (6, 3, 16, 16)
+    torch.testing.assert_close(view.mean((1, 2, 3)) * 255, x[:, 0, 0, 0].float(), atol=0.5, rtol=0)
+
+
+# Networks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_an_untrained_generator_is_bicubic_and_a_trained_one_is_not_clamped(scale):
+    low = noise(2, 3, 5, 7)
+    assert torch.equal(srgan.Generator(2, 8, scale)(low), srgan.enlarge(low, scale))
+    fake = trained_like(scale)(20 * low)
+    assert fake.shape == (2, 3, 5 * scale, 7 * scale)
+    assert fake.min() < 0 and fake.max() > 1, "clamped: no gradient beyond (pitfall 22)"
+
+
+def test_tiles_leave_no_seam():
+    """A margin smaller than the reach shows as lines across the enlarged image."""
+    generator = trained_like(scale=2, blocks=3)
+    low = noise(1, 3, 37, 50)
+    with torch.no_grad():
+        whole = generator(low)
+    torch.testing.assert_close(srgan.enlarge_in_tiles(generator, low, tile=16), whole,
+                               atol=1e-5, rtol=0)  # values near 1: sums in another order
+
+
+def test_vgg19_takes_torchvisions_weights_and_names_what_does_not_fit(tmp_path):
+    shapes, index, inside = {}, 0, 3  # convolutions of features.*, a ReLU after each, then pooling
+    for width, count in ((64, 2), (128, 2), (256, 4), (512, 4), (512, 4)):
+        for _ in range(count):
+            shapes[f"features.{index}"] = (width, inside, 3, 3)
+            inside, index = width, index + 2
+        index += 1
+    assert list(shapes)[-1] == "features.34"
+    state = {f"{name}.weight": 0.05 * torch.randn(shape) for name, shape in shapes.items()}
+    state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
+    state["classifier.0.weight"] = torch.zeros(2, 2)
+    torch.save(state, tmp_path / "vgg19.pth")
+    network = srgan.content_network(tmp_path / "vgg19.pth", "resnet10")
+    features, = network.stages(noise(1, 3, 40, 33))
+    assert features.shape == (1, 512, 2, 2) and features.min() >= 0, "phi_5,4: before the last pool"
+    assert torch.equal(network.state_dict()["features.34.weight"], state["features.34.weight"])
+    del state["features.0.bias"]
+    torch.save(state, tmp_path / "vgg19.pth")
+    with pytest.raises(ValueError, match=r"missing features\.0\.bias"):
+        srgan.content_network(tmp_path / "vgg19.pth", "resnet10")
+
+
+# Losses -----------------------------------------------------------------------------------------
+
+
+def gradients(network):
+    return {name: 0.0 if p.grad is None else p.grad.abs().max().item()
+            for name, p in network.named_parameters()}
+
+
+@pytest.fixture(params=["resnet", "vgg"])
+def game(request):
+    """A generator, a discriminator, and the images of one step."""
+    args = srgan.arguments(["--out", "nowhere", "--discriminator", request.param])
+    torch.manual_seed(0)
+    discriminator = torch.nn.ModuleList(srgan.discriminator_for(args))
+    generator, high = trained_like(), noise(4, 3, 32, 32)
+    return generator, discriminator, high, generator(srgan.shrink(high, 4))
+
+
+def logits(discriminator, x, small):
+    encoder, head = discriminator
+    return head(encoder(fgssl.normalize(x)), encoder(fgssl.normalize(small.flip(3))))
+
+
+@pytest.mark.parametrize("term", ["pixel", "features", "adversarial"])
+def test_each_term_of_the_generator_reaches_all_of_it_and_nothing_else(game, term):
+    """A content loss wrapped in a new tensor has no gradient (pitfall 20); a discriminator that is
+    not frozen learns to be fooled."""
+    generator, discriminator, high, fake = game
+    srgan.freeze(discriminator)
+    before = {k: v.clone() for k, v in discriminator.state_dict().items()}
+    loss = {"pixel": lambda: srgan.pixel_loss(fake, high),
+            "features": lambda: srgan.feature_loss(discriminator[0], fake, high),
+            "adversarial": lambda: srgan.adversarial_loss(logits(discriminator, fake, high))}
+    loss[term]().backward()
+    assert all(g > 0 for g in gradients(generator).values()), gradients(generator)
+    assert not any(gradients(discriminator).values()), "its parameters are not the generator's"
+    assert_same(before, discriminator.state_dict(), "discriminator, batch-norm included")
+
+
+def test_the_loss_of_the_discriminator_reaches_all_of_it_and_not_the_generator(game):
+    generator, discriminator, high, fake = game
+    srgan.discriminator_loss(*(logits(discriminator, x, high) for x in (high, fake.detach()))
+                             ).backward()
+    assert all(g > 0 for g in gradients(discriminator).values()), gradients(discriminator)
+    assert not any(gradients(generator).values())
+
+
+def test_the_losses_are_those_of_the_papers():
+    """One logit each, then all pairs: a true image beside another's small view is false too."""
+    high, fake = torch.tensor([0.3, -2.0, 5.0]), torch.tensor([-1.0, 0.7, 40.0])
+    d_high, d_fake = high.double().sigmoid(), fake.double().sigmoid()
+    wanted = -d_high.log().mean() + F.softplus(fake.double()).mean()
+    assert srgan.discriminator_loss(high[:, None], fake[:, None]).item() == pytest.approx(
+        wanted.item(), rel=1e-5)
+    assert srgan.adversarial_loss(fake[:, None]).item() == pytest.approx(
+        -d_fake.log().mean().item(), rel=1e-5)
+    pairs, n = noise(3, 3) - 0.5, 3
+    false = sum(-(1 - pairs[i, j].double().sigmoid()).log() for i in range(n) for j in range(n)
+                if i != j) / 6
+    matched = -pairs.diagonal().double().sigmoid().log().mean()
+    wanted = matched + (false + F.softplus(2 * pairs.diagonal().double()).mean()) / 2
+    assert srgan.discriminator_loss(pairs, 2 * pairs).item() == pytest.approx(wanted.item())
+    for shape in ((3, 1), (3, 3)):
+        guess = srgan.discriminator_loss(torch.zeros(shape), torch.zeros(shape))
+        assert guess.item() == pytest.approx(2 * math.log(2)), "the yardstick of the log"
+    assert math.isfinite(srgan.adversarial_loss(torch.full((2, 1), -500.0)).item()), "log(sigmoid)"
+
+
+def test_feature_loss_is_zero_for_equal_images_only(game):
+    _, discriminator, high, fake = game
+    encoder = srgan.freeze(discriminator)[0]
+    assert srgan.feature_loss(encoder, high, high).item() == 0
+    assert srgan.feature_loss(encoder, fake, high).item() > 0
+
+
+def test_each_phase_has_its_own_cosine():
+    args = srgan.arguments(["--out", "nowhere"])
+    rates = [srgan.learning_rates(step, 40, 100, args) for step in range(1, 101)]
+    g, d = np.array(rates).T
+    assert g[:40].max() == args.lr and g[39] == 0 and g[99] == 0 and d[99] == 0
+    assert (d[:40] == 0).all(), "in the warm-up the discriminator does not learn"
+    assert g[40:].max() == args.lr_generator and d[40:].max() == args.lr_discriminator
+    assert (np.diff(g[43:]) <= 0).all() and (np.diff(d[43:]) <= 0).all()
+    assert srgan.learning_rates(1, 0, 10, args)[1] > 0, "no warm-up at all"
+    assert srgan.learning_rates(10, 10, 10, args) == (0, 0), "nothing but warm-up"
+
+
+def test_the_average_follows_the_generator():
+    generator, ema = trained_like(), srgan.freeze(trained_like())
+    with torch.no_grad():
+        generator.first.weight.add_(1)
+    gap = lambda: (generator.first.weight - ema.first.weight).mean().item()
+    srgan.follow(ema, generator, 1)
+    assert gap() == pytest.approx(0.1, rel=1e-3), "quick at first"
+    srgan.follow(ema, generator, 10 ** 6)
+    assert gap() == pytest.approx(0.1 * 0.999, rel=1e-3)
+
+
+# Measures ---------------------------------------------------------------------------------------
+
+
+def test_brightness_is_that_of_bt601():
+    colours = torch.tensor([(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1.0)])
+    y = srgan.brightness(colours.view(5, 3, 1, 1).expand(5, 3, 6, 6), 2)
+    assert y.shape == (5, 1, 2, 2)
+    assert y[:, 0, 0, 0].tolist() == pytest.approx([16, 235, 81.481, 144.553, 40.966])
+
+
+def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
+    """On RGB, with the border or the image's own maximum it is another number (pitfall 24)."""
+    x = (77 * noise(2, 3, 20, 17)).round() / 255  # dark: its own maximum would show
+    y = x + 1 / 255
+    y[:, :, :4], y[:, :, -4:], y[:, :, :, :4], y[:, :, :, -4:] = 1, 0, 1, 0
+    step = (65.481 + 128.553 + 24.966) / 255
+    found = srgan.psnr(srgan.brightness(x, 4), srgan.brightness(y, 4))
+    assert found.tolist() == pytest.approx([20 * math.log10(255 / step)] * 2, abs=1e-3)
+    assert srgan.psnr(x, x).tolist() == pytest.approx([100, 100]), "a blank photograph"
+
+
+def test_ssim_is_the_papers_formula_written_out():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (13, 12))
+    y = np.clip(0.6 * x + rng.normal(20, 25, (13, 12)), 0, 255)
+    g = [math.exp(-(i - 5) ** 2 / (2 * 1.5 ** 2)) for i in range(11)]
+    total, values = sum(g) ** 2, []
+    for top in range(3):
+        for left in range(2):
+            mx = my = xx = yy = xy = 0.0
+            for i in range(11):
+                for j in range(11):
+                    w, a, b = g[i] * g[j] / total, x[top + i, left + j], y[top + i, left + j]
+                    mx, my = mx + w * a, my + w * b
+                    xx, yy, xy = xx + w * a * a, yy + w * b * b, xy + w * a * b
+            c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+            values.append((2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
+                          / ((mx ** 2 + my ** 2 + c1) * (xx - mx ** 2 + yy - my ** 2 + c2)))
+    a, b = (torch.from_numpy(v).view(1, 1, 13, 12) for v in (x, y))
+    assert srgan.ssim(a, b).item() == pytest.approx(np.mean(values), abs=1e-9)
+    assert srgan.ssim(torch.cat([a, b]), torch.cat([a, a])).tolist() == pytest.approx(
+        [1, np.mean(values)]), "each pair on its own"
+
+
+# The run ----------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_checkpoint_log_and_pictures(run):
+    out, checkpoint, records = run
+    assert checkpoint["step"] == 3 * PER_EPOCH
+    for picture in ("samples.png", "samples_warmup.png", "curves.png"):
+        Image.open(out / picture).verify()
+    warm = next(r for r in records if "pixel" in r)
+    last = [r for r in records if "discriminator" in r][-1]
+    assert warm["pixel_weight"] == 1 and "adversarial" not in warm
+    assert {"pixel", "pixel_weight", "adversarial", "adversarial_weight", "psnr", "bicubic"} <= \
+        last.keys(), "every term with its weight"
+    assert 0 < last["D_high"] < 1 and 0 < last["D_fake"] < 1 and last["lr"] == 0
+    assert last["chance"] == pytest.approx(2 * math.log(2))
+    measured = [r for r in records if "val_psnr" in r]
+    assert [r["step"] for r in measured] == [0, PER_EPOCH, 3 * PER_EPOCH]
+    assert measured[0]["val_psnr"] == measured[0]["bicubic_psnr"], "untrained, it is bicubic"
+    assert [r["step"] for r in records if "random_init" in r] == [0, 3 * PER_EPOCH], \
+        "a yardstick without its number says nothing"
+    assert measured[-1]["val_ssim"] != measured[-1]["bicubic_ssim"]
+
+
+def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
+        photos, tmp_path, monkeypatch):
+    """Three generator forwards a step (pitfall 27); batch-norm moved by the generator's turn."""
+    calls, forward = [], srgan.Generator.forward
+
+    def counted(self, low):
+        calls.append(torch.is_grad_enabled() and self.training)
+        return forward(self, low)
+
+    monkeypatch.setattr(srgan.Generator, "forward", counted)
+    checkpoint, _ = train(photos, tmp_path)
+    assert sum(calls) == checkpoint["step"]
+    assert checkpoint["encoder"]["bn1.num_batches_tracked"] == 2 * PER_EPOCH
+
+
+@pytest.mark.parametrize("pixel, adversarial", [(0, "0"), (1, "0"), (0, "1")])
+def test_each_network_is_moved_by_its_own_losses_alone(
+        photos, tmp_path, monkeypatch, pixel, adversarial):
+    """What main wires together: without a loss the generator stands still, with either it moves;
+    the discriminator learns all the same."""
+    loss = srgan.pixel_loss
+    monkeypatch.setattr(srgan, "pixel_loss", lambda fake, high: pixel * loss(fake, high))
+    after, _ = train(photos, tmp_path, "--epochs", "1", "--warmup", "0", "--adversarial",
+                     adversarial)
+    torch.manual_seed(0)  # main makes the discriminator first, then the generator
+    before = srgan.discriminator_for(srgan.arguments(["--out", "nowhere"]))
+    still = not after["generator"]["detail.weight"].any()
+    assert still == (pixel == 0 and adversarial == "0"), "its last layer starts at zero"
+    for network, name in zip(before, ("encoder", "head")):
+        for key, value in network.named_parameters():
+            assert not torch.equal(value, after[name][key]), f"{name}.{key} stood still"
+
+
+@pytest.mark.parametrize("stop_after", [2, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH + 2])
+def test_resume_is_the_run_that_was_never_interrupted(photos, run, tmp_path, monkeypatch,
+                                                      stop_after):
+    """In the warm-up, exactly between the phases, at the first adversarial step, and later."""
+    asked = []
+
+    def stop(self):  # as if Ctrl-C came during that step; the loop asks once in each
+        asked.append(1)
+        self.signal = signal.SIGINT if len(asked) == stop_after else None
+        return self.signal is not None
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
+        patch.setattr(fgssl.StopSignal, "__bool__", stop)
+        train(photos, tmp_path)
+    assert left.value.code == 130
+    assert fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == stop_after
+    srgan.main(["--out", str(tmp_path), "--resume"])
+    resumed = fgssl.read_checkpoint(tmp_path / "checkpoint.pt")
+    resumed["args"]["resume"] = False
+    assert_same(run[1], resumed)
+
+
+def test_a_checkpoint_without_one_of_its_parts_is_refused(photos, run, tmp_path):
+    """Resume must not pass over a key that is missing (pitfalls 21, 23)."""
+    state = dict(run[1])
+    del state["ema"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="lacks ema"):
+        srgan.main(["--out", str(tmp_path), "--resume"])
+
+
+@pytest.mark.parametrize("loss, step", [("pixel_loss", 1), ("discriminator_loss", PER_EPOCH + 1),
+                                        ("adversarial_loss", PER_EPOCH + 1)])
+def test_a_loss_that_is_not_finite_stops_the_run(photos, tmp_path, monkeypatch, loss, step):
+    function = getattr(srgan, loss)
+    monkeypatch.setattr(srgan, loss, lambda *a: function(*a) * math.nan)
+    with pytest.raises(FloatingPointError, match=rf"nan at step {step}, .*diverged"):
+        train(photos, tmp_path)
+    assert fgssl.read_checkpoint(tmp_path / "diverged.pt")["step"] == step
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("flags", [["--discriminator", "vgg"], ["--scale", "2"], ["--warmup", "0"],
+                                   ["--unconditional"], ["--content", "features"]])
+def test_other_roads_run_through(photos, tmp_path, flags):
+    checkpoint, records = train(photos, tmp_path, "--epochs", "2", *flags)
+    assert checkpoint["step"] == 2 * PER_EPOCH
+    assert ("features" in records[-2]) == ("features" in flags), "the term that was asked for"
+
+
+def test_the_encoder_of_another_run_can_be_the_content_loss(photos, run, tmp_path):
+    file = str(run[0] / "checkpoint.pt")
+    _, records = train(photos, tmp_path, "--content", "features", "--content-from", file)
+    assert [r for r in records if "discriminator" in r][-1]["features"] > 0
+
+
+@pytest.mark.parametrize("flags, error", [
+    (["--warmup", "9"], "--warmup 9 is more than all --epochs 3"),
+    (["--size", "18"], "--size 18 is not a multiple of --scale 4"),
+    (["--scale", "8"], "--size 16 is not a multiple of --scale 8"),
+    (["--content-from", "x.pt"], "--content-from is used by --content features"),
+    (["--scale", "3"], "--scale"), (["--blocks", "0"], "--blocks"),
+    (["--upscale", "x.png"], "go together"), (["--from", "x.pt"], "go together")])
+def test_arguments_that_make_no_sense_are_named(photos, tmp_path, capsys, flags, error):
+    with pytest.raises(SystemExit) as left:
+        train(photos, tmp_path, *flags)
+    assert left.value.code == 2
+    assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags, name, dim", [
+    ([], "resnet10", 256), (["--encoder", "generator"], "generator", 8),
+    (["--discriminator", "vgg"], "vgg discriminator", 512)])
+def test_linear_eval_reads_either_network_beside_the_same_untrained(
+        photos, run, tmp_path, monkeypatch, flags, name, dim):
+    out = run[0]
+    if "vgg" in flags:
+        out, flags = tmp_path, []
+        train(photos, out, "--discriminator", "vgg", "--epochs", "1", "--warmup", "0")
+    seen, evaluate = [], linear_eval.evaluate
+
+    def spy(network, *how):
+        with torch.no_grad():
+            seen.append(network.stages(noise(1, 3, 32, 32))[-1])
+        return evaluate(network, *how)
+
+    monkeypatch.setattr(linear_eval, "evaluate", spy)
+    linear_eval.main([str(out / "checkpoint.pt"), "--precision", "fp32", *flags])
+    untrained, trained = seen
+    assert untrained.shape == trained.shape and untrained.shape[1] == dim
+    assert not torch.equal(untrained, trained)
+    folder = out / "generator" if name == "generator" else out
+    assert json.loads((folder / "eval.json").read_text())["arch"] == name
+    assert (folder / "probe.pt").exists() == name.startswith("resnet"), "what --predict can read"
+    if not name.startswith("resnet"):
+        with pytest.raises(ValueError, match="is no ResNet"):
+            linear_eval.main([str(out / "checkpoint.pt"), "--finetune", *flags])
+
+
+def test_only_a_run_of_this_script_has_a_generator(tmp_path):
+    torch.save({"encoder": {}, "args": {}}, tmp_path / "simclr.pt")
+    with pytest.raises(ValueError, match=r"simclr\.pt holds no generator"):
+        linear_eval.main([str(tmp_path / "simclr.pt"), "--encoder", "generator"])
+    with pytest.raises(SystemExit):
+        linear_eval.main(["--init", "random", "--encoder", "generator"])
+
+
+# Its use ----------------------------------------------------------------------------------------
+
+
+def test_upscale_takes_images_of_any_size_and_mode(run, tmp_path, capsys):
+    images = {"grey.png": Image.new("L", (7, 5), 90), "clear.png": Image.new("RGBA", (33, 9)),
+              "one.bmp": Image.new("RGB", (1, 1), "red")}
+    for name, image in images.items():
+        image.save(tmp_path / name)
+    turned = Image.new("RGB", (20, 30))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    files = [str(tmp_path / name) for name in (*images, "turned.jpg")]
+    model = ["--from", str(run[0] / "checkpoint.pt")]
+    srgan.main(["--upscale", *files, *model])
+    for name, size in {"grey": (28, 20), "clear": (132, 36), "one": (4, 4),
+                       "turned": (120, 80)}.items():
+        assert Image.open(tmp_path / f"{name}_x4.png").size == size
+    assert re.search(r"grey\.png 7 x 5 -> .*grey_x4\.png 28 x 20", capsys.readouterr().out)
+    srgan.main(["--upscale", files[0], *model, "--out", str(tmp_path / "large")])
+    assert (tmp_path / "large" / "grey_x4.png").exists()
+
+
+def test_upscale_says_what_is_wrong(run, tmp_path):
+    model = str(run[0] / "checkpoint.pt")
+    (tmp_path / "text.png").write_text("no image")
+    torch.save({"encoder": {}}, tmp_path / "other.pt")
+    torch.save(run[1] | {"ema": {}}, tmp_path / "empty.pt")
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    for image, checkpoint, error in (
+            ("absent.png", model, FileNotFoundError), ("text.png", model, ValueError),
+            ("good.png", tmp_path / "absent.pt", FileNotFoundError),
+            ("good.png", tmp_path / "other.pt", ValueError),
+            ("good.png", tmp_path / "empty.pt", ValueError)):
+        with pytest.raises(error, match=re.escape(image if "good" not in image
+                                                  else str(checkpoint))):
+            srgan.main(["--upscale", str(tmp_path / image), "--from", str(checkpoint)])
+
+
+def test_the_enlarged_image_is_that_of_the_average(run, tmp_path):
+    """A generator loaded in part, or the noisy one in place of its average, looks nearly right."""
+    low = (noise(1, 3, 6, 9) * 255).round() / 255
+    fgssl.to_image(low[0]).save(tmp_path / "small.png")
+    srgan.main(["--upscale", str(tmp_path / "small.png"), "--from", str(run[0] / "checkpoint.pt")])
+    ema = srgan.Generator(1, 8, 4)
+    ema.load_state_dict(run[1]["ema"])
+    with torch.no_grad():
+        wanted = fgssl.to_image(ema(low)[0])
+    found = Image.open(tmp_path / "small_x4.png")
+    assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() <= 1, "float rounding"
