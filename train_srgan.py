@@ -8,7 +8,7 @@ and the generator to fool it. The discriminator is the encoder that `linear_eval
 Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network,
 CVPR 2017.
 
-    python train_srgan.py                     # toy birds, ten minutes on a laptop's CPU
+    python train_srgan.py                     # toy birds, on a laptop's CPU
     python train_srgan.py --data my_photos    # any folder of images
     python train_srgan.py --resume            # after Ctrl-C, in either phase
     python train_srgan.py --upscale IMAGE --from out/srgan/checkpoint.pt
