@@ -105,7 +105,6 @@ def fit_linear(h, labels, classes, l2, weight=None):
     weight = torch.zeros(h.shape[1], classes) if weight is None else weight.clone()
     weight.requires_grad_(True)
     optimizer = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-5,
-                                  tolerance_change=1e-6,  # fp32 does not resolve less of a loss
                                   line_search_fn="strong_wolfe")
 
     def closure():
