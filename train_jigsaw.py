@@ -100,8 +100,9 @@ def reorder(h, perm):
 
     h (B, K, D), tile k of image b being source tile perm[b, 0, k]; perm (B, Q, K) -> (B Q, K, D).
     """
-    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm)
-    return h[torch.arange(len(h))[:, None, None], place].flatten(0, 1)
+    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm).flatten(1).to(h.device)
+    every = place[:, :, None].expand(-1, -1, h.shape[2])     # (B, Q K, D)
+    return h.gather(1, every).view(-1, *h.shape[1:])
 
 
 def finish(tiles, args, rng=None):

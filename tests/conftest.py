@@ -29,6 +29,18 @@ def toy_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Two classes of 20 images, train alone: the reader cuts val and test."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for name in ("ash", "oak"):
+        (folder / name).mkdir()
+        for i in range(20):
+            pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def shades(tmp_path_factory):
     """Three classes told apart by brightness, 12 train / 6 val / 9 test images each."""
     top, rng = tmp_path_factory.mktemp("shades"), np.random.default_rng(0)

@@ -22,17 +22,6 @@ PER_EPOCH = 28 // 8  # 40 images: 8 to test, 4 to val, 28 to train
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name in ("ash", "oak"):
-        (folder / name).mkdir()
-        for i in range(20):
-            pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def run(photos, tmp_path_factory):
     """One finished run, which several tests look at."""
     out = tmp_path_factory.mktemp("run")

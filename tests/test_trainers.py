@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT
@@ -19,18 +18,6 @@ import train_jigsaw
 import train_simclr
 
 TINY = ["--size", "16", "--batch", "8", "--epochs", "2", "--precision", "fp32"]
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    """Two classes of 20 images, train alone: the reader cuts val and test."""
-    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for name in ("ash", "oak"):
-        (folder / name).mkdir()
-        for i in range(20):
-            pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
-    return folder
 
 
 @pytest.fixture(params=[train_simclr, train_jigsaw], ids=lambda module: module.__name__)
