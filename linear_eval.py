@@ -39,6 +39,7 @@ from PIL import Image
 from torch import nn
 
 import fgssl
+import pictures
 import train_srgan
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
@@ -513,7 +514,7 @@ def write_confusion(out, name, confusion, names):
         rows.writerow(["true class / taken for", *names])
         rows.writerows([name, *row] for name, row in zip(names, confusion.tolist()))
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    fgssl.heatmap(out / f"{name}.png", share, "true class", "taken for", names)
+    pictures.heatmap(out / f"{name}.png", share, "true class", "taken for", names)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -545,7 +546,7 @@ def retrieval_sheet(file, h, split, names, count=8):
             image[:, frame] = torch.tensor(GREEN if right else RED)[:, None]
         rows.append(x)
         titles.append(names[split.labels[query]][:28])
-    fgssl.grid(file, rows, titles, side=112)
+    pictures.grid(file, rows, titles, side=112)
 
 
 def feature_map(file, h, labels, names, most=3000, coloured=14):
@@ -562,7 +563,7 @@ def feature_map(file, h, labels, names, most=3000, coloured=14):
     shown = present[evenly(len(present), coloured)]
     groups = {names[label]: xy[labels == label].T for label in shown}
     titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(share[:2], 1))
-    fgssl.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T).save(file)
+    pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T).save(file)
 
 
 def grad_cam(maps, score):
@@ -651,7 +652,7 @@ def grad_cam_study(file, frozen, records, count=8, most=512):
             mask = boxes_in_view(records, test.rows[places], size)
             _, _, *cams = explain(frozen, test.images[places], rng)
             shares.append([*(energy_inside(cam, mask) for cam in cams), 100 * mask.mean((1, 2))])
-    fgssl.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
+    pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
     if not shares:
         return {}
     finite = [column[np.isfinite(column)] for column in np.concatenate(shares, 1)]
@@ -773,11 +774,11 @@ def compare(files, out):
             curves[name] = ([shots.index(k) + shift for k in ks],
                             [np.mean(scores[k]) for k in ks],
                             [np.std(scores[k], ddof=1) if len(scores[k]) > 1 else 0 for k in ks])
-        panels.append(fgssl.curve(curves, {"majority class": first["majority"]}, f"{method}: "
+        panels.append(pictures.curve(curves, {"majority class": first["majority"]}, f"{method}: "
                                   "test accuracy, %, by labels a class", xnames=[*map(str, shots)]))
     if panels:
         out.mkdir(parents=True, exist_ok=True)
-        fgssl.stack(panels).save(out / "compare.png")
+        pictures.stack(panels).save(out / "compare.png")
         print(f"\nwrote {out}/compare.png")
 
 

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgssl
+import pictures
 import kernels
 
 
@@ -151,7 +152,7 @@ def draw_solutions(shuffled, target, answer, perms, args, file):
     for solution in (answer, target):
         back = perms[solution].argsort(1)                    # the tiles lie edge to edge: no offset
         rows.append(kernels.tile_shuffle(shuffled, back, args.grid, args.tile, image=True))
-    fgssl.grid(file, rows, ("shuffled", "solved", "true"))
+    pictures.grid(file, rows, ("shuffled", "solved", "true"))
 
 
 def arguments(argv):

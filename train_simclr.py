@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgssl
+import pictures
 import kernels
 
 
@@ -161,7 +162,7 @@ def draw_views(images, args, file):
     x = torch.from_numpy(images[:: max(1, len(images) // 8)][:8])
     views = change_one(random_view(x.repeat(2, 1, 1, 1), args, rng), args.view, rng)
     rows = [fgssl.evaluation_view(x, args.size), *views.chunk(2)]
-    fgssl.grid(file, rows, ("image", "view 1", "view 2"))
+    pictures.grid(file, rows, ("image", "view 1", "view 2"))
 
 
 def arguments(argv):

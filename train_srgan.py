@@ -30,6 +30,7 @@ from PIL import Image
 from torch import nn
 
 import fgssl
+import pictures
 
 # Images -------------------------------------------------------------------------------------------
 # high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), all in [0, 1]
@@ -370,7 +371,7 @@ def draw_samples(generator, images, device, file):
     rows, scores = compare(generator, images[:: max(1, len(images) // 6)][:6], device)
     pixels = F.interpolate(rows[0], scale_factor=generator.scale, mode="nearest")
     captions = [[f"{p:.2f} dB  {s:.3f}" for p, s in zip(*pair)] for pair in scores.tolist()]
-    fgssl.grid(file, [pixels, *rows[1:]], ("low", "bicubic", "generated", "true"),
+    pictures.grid(file, [pixels, *rows[1:]], ("low", "bicubic", "generated", "true"),
                captions=[[], *captions])
 
 
@@ -407,7 +408,7 @@ def upscale(files, checkpoint, out):
         except Exception as error:  # Pillow's readers raise errors of many kinds
             raise ValueError(f"cannot read image {file}: {error}") from error
         low = fgssl.to_float(torch.from_numpy(low).permute(2, 0, 1)[None].to(device))
-        high = fgssl.to_image(enlarge_in_tiles(generator, low)[0])
+        high = pictures.to_image(enlarge_in_tiles(generator, low)[0])
         target = Path(out or file.parent) / f"{file.stem}_x{generator.scale}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         high.save(target)

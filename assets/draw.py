@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import fgssl  # noqa: E402
+import pictures  # noqa: E402
 import train_simclr  # noqa: E402
 
 
@@ -22,7 +23,7 @@ def main():
     x = torch.from_numpy(images[one_a_species])
     views = train_simclr.random_view(x.repeat(2, 1, 1, 1), args, torch.Generator().manual_seed(3))
     rows = [fgssl.evaluation_view(x, args.size), *views.chunk(2)]
-    fgssl.grid(ROOT / "assets" / "views.png", rows, ("image", "view 1", "view 2"))
+    pictures.grid(ROOT / "assets" / "views.png", rows, ("image", "view 1", "view 2"))
 
 
 if __name__ == "__main__":

@@ -207,7 +207,7 @@ def test_the_sheet_frames_right_in_green_and_wrong_in_broken_red(tmp_path):
 
 def test_the_map_shows_every_image_once(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(fgssl, "scatter", lambda groups, x, y, rest: drawn.update(
+    monkeypatch.setattr(linear_eval.pictures, "scatter", lambda groups, x, y, rest: drawn.update(
         groups=groups, rest=rest, titles=(x, y)) or Image.new("RGB", (8, 8)))
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 20

@@ -13,6 +13,7 @@ from PIL import Image
 from test_trainers import assert_same
 
 import fgssl
+import pictures
 import linear_eval
 import train_srgan as srgan
 
@@ -73,12 +74,12 @@ def test_low_is_what_pillow_makes_of_high(scale):
     high = (noise(1, 3, 48, 48) * 255).round() / 255
     low = srgan.shrink(high, scale)
     side = 48 // scale
-    pillow = fgssl.to_image(high[0]).resize((side, side), Image.BICUBIC)
-    difference = np.abs(np.asarray(pillow, int) - np.asarray(fgssl.to_image(low[0]), int))
+    pillow = pictures.to_image(high[0]).resize((side, side), Image.BICUBIC)
+    difference = np.abs(np.asarray(pillow, int) - np.asarray(pictures.to_image(low[0]), int))
     assert difference.max() <= 1, "Pillow rounds between its two passes"
     assert torch.equal(low, srgan.to_8_bits(low)), "a file holds 256 levels"
-    big = fgssl.to_image(low[0]).resize((48, 48), Image.BICUBIC)
-    ours = fgssl.to_image(srgan.to_8_bits(srgan.enlarge(low, scale))[0])
+    big = pictures.to_image(low[0]).resize((48, 48), Image.BICUBIC)
+    ours = pictures.to_image(srgan.to_8_bits(srgan.enlarge(low, scale))[0])
     assert np.abs(np.asarray(big, int) - np.asarray(ours, int)).max() <= 1
 
 
@@ -484,11 +485,11 @@ def test_upscale_says_what_is_wrong(run, tmp_path):
 def test_the_enlarged_image_is_that_of_the_average(run, tmp_path):
     """A generator loaded in part, or the noisy one in place of its average, looks nearly right."""
     low = (noise(1, 3, 6, 9) * 255).round() / 255
-    fgssl.to_image(low[0]).save(tmp_path / "small.png")
+    pictures.to_image(low[0]).save(tmp_path / "small.png")
     srgan.main(["--upscale", str(tmp_path / "small.png"), "--from", str(run[0] / "checkpoint.pt")])
     ema = srgan.Generator(1, 8, 4)
     ema.load_state_dict(run[1]["ema"])
     with torch.no_grad():
-        wanted = fgssl.to_image(ema(low)[0])
+        wanted = pictures.to_image(ema(low)[0])
     found = Image.open(tmp_path / "small_x4.png")
     assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() <= 1, "float rounding"
