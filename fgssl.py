@@ -916,7 +916,7 @@ class Log:
                       if r.get(name) is not None]
             if points:
                 steps, values, level = zip(*points)
-                panels.append(pictures.curve({name: (steps, values)},
+                panels.append(pictures.curve({name.replace("_", " "): (steps, values)},
                                     {yardstick.replace("_", " "): level[-1]}, "step"))
         if panels:
             pictures.stack(panels).save(self.folder / "curves.png")

@@ -3,7 +3,8 @@
 A generator is given a crop at a fraction of its size and must rebuild it. First it learns to come
 close to every pixel (the warm-up, "SRResNet"); that leaves it blurred, for the mean of all
 plausible details is nearest. Then a discriminator learns to tell generated images from true ones,
-and the generator to fool it. The discriminator is the encoder that `linear_eval.py` measures.
+and the generator to fool it. The discriminator is the encoder that `linear_eval.py` measures; for
+its features' sake it also learns of which photograph a small view is.
 
 Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network,
 CVPR 2017.
@@ -30,6 +31,7 @@ from PIL import Image
 from torch import nn
 
 import fgssl
+import kernels
 import pictures
 
 # Images -------------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ def to_8_bits(x):
 
 
 def small_view(x, args, rng):
-    """What the discriminator may compare with: a part of each photograph, at any zoom, mirrored or
+    """What the discriminator matches high with: a part of each photograph, at any zoom, mirrored or
     not, shrunk as low is and enlarged again: uint8 (B, 3, C, C) -> (B, 3, size, size)."""
     x = fgssl.hflip(fgssl.random_resized_crop(x, args.size, rng, scale=(0.15, 1.0)), rng)
     return enlarge(shrink(x, args.scale), args.scale)
@@ -175,26 +177,28 @@ class VGG19(nn.Module):
 
 
 class Head(nn.Module):
-    """What the discriminator says of images by their features h (B, dim): logits, true above 0.
+    """What the discriminator says of images, by its encoder's maps of them (`stages`).
 
-    Alone, (B, 1): how true each image looks, as in the paper. Beside h_small, features of a small
-    view of each photograph, (B, B): that, plus how well image i fits small view j, as in a
-    projection discriminator (Miyato & Koyama 2018), where a product stands for the cosine over a
-    temperature of 0.1 here (ContraGAN, Kang & Park 2020).
+    truth: a logit each, (B,), true above 0, from every stage's mean over places. What gives a
+    generated image away is texture, which early stages see best; were it read from the last one
+    alone, as in the paper, that would have room for little else.
+    match: z (B, 128), to be told by which photographs two images are of, as SimCLR's head: a second
+    task without labels, as discriminators have had before (Jeong & Shin, ICLR 2021).
     """
 
     def __init__(self, dim, hidden=0):
         super().__init__()
-        layers = [nn.Linear(dim, hidden), nn.LeakyReLU(0.2)] if hidden else []
-        self.truth = nn.Sequential(*layers, nn.Linear(hidden or dim, 1))
-        self.embed = nn.Linear(dim, dim)
+        every = dim + dim // 2 + dim // 4 + dim // 8         # stages double their channels
+        layers = [nn.Linear(every, hidden), nn.LeakyReLU(0.2)] if hidden else []
+        self.judge = nn.Sequential(*layers, nn.Linear(hidden or every, 1))
+        self.project = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True),
+                                     nn.Linear(dim, 128))
 
-    def forward(self, h, h_small=None):
-        truth = self.truth(h)
-        if h_small is None:
-            return truth
-        fit = F.normalize(h, dim=1) @ F.normalize(self.embed(h_small), dim=1).T
-        return truth + fit / 0.1
+    def truth(self, maps):
+        return self.judge(torch.cat([m.float().mean((2, 3)) for m in maps], 1))[:, 0]
+
+    def match(self, maps):
+        return F.normalize(self.project(maps[-1].float().mean((2, 3))), dim=1)
 
 
 def discriminator_for(args):
@@ -251,27 +255,14 @@ def feature_loss(network, fake, high):
     return sum(F.mse_loss(a.float(), b.float()) for a, b in zip(maps, wanted)) / len(maps)
 
 
-def own(logits):
-    """Those of each image beside its own photograph's small view: (B, B) or (B, 1) -> (B,)."""
-    return logits.diagonal() if logits.shape[1] > 1 else logits[:, 0]
+def discriminator_loss(truth_high, truth_fake):
+    """Mean -log D(high) plus mean -log(1 - D(fake)), of logits: 2 ln 2 for one that only guesses."""
+    return F.softplus(-truth_high).mean() + F.softplus(truth_fake).mean()
 
 
-def discriminator_loss(logits_high, logits_fake):
-    """Mean -log D(true) plus mean -log(1 - D(false)): 2 ln 2 for one that only guesses.
-
-    False is a generated image. Among all pairs (B, B), so is a true image beside the small view of
-    another photograph, and each kind has half of the second mean (Reed et al. 2016).
-    """
-    false = F.softplus(own(logits_fake)).mean()
-    if logits_high.shape[1] > 1:
-        others = ~torch.eye(len(logits_high), dtype=torch.bool, device=logits_high.device)
-        false = (false + F.softplus(logits_high[others]).mean()) / 2
-    return F.softplus(-own(logits_high)).mean() + false
-
-
-def adversarial_loss(logits_fake):
+def adversarial_loss(truth_fake):
     """Mean -log D(fake), the paper's equation 6."""
-    return F.softplus(-own(logits_fake)).mean()
+    return F.softplus(-truth_fake).mean()
 
 
 def prepared(x):
@@ -419,7 +410,7 @@ def upscale(files, checkpoint, out):
 
 
 def arguments(argv):
-    p = fgssl.parser(__doc__, kernels=False, data="toy", out="out/srgan", size=64, arch="resnet10",
+    p = fgssl.parser(__doc__, data="toy", out="out/srgan", size=64, arch="resnet10",
                      epochs=50, batch=16, lr=1e-3, seed=0)
     p.add_argument("--warmup", type=fgssl.number(int, 0), default=20,
                    help="how many of the epochs are the pixel phase, at --lr")
@@ -430,9 +421,9 @@ def arguments(argv):
                    help="channels of the generator; 64 in the paper")
     p.add_argument("--discriminator", choices=("resnet", "vgg"), default="resnet",
                    help="resnet: --arch, the encoder of the other trainers; vgg: the paper's own")
-    p.add_argument("--unconditional", action="store_true",
-                   help="the discriminator judges each image alone, as in the paper, instead of "
-                        "beside a small view of the photograph")
+    p.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
+                   help="weight of the discriminator's second task, to tell of which photograph "
+                        "a small view is; 0: the paper's game")
     p.add_argument("--content", choices=("pixel", "features"), default="pixel",
                    help="what fake and high are compared by in the adversarial phase")
     p.add_argument("--content-from", metavar="FILE",
@@ -495,7 +486,7 @@ def main(argv=None):
     out, step = Path(args.out), 0
     if args.resume:
         step = fgssl.load(out / "checkpoint.pt", rng, **state)
-    log = fgssl.Log(args, total, step, device, None, args.batch)
+    log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
     shown = val.images if len(val.images) else train.images
     if step == 0:
         draw_samples(ema, shown, device, out / "samples.png")
@@ -521,28 +512,32 @@ def main(argv=None):
             # take away what tells them apart, and its running statistics would fit neither.
             discriminator.train().requires_grad_(True)
             images = [high, fake.detach()]
-            if not args.unconditional:
+            if args.match:
                 images.append(small_view(x, args, rng))
             with autocast:
-                h = encoder(prepared(torch.cat(images)))
-            h_high, h_fake, *h_small = h.float().chunk(len(images))
-            logits_high, logits_fake = head(h_high, *h_small), head(h_fake, *h_small)
-            d_loss = discriminator_loss(logits_high, logits_fake)
+                maps = encoder.stages(prepared(torch.cat(images)))
+            truth = head.truth(maps)
+            d_loss = discriminator_loss(truth[:len(x)], truth[len(x):2 * len(x)])
+            game = dict(discriminator=d_loss.detach(), chance=2 * math.log(2),
+                        D_high=truth[:len(x)].detach().sigmoid().mean(),
+                        D_fake=truth[len(x):2 * len(x)].detach().sigmoid().mean())
+            if args.match:
+                z = head.match(maps)
+                match = kernels.nt_xent(torch.cat([z[:len(x)], z[2 * len(x):]]), 0.2, args.impl)
+                d_loss = d_loss + args.match * match
+                game |= dict(match=match.detach(), match_weight=args.match,
+                             chance_match=math.log(2 * len(x) - 1))
             d_optimizer.zero_grad(set_to_none=True)
             d_loss.backward()
             d_optimizer.step()
-            game = dict(discriminator=d_loss.detach(), chance=2 * math.log(2),
-                        D_high=own(logits_high).detach().sigmoid().mean(),
-                        D_fake=own(logits_fake).detach().sigmoid().mean())
 
             # The generator's turn, before a judge that stands still.
             freeze(discriminator)
             with autocast:
-                h_fake = encoder(prepared(fake)).float()
+                maps = encoder.stages(prepared(fake))
                 if args.content == "features":
                     terms = {"features": (1.0, feature_loss(content, fake, high))}
-            verdict = head(h_fake, *(h.detach() for h in h_small))
-            terms["adversarial"] = args.adversarial, adversarial_loss(verdict)
+            terms["adversarial"] = args.adversarial, adversarial_loss(head.truth(maps))
 
         loss = sum(weight * value for weight, value in terms.values())
         g_optimizer.zero_grad(set_to_none=True)

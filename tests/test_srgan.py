@@ -13,6 +13,7 @@ from PIL import Image
 from test_trainers import assert_same
 
 import fgssl
+import kernels
 import pictures
 import linear_eval
 import train_srgan as srgan
@@ -156,9 +157,9 @@ def game(request):
     return generator, discriminator, high, generator(srgan.shrink(high, 4))
 
 
-def logits(discriminator, x, small):
+def truth(discriminator, x):
     encoder, head = discriminator
-    return head(encoder(fgssl.normalize(x)), encoder(fgssl.normalize(small.flip(3))))
+    return head.truth(encoder.stages(fgssl.normalize(x)))
 
 
 @pytest.mark.parametrize("term", ["pixel", "features", "adversarial"])
@@ -170,40 +171,47 @@ def test_each_term_of_the_generator_reaches_all_of_it_and_nothing_else(game, ter
     before = {k: v.clone() for k, v in discriminator.state_dict().items()}
     loss = {"pixel": lambda: srgan.pixel_loss(fake, high),
             "features": lambda: srgan.feature_loss(discriminator[0], fake, high),
-            "adversarial": lambda: srgan.adversarial_loss(logits(discriminator, fake, high))}
+            "adversarial": lambda: srgan.adversarial_loss(truth(discriminator, fake))}
     loss[term]().backward()
     assert all(g > 0 for g in gradients(generator).values()), gradients(generator)
     assert not any(gradients(discriminator).values()), "its parameters are not the generator's"
     assert_same(before, discriminator.state_dict(), "discriminator, batch-norm included")
 
 
-def test_the_loss_of_the_discriminator_reaches_all_of_it_and_not_the_generator(game):
+def test_the_losses_of_the_discriminator_reach_all_of_it_and_not_the_generator(game):
     generator, discriminator, high, fake = game
-    srgan.discriminator_loss(*(logits(discriminator, x, high) for x in (high, fake.detach()))
+    encoder, head = discriminator
+    srgan.discriminator_loss(truth(discriminator, high), truth(discriminator, fake.detach())
                              ).backward()
+    reached = gradients(discriminator)
+    assert all(g > 0 for name, g in reached.items() if "project" not in name), reached
+    z = head.match(encoder.stages(fgssl.normalize(torch.cat([high, high.flip(3)]))))
+    assert z.norm(dim=1).tolist() == pytest.approx([1] * 8)
+    kernels.nt_xent(z, 0.2, "torch").backward()
     assert all(g > 0 for g in gradients(discriminator).values()), gradients(discriminator)
     assert not any(gradients(generator).values())
 
 
-def test_the_losses_are_those_of_the_papers():
-    """One logit each, then all pairs: a true image beside another's small view is false too."""
+def test_the_losses_are_those_of_the_paper():
     high, fake = torch.tensor([0.3, -2.0, 5.0]), torch.tensor([-1.0, 0.7, 40.0])
     d_high, d_fake = high.double().sigmoid(), fake.double().sigmoid()
     wanted = -d_high.log().mean() + F.softplus(fake.double()).mean()
-    assert srgan.discriminator_loss(high[:, None], fake[:, None]).item() == pytest.approx(
-        wanted.item(), rel=1e-5)
-    assert srgan.adversarial_loss(fake[:, None]).item() == pytest.approx(
-        -d_fake.log().mean().item(), rel=1e-5)
-    pairs, n = noise(3, 3) - 0.5, 3
-    false = sum(-(1 - pairs[i, j].double().sigmoid()).log() for i in range(n) for j in range(n)
-                if i != j) / 6
-    matched = -pairs.diagonal().double().sigmoid().log().mean()
-    wanted = matched + (false + F.softplus(2 * pairs.diagonal().double()).mean()) / 2
-    assert srgan.discriminator_loss(pairs, 2 * pairs).item() == pytest.approx(wanted.item())
-    for shape in ((3, 1), (3, 3)):
-        guess = srgan.discriminator_loss(torch.zeros(shape), torch.zeros(shape))
-        assert guess.item() == pytest.approx(2 * math.log(2)), "the yardstick of the log"
-    assert math.isfinite(srgan.adversarial_loss(torch.full((2, 1), -500.0)).item()), "log(sigmoid)"
+    assert srgan.discriminator_loss(high, fake).item() == pytest.approx(wanted.item(), rel=1e-5)
+    assert srgan.adversarial_loss(fake).item() == pytest.approx(-d_fake.log().mean().item(),
+                                                                rel=1e-5)
+    guess = srgan.discriminator_loss(torch.zeros(3), torch.zeros(3))
+    assert guess.item() == pytest.approx(2 * math.log(2)), "the yardstick of the log"
+    assert math.isfinite(srgan.adversarial_loss(torch.full((2,), -500.0)).item()), "log(sigmoid)"
+
+
+def test_truth_is_read_from_every_stage_and_match_from_the_last(game):
+    """Read from the last alone, texture takes the room in h that the features need."""
+    encoder, head = game[1]
+    maps = [m.detach().requires_grad_(True) for m in encoder.stages(game[2])]
+    shares = torch.autograd.grad(head.truth(maps).sum(), maps)
+    assert all(g.abs().sum() > 0 for g in shares)
+    shares = torch.autograd.grad(head.match(maps).square()[:, 0].sum(), maps, allow_unused=True)
+    assert shares[:3] == (None, None, None) and shares[3].abs().sum() > 0
 
 
 def test_feature_loss_is_zero_for_equal_images_only(game):
@@ -318,6 +326,18 @@ def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
     assert checkpoint["encoder"]["bn1.num_batches_tracked"] == 2 * PER_EPOCH
 
 
+def test_a_true_crop_is_matched_with_its_own_photographs_view(photos, tmp_path, monkeypatch):
+    """Among the generated images, or a row further, it would be taught what is wrong."""
+    pairs, same = [], lambda x, *_: fgssl.evaluation_view(x, 32)
+    monkeypatch.setattr(srgan, "random_crops", same)
+    monkeypatch.setattr(srgan, "small_view", same)
+    nt_xent = kernels.nt_xent
+    monkeypatch.setattr(kernels, "nt_xent", lambda z, *how: pairs.append(z) or nt_xent(z, *how))
+    train(photos, tmp_path, "--epochs", "1", "--warmup", "0")
+    high, small = pairs[0].detach().chunk(2)
+    assert torch.allclose(high, small, atol=1e-5) and not torch.allclose(high, small.roll(1, 0))
+
+
 @pytest.mark.parametrize("pixel, adversarial", [(0, "0"), (1, "0"), (0, "1")])
 def test_each_network_is_moved_by_its_own_losses_alone(
         photos, tmp_path, monkeypatch, pixel, adversarial):
@@ -379,7 +399,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(photos, tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("flags", [["--discriminator", "vgg"], ["--scale", "2"], ["--warmup", "0"],
-                                   ["--unconditional"], ["--content", "features"]])
+                                   ["--match", "0"], ["--content", "features"]])
 def test_other_roads_run_through(photos, tmp_path, flags):
     checkpoint, records = train(photos, tmp_path, "--epochs", "2", *flags)
     assert checkpoint["step"] == 2 * PER_EPOCH
