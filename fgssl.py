@@ -916,8 +916,9 @@ class Log:
                       if r.get(name) is not None]
             if points:
                 steps, values, level = zip(*points)
-                panels.append(pictures.curve({name.replace("_", " "): (steps, values)},
-                                    {yardstick.replace("_", " "): level[-1]}, "step"))
+                name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
+                panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
+                                             "step"))
         if panels:
             pictures.stack(panels).save(self.folder / "curves.png")
 

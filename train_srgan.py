@@ -256,7 +256,7 @@ def feature_loss(network, fake, high):
 
 
 def discriminator_loss(truth_high, truth_fake):
-    """Mean -log D(high) plus mean -log(1 - D(fake)), of logits: 2 ln 2 for one that only guesses."""
+    """Mean -log D(high) plus mean -log(1 - D(fake)) of logits (B,): 2 ln 2 by guessing."""
     return F.softplus(-truth_high).mean() + F.softplus(truth_fake).mean()
 
 
@@ -523,7 +523,7 @@ def main(argv=None):
                         D_fake=truth[len(x):2 * len(x)].detach().sigmoid().mean())
             if args.match:
                 z = head.match(maps)
-                match = kernels.nt_xent(torch.cat([z[:len(x)], z[2 * len(x):]]), 0.2, args.impl)
+                match = kernels.nt_xent(torch.cat([z[:len(x)], z[2 * len(x):]]), 0.1, args.impl)
                 d_loss = d_loss + args.match * match
                 game |= dict(match=match.detach(), match_weight=args.match,
                              chance_match=math.log(2 * len(x) - 1))
