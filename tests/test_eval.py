@@ -40,7 +40,7 @@ def test_the_probe_is_at_the_minimum_of_its_objective(l2):
     p /= p.sum(1, keepdims=True)
     gradient = x.T @ (p - np.eye(3)[labels]) / len(x)
     gradient[:-1] += l2 * weight[:-1]  # the bias is not penalised
-    assert np.abs(gradient).max() < 1.4e-3, "sqrt(2e-6): steps end that gain less than 1e-6"
+    assert np.abs(gradient).max() < 1e-4, "it ends at 1e-5, or where float32 gains no more"
 
 
 def test_the_start_does_not_change_the_probe():
@@ -49,7 +49,7 @@ def test_the_start_does_not_change_the_probe():
     warm = linear_eval.fit_linear(h, labels, 3, 0.01, weight=torch.randn(6, 3))
     logits = torch.nn.functional.pad(h, (0, 1), value=1.0)
     torch.testing.assert_close((logits @ cold).softmax(1), (logits @ warm).softmax(1),
-                               atol=2e-3, rtol=0)  # both within the optimizer's tolerance
+                               atol=5e-4, rtol=0)  # both within the optimizer's tolerance
 
 
 def test_the_head_over_h_scores_as_the_probe_over_standardised_h():
