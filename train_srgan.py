@@ -177,36 +177,44 @@ class VGG19(nn.Module):
 
 
 class Head(nn.Module):
-    """What the discriminator says of images, by its encoder's maps of them (`stages`).
+    """What the discriminator says of images by its encoder's maps of them (`stages`): truth, z.
 
     truth: a logit each, (B,), true above 0, from every stage's mean over places. What gives a
     generated image away is texture, which early stages see best; were it read from the last one
     alone, as in the paper, that would have room for little else.
-    match: z (B, 128), to be told by which photographs two images are of, as SimCLR's head: a second
-    task without labels, as discriminators have had before (Jeong & Shin, ICLR 2021).
+    z (B, 128), of unit length, to be told by which photograph two images are of, as in SimCLR: a
+    second task without labels, as discriminators have had before (Jeong & Shin, ICLR 2021).
     """
 
     def __init__(self, dim, hidden=0):
         super().__init__()
         every = dim + dim // 2 + dim // 4 + dim // 8         # stages double their channels
         layers = [nn.Linear(every, hidden), nn.LeakyReLU(0.2)] if hidden else []
-        self.judge = nn.Sequential(*layers, nn.Linear(hidden or every, 1))
-        self.project = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True),
-                                     nn.Linear(dim, 128))
+        self.truth = nn.Sequential(*layers, nn.Linear(hidden or every, 1))
+        self.match = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(inplace=True), nn.Linear(dim, 128))
 
-    def truth(self, maps):
-        return self.judge(torch.cat([m.float().mean((2, 3)) for m in maps], 1))[:, 0]
+    def forward(self, maps):
+        means = [m.float().mean((2, 3)) for m in maps]
+        with torch.autocast(means[0].device.type, enabled=False):  # in full precision
+            return self.truth(torch.cat(means, 1))[:, 0], F.normalize(self.match(means[-1]), dim=1)
 
-    def match(self, maps):
-        return F.normalize(self.project(maps[-1].float().mean((2, 3))), dim=1)
+
+class Discriminator(nn.Module):
+    """Images (B, 3, S, S) in [0, 1] -> what its head says of them."""
+
+    def __init__(self, encoder, head):
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, x):
+        return self.head(self.encoder.stages(prepared(x)))
 
 
 def discriminator_for(args):
-    """Its encoder, images normalised -> h (B, dim), and its head."""
     if args.discriminator == "vgg":
-        return PaperDiscriminator(), Head(PaperDiscriminator.dim, hidden=1024)
+        return Discriminator(PaperDiscriminator(), Head(PaperDiscriminator.dim, hidden=1024))
     encoder = fgssl.resnet(args.arch)
-    return encoder, Head(encoder.dim)
+    return Discriminator(encoder, Head(encoder.dim))
 
 
 def load_network(file, which):
@@ -222,7 +230,7 @@ def load_network(file, which):
         build = lambda: Generator(args.blocks, args.width, args.scale)
     else:
         name, part = f"{args.discriminator} {which}", "encoder"
-        build = lambda: discriminator_for(args)[0]
+        build = lambda: discriminator_for(args).encoder
     network = build()
     fgssl.load_weights(network, state[part], f"{part} in {file}")
     return network, build, state["args"] | {"arch": name}
@@ -467,8 +475,8 @@ def main(argv=None):
     warm, total = args.warmup * per_epoch, args.epochs * per_epoch
 
     torch.manual_seed(args.seed)
-    encoder, head = discriminator_for(args)
-    discriminator = nn.ModuleList([encoder, head]).to(device, memory_format=torch.channels_last)
+    discriminator = discriminator_for(args).to(device, memory_format=torch.channels_last)
+    encoder = discriminator.encoder
     generator = Generator(args.blocks, args.width, args.scale)
     generator.to(device, memory_format=torch.channels_last)
     ema = freeze(copy.deepcopy(generator))                   # the mean of its latest weights
@@ -479,7 +487,7 @@ def main(argv=None):
     d_optimizer = torch.optim.AdamW(discriminator.parameters(), args.lr_discriminator,
                                     weight_decay=1e-4)
     rng = torch.Generator().manual_seed(args.seed)           # of the crops
-    state = dict(encoder=encoder, head=head, generator=generator, ema=ema,
+    state = dict(encoder=encoder, head=discriminator.head, generator=generator, ema=ema,
                  g_optimizer=g_optimizer, d_optimizer=d_optimizer)
 
     random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
@@ -515,15 +523,15 @@ def main(argv=None):
             if args.match:
                 images.append(small_view(x, args, rng))
             with autocast:
-                maps = encoder.stages(prepared(torch.cat(images)))
-            truth = head.truth(maps)
-            d_loss = discriminator_loss(truth[:len(x)], truth[len(x):2 * len(x)])
+                truth, z = discriminator(torch.cat(images))
+            truth_high, truth_fake = truth.split(len(x))[:2]
+            d_loss = discriminator_loss(truth_high, truth_fake)
             game = dict(discriminator=d_loss.detach(), chance=2 * math.log(2),
-                        D_high=truth[:len(x)].detach().sigmoid().mean(),
-                        D_fake=truth[len(x):2 * len(x)].detach().sigmoid().mean())
+                        D_high=truth_high.detach().sigmoid().mean(),
+                        D_fake=truth_fake.detach().sigmoid().mean())
             if args.match:
-                z = head.match(maps)
-                match = kernels.nt_xent(torch.cat([z[:len(x)], z[2 * len(x):]]), 0.1, args.impl)
+                z_high, _, z_small = z.split(len(x))
+                match = kernels.nt_xent(torch.cat([z_high, z_small]), 0.1, args.impl)
                 d_loss = d_loss + args.match * match
                 game |= dict(match=match.detach(), match_weight=args.match,
                              chance_match=math.log(2 * len(x) - 1))
@@ -534,10 +542,10 @@ def main(argv=None):
             # The generator's turn, before a judge that stands still.
             freeze(discriminator)
             with autocast:
-                maps = encoder.stages(prepared(fake))
+                truth, _ = discriminator(fake)
                 if args.content == "features":
                     terms = {"features": (1.0, feature_loss(content, fake, high))}
-            terms["adversarial"] = args.adversarial, adversarial_loss(head.truth(maps))
+            terms["adversarial"] = args.adversarial, adversarial_loss(truth)
 
         loss = sum(weight * value for weight, value in terms.values())
         g_optimizer.zero_grad(set_to_none=True)
