@@ -2,9 +2,10 @@
 
     python tests/bench_views.py --data FOLDER     # the toy birds without --data
 
-The usual one opens each JPEG again at every epoch and augments image by image, in one worker process
-a core: crop, mirror, jitter, greyscale and blur by Pillow, which is what torchvision's transforms call.
-Ours decodes once (timed apart) and augments whole batches. Both end in normalised float tensors.
+The usual one opens each JPEG again at every epoch and augments image by image, in one worker
+process a core: crop, mirror, jitter, greyscale and blur by Pillow, which is what torchvision's
+transforms call. Ours decodes once (timed apart) and augments whole batches. Both end in normalised
+float tensors.
 """
 
 import random

@@ -168,7 +168,8 @@ def test_an_image_in_a_batch_is_solved_as_it_is_alone(network):
 
 def test_the_picture_shows_the_solution_and_the_truth(network, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(train_jigsaw.pictures, "grid", lambda file, rows, titles: shown.extend(rows))
+    monkeypatch.setattr(train_jigsaw.pictures, "grid",
+                        lambda file, rows, titles: shown.extend(rows))
     encoder, head, images, args, *how = network
     shuffled, target, answer = train_jigsaw.solve(encoder, head, images, args, *how)
     shuffled, target, answer = shuffled[:8], target[:8], answer[:8]

@@ -1,0 +1,307 @@
+"""Makes an assignment: a copy of the project in which some functions are to be written anew.
+
+    python tests/make_assignment.py --list                        # exercises, with hints and times
+    python tests/make_assignment.py OUT cosine_lr nt_xent_dense   # these two
+    python tests/make_assignment.py OUT retrieval                 # or any function, method, kernel
+    python tests/make_assignment.py OUT wait_for_too_few          # or a bug of tests/mutants
+
+In OUT the body of each is an error that says what to do; signature and docstring stay.
+OUT/ASSIGNMENT.md lists place, hint and the tests that grade it. Other tests that need the function
+are skipped until it is written. The solution is the project itself.
+"""
+
+import argparse
+import ast
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).resolve().parent
+ROOT, MUTANTS = HERE.parent, HERE / "mutants"
+UNWANTED = shutil.ignore_patterns(
+    ".*", "__pycache__", "out", "data", "build", "make_assignment.py", "test_assignment.py",
+    "mutants", "test_kernels_mutants.py")
+
+
+class Exercise(NamedTuple):
+    """names: what is blanked. tests: a file of tests/, and words of pytest's -k; minutes: about."""
+    names: tuple
+    tests: str
+    match: str
+    minutes: int
+    learn: str
+    hint: str
+
+
+EXERCISES = (
+    Exercise(("cosine_lr",), "test_run.py", "rate_rises", 15,
+             "the schedule that nearly every run uses",
+             "a straight line from 0, then half a cosine from 1 to 0; check both ends by hand"),
+    Exercise(("hflip",), "test_augment.py", "hflip", 15,
+             "one decision an image, for a whole batch at once",
+             "draw B numbers from rng, then torch.where"),
+    Exercise(("crop_boxes",), "test_augment.py", "uniform_area or ten_tries or cannot_fit", 45,
+             "what `scale` and `ratio` of a random crop really are: laws, not sizes",
+             "area is uniform, the logarithm of the ratio is; draw all ten tries at once and take "
+             "the first that fits"),
+    Exercise(("crop_resize",), "test_augment.py", "crop_resize", 45,
+             "bilinear sampling, and where the centre of a pixel is",
+             "pixel i of n lies at (i + 0.5) / n of the box; clamp what you sample to the box"),
+    Exercise(("knn",), "test_model.py", "knn_is or outvotes", 30,
+             "measuring features without training anything",
+             "cosines, topk, weights exp(s / 0.07), and scatter_add into (n, classes)"),
+    Exercise(("nt_xent_dense",), "test_kernels_nt_xent.py", "dense_form", 30,
+             "SimCLR's loss; write it as two loops first, then without any",
+             "a similarity matrix, its diagonal at -inf, and a cross-entropy"),
+    Exercise(("chunked_forward", "chunked_backward"), "test_kernels_nt_xent.py",
+             "equals_the_loop and torch or near_float64 and torch", 180,
+             "a loss whose matrix never exists, and the gradient that autograd would give",
+             "derive d loss / d z on paper first: each similarity occurs in two rows"),
+    Exercise(("_backward_rows.backward",), "test_kernels_nt_xent.py", "two_ranks and torch", 60,
+             "why the gradient over several processes needs what the others know",
+             "your rows are columns for the others: whose g and log-sum do those terms take?"),
+    Exercise(("gather_forward",), "test_kernels_tiles.py", "equals_the_loops and torch", 45,
+             "indexing that replaces four loops",
+             "unfold twice: a view of every place where a tile could be"),
+    Exercise(("gather_backward",), "test_kernels_tiles.py", "adjoint and torch", 60,
+             "a gather's gradient is a scatter, and how to test one: <Ax, y> = <x, A'y>",
+             "the inverse permutation says where each source tile went"),
+    Exercise(("permutation_set",), "test_jigsaw.py", "far_apart or greedy", 45,
+             "why 100 of 362,880 orders, and which",
+             "keep each candidate's least distance to those chosen; take the farthest"),
+    Exercise(("psnr", "ssim"), "test_srgan.py", "psnr_is or ssim_is", 45,
+             "what super-resolution is measured by, and what that misses",
+             "means, variances and covariance under one Gaussian window: five convolutions"),
+    Exercise(("grad_cam",), "test_explain.py", "grad_cam_of or what_they_share or map_of_zeros", 30,
+             "where in the image a score comes from",
+             "the mean gradient of each channel weighs its map; negative sums are dropped"),
+    Exercise(("tiles_forward",), "test_kernels_tiles.py", "equals_the_loops and emulated", 120,
+             "a first CUDA kernel: who owns which output, 64-bit offsets, ragged ends",
+             "one block a tile; threads stride over its rows and columns"),
+    Exercise(("forward_simt",), "test_kernels_nt_xent.py", "equals_the_loop and emulated", 240,
+             "a softmax over a row that is never whole: the running maximum and sum",
+             "`similarities` fills a 4 x 4 piece for each thread; Row<W> holds the running state"),
+    Exercise(("barrier_before_reuse_removed",), "test_kernels_nt_xent.py",
+             "near_float64 and emulated", 60,
+             "a race: which __syncthreads is missing, and what can go wrong without it",
+             "run the tests with CUDA_ON_CPU_ORDER=forward, reverse and random:1"),
+)
+
+
+class Function(NamedTuple):
+    """A function or kernel: its body is file.read_text()[start:end]."""
+    name: str
+    file: Path
+    line: int
+    start: int
+    end: int
+    says: str
+
+
+def python_functions(file):
+    """The functions of a file; methods and inner functions by their dotted names."""
+    text = file.read_text()
+    ends = [m.end() for m in re.finditer("\n|$", text)]     # of each line, its newline included
+
+    def visit(node, prefix):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.FunctionDef):
+                body = child.body[ast.get_docstring(child) is not None:]
+                if body:
+                    yield Function(prefix + child.name, file, child.lineno,
+                                   ends[body[0].lineno - 2] + body[0].col_offset,
+                                   ends[child.end_lineno - 1] - 1,
+                                   "its docstring says what it computes")
+            if isinstance(child, (ast.FunctionDef, ast.ClassDef)):
+                yield from visit(child, f"{prefix}{child.name}.")
+
+    yield from visit(ast.parse(text), "")
+
+
+def cuda_kernels(file):
+    """The __global__ functions of a .cu file; a body ends where its braces do."""
+    text = file.read_text()
+    for found in re.finditer(r"__global__ void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(", text):
+        start = end = text.index("{", found.end()) + 1
+        depth = 1
+        while depth:
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            end += 1
+        yield Function(found[1], file, text.count("\n", 0, found.start(1)) + 1, start, end - 1,
+                       "the head of the file has its formula, and who owns what")
+
+
+def find(name):
+    """The one function called NAME, or FILE:NAME. Raises ValueError for none or several."""
+    of_file, _, short = name.rpartition(":")
+    files = [*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("kernels/*.cu")]
+    found = [f for file in sorted(files) if file.name in of_file or not of_file
+             for f in (cuda_kernels if file.suffix == ".cu" else python_functions)(file)
+             if f.name == short]
+    if not found:
+        raise ValueError(f"no function, kernel or mutant is named {name}; --list shows exercises")
+    if len(found) > 1:
+        names = " or ".join(f"{f.file.name}:{f.name}" for f in found)
+        raise ValueError(f"{name} is in several files: say {names}")
+    return found[0]
+
+
+def exercise_for(name):
+    """The suggested exercise that holds `name`, or one made up for another function or mutant,
+    graded by the tests that call it."""
+    for exercise in EXERCISES:
+        if name.rpartition(":")[2] in exercise.names:
+            return exercise
+    if is_mutant(name):
+        tiles = "tile_shuffle" in (MUTANTS / f"{name}.patch").read_text()
+        return Exercise((name,), f"test_kernels_{'tiles' if tiles else 'nt_xent'}.py", "emulated",
+                        60, "", "which line is wrong, or missing? The head of the file knows")
+    find(name)
+    short, graders = re.split("[:.]", name)[-1], {}
+    for file in sorted({*HERE.glob("test_*.py")} - {HERE / "test_assignment.py"}):
+        source = file.read_text()
+        graders[file.name] = [
+            node.name for node in ast.parse(source).body
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+            and re.search(rf"\b{short}\(", ast.get_source_segment(source, node))]
+    file = max(graders, key=lambda file: len(graders[file]))
+    if not graders[file]:
+        raise ValueError(f"no test calls {name}: nothing would grade it")
+    return Exercise((name,), file, " or ".join(graders[file]), 0, "", "its tests say more")
+
+
+def grades(match, test):
+    """Whether pytest's -k would choose the test of this name: "a and b or c"."""
+    return any(all(word in test for word in choice.split(" and "))
+               for choice in match.split(" or "))
+
+
+def command(exercise):
+    return f'python -m pytest tests/{exercise.tests} -k "{exercise.match}"'
+
+
+def blank(text, function, exercise):
+    """The file's text with the function's body replaced by an error that says what to do."""
+    says = (f"exercise {function.name}: write it; {function.says}. Hint: {exercise.hint}. "
+            f"Graded by: {command(exercise)}").replace('"', "'")
+    if function.file.suffix == ".cu":
+        body = f'\n    EXERCISE("{says}");\n'
+    else:
+        margin = " " * (function.start - text.rindex("\n", 0, function.start) - 1)
+        lines = textwrap.wrap(says, 90 - len(margin), break_on_hyphens=False)
+        body = "raise NotImplementedError(" + "".join(f'\n{margin}    "{line} "' for line in lines)
+        body += ")"
+    return text[:function.start] + body + text[function.end:]
+
+
+CUDA_ERROR = """
+#ifdef __CUDACC__
+#define EXERCISE(why) __trap()
+#else
+#define EXERCISE(why) cuda_on_cpu::refuse(why)
+#endif
+"""
+
+WAITING = '''
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A test that needs an exercise without grading it is skipped until that is written."""
+    report = yield
+    for name, (file, match) in json.loads((ROOT / "tests" / "assignment.json").read_text()).items():
+        of_it = item.path.name == file and grades(match, item.name)
+        if report.failed and not of_it and f"exercise {name}: " in report.longreprtext:
+            report.outcome = "skipped"
+            report.longrepr = str(item.path), item.location[1], f"Skipped: waits for {name}"
+    return report
+
+
+'''
+
+
+def make(out, names):
+    """Write the assignment into a new folder; returns [(name, Exercise, its place)]."""
+    out, tasks = Path(out), {}                               # {name: (Exercise, Function or None)}
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: name a new folder")
+    for exercise in map(exercise_for, names):
+        for name in exercise.names:
+            function = None if is_mutant(name) else find(name)
+            tasks[function.name if function else name] = exercise, function
+    shutil.copytree(ROOT, out, ignore=UNWANTED)
+    for file in {function.file for _, function in tasks.values() if function}:
+        text = file.read_text()
+        of_file = [task for task in tasks.values() if task[1] and task[1].file == file]
+        for exercise, function in sorted(of_file, key=lambda task: -task[1].start):
+            text = blank(text, function, exercise)           # the last first: starts stay true
+        if file.suffix == ".cu":
+            last = [m.end() for m in re.finditer(r"#include[^\n]*\n", text)][-1]
+            text = text[:last] + CUDA_ERROR + text[last:]
+        (out / file.relative_to(ROOT)).write_text(text)
+    for name in filter(is_mutant, tasks):
+        subprocess.run(["git", "apply", str(MUTANTS / f"{name}.patch")], cwd=out, check=True,
+                       env=os.environ | {"GIT_CEILING_DIRECTORIES": str(out.resolve().parent)})
+    conftest = out / "tests" / "conftest.py"
+    conftest.write_text(conftest.read_text().replace("import os\n", "import json\nimport os\n", 1)
+                        + WAITING + inspect.getsource(grades))
+    grading = {name: (exercise.tests, exercise.match) for name, (exercise, _) in tasks.items()}
+    (out / "tests" / "assignment.json").write_text(json.dumps(grading, indent=1))
+    places = [(name, exercise, f"{function.file.relative_to(ROOT)}:{function.line}" if function
+               else "somewhere in kernels/") for name, (exercise, function) in tasks.items()]
+    (out / "ASSIGNMENT.md").write_text(
+        "# Assignment\n\nWrite what `raise NotImplementedError` or `EXERCISE` stands for.\n\n"
+        + page(places) +
+        "All together: `python -m pytest`. What waits for an exercise is skipped meanwhile.\n")
+    return places
+
+
+def is_mutant(name):
+    return (MUTANTS / f"{name}.patch").exists()
+
+
+def page(places):
+    """Markdown: what each exercise is, where, and how it is graded."""
+    text = ""
+    for name, exercise, place in places:
+        text += f"## {name}, {place}\n\n"
+        text += f"Learn: {exercise.learn}.\n\n" if exercise.learn else ""
+        text += f"Hint: {exercise.hint}.\n\n"
+        text += f"About {exercise.minutes} minutes.\n\n" if exercise.minutes else ""
+        text += f"    {command(exercise)}\n\n"
+    return text
+
+
+def table():
+    """The suggested exercises as the README's Markdown table."""
+    rows = [("exercise", "what to learn", "minutes"), ("---", "---", "--:")]
+    rows += [(", ".join(f"`{name}`" for name in e.names), e.learn, str(e.minutes))
+             for e in EXERCISES]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main(argv=None):
+    p = argparse.ArgumentParser(description=__doc__,
+                                formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("out", nargs="?", help="a new folder")
+    p.add_argument("names", nargs="*", help="functions (NAME or FILE:NAME), kernels, mutants")
+    p.add_argument("--list", action="store_true", help="show the suggested exercises")
+    args = p.parse_args(argv)
+    if args.list:
+        return print(page([(", ".join(e.names), e, e.tests) for e in EXERCISES]))
+    if not args.names:
+        p.error("name a new folder and at least one function; --list shows exercises")
+    try:
+        places = make(args.out, args.names)
+    except (ValueError, FileExistsError) as error:
+        p.error(str(error))
+    print(page(places) + f"wrote {args.out} and {args.out}/ASSIGNMENT.md")
+
+
+if __name__ == "__main__":
+    main()
