@@ -18,7 +18,7 @@ import train_simclr  # noqa: E402
 
 def main():
     args = train_simclr.arguments(["--out", str(ROOT / "assets"), "--size", "96"])
-    images, labels = fgssl.load_data("toy").cached("train", fgssl.cache_side(args.size))
+    images, labels, _ = fgssl.load_data("toy").cached("train", fgssl.cache_side(args.size))
     one_a_species = [int((labels == label).argmax()) for label in range(0, 20, 2)]
     x = torch.from_numpy(images[one_a_species])
     views = train_simclr.random_view(x.repeat(2, 1, 1, 1), args, torch.Generator().manual_seed(3))

@@ -97,7 +97,7 @@ def main():
                                              drop_last=True, num_workers=workers)
         usual = rate(x for _ in iter(int, 1) for x in loader)
         start = time.perf_counter()
-        images, _ = data.cached("train", fgssl.cache_side(size))
+        images = data.cached("train", fgssl.cache_side(size)).images
         decode = len(paths) / (time.perf_counter() - start)
         fast = rate(ours(images, args))
         print(f"{size:4}  {usual:8.0f}  {fast:8.0f}  {fast / usual:5.1f}  {decode:.0f}", flush=True)
