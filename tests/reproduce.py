@@ -1,11 +1,11 @@
 """Reruns a table of the README from scratch and writes it there.
 
     python tests/reproduce.py                      # names the tables, and the hours each took
-    python tests/reproduce.py grocery              # runs everything it needs, then writes it
+    python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
     python tests/reproduce.py grocery --dry-run    # prints the commands
 
-Runs lie in out/reproduce/. Ctrl-C loses nothing: the same command goes on, and what is finished is
-not run again.
+Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
+command, and not run again: remove a record to start from scratch. Ctrl-C loses nothing.
 """
 
 import argparse
@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import linear_eval  # noqa: E402
 
-README, OUT = ROOT / "README.md", ROOT / "out" / "reproduce"
+README, RECORDS, OUT = ROOT / "README.md", ROOT / "assets" / "results", Path("out/reproduce")
+KEPT = ("digest", "n", "commit", "random_init", "encoder", "few_labels")  # of an eval.json
 
 
 class Run(NamedTuple):
@@ -33,7 +34,8 @@ class Run(NamedTuple):
 
 
 class Table(NamedTuple):
-    """columns: {title: where it is in eval.json}, of an encoder's figures or "tuned SHOTS"."""
+    """columns: {title: its name among an encoder's figures in eval.json, or "METHOD SHOTS"}; the
+    figures are those of each run's first evaluation, the few-label results those of all."""
     data: str
     hours: float
     columns: dict
@@ -41,65 +43,75 @@ class Table(NamedTuple):
 
 
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
-TUNED = {"1 label": "tuned 1", "5": "tuned 5", "10": "tuned 10", "all": "tuned all"}
+TUNED = {title: f"fine-tuned {title.split()[0]}" for title in ("1 label", "5", "10", "all")}
 
 TABLES = {}
 
 
-def commands(name):
-    """[(folder of the run, command)] of a table, in the order in which they must run."""
-    table, todo = TABLES[name], []
-    for run in table.runs:
+def runs(name):
+    """(Run, seed, folder, training command or None, evaluating commands) of each run of a table."""
+    for run in TABLES[name].runs:
         for seed in range(run.seeds):
-            folder = folder_of(name, run, seed)
-            same, source = ["--data", table.data, "--seed", str(seed)], ["--init", "random"]
+            slug = "".join(c if c.isalnum() else "_" for c in run.label)
+            folder = OUT / name / f"{slug}_{seed}"
+            same = ["--data", TABLES[name].data, "--seed", str(seed), "--out"]
+            train, source = None, ["--init", "random"]
             if run.train:
-                todo.append((folder, [*shlex.split(run.train), *same, "--out", str(folder)]))
+                train = [*shlex.split(run.train), *same, str(folder)]
                 source = [str(folder / "checkpoint.pt")]
-            for i, flags in enumerate(run.evaluate):
-                todo.append((folder, ["linear_eval.py", *source, *same, *shlex.split(flags),
-                                      "--out", str(folder / f"eval{i}")]))
-    return todo
+            yield run, seed, folder, train, [
+                ["linear_eval.py", *source, *shlex.split(flags), *same, str(folder / f"eval{i}")]
+                for i, flags in enumerate(run.evaluate)]
 
 
-def folder_of(name, run, seed):
-    slug = "".join(c if c.isalnum() else "_" for c in run.label)
-    return OUT / name / f"{slug}_{seed}"
+def recorded(name):
+    file = RECORDS / f"{name}.json"
+    return json.loads(file.read_text()) if file.exists() else {}
 
 
-def execute(folder, command):
-    """Run a command of ours, unless it has been; a training that was stopped goes on."""
-    done = folder / "done.txt"
-    if done.exists() and shlex.join(command) in done.read_text().splitlines():
-        return
-    stopped = command[0].startswith("train") and (folder / "checkpoint.pt").exists()
-    print(f"\n$ python {shlex.join(command)}", flush=True)
-    python(*command, *["--resume"] * stopped)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(done, "a") as file:
-        file.write(shlex.join(command) + "\n")
+def execute(name):
+    """Run what is not recorded yet. A training that was stopped goes on."""
+    for _, _, folder, train, evaluations in runs(name):
+        todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
+        finished = folder / "finished"                       # written when training is
+        if todo and train and not finished.exists():
+            python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
+            finished.touch()
+        for command in todo:
+            python(*command)
+            result = json.loads((Path(command[-1]) / "eval.json").read_text())
+            result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
+                                    for cell in result["few_labels"]]
+            record(name, command, {key: result[key] for key in KEPT if key in result})
+
+
+def record(name, command, result):
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    partial = RECORDS / f"{name}.part"
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}"
+             for key, value in (recorded(name) | {shlex.join(command): result}).items()]
+    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    partial.replace(RECORDS / f"{name}.json")
 
 
 def python(*command):
+    print(f"\n$ python {shlex.join(command)}", flush=True)
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
-def figures(name, run):
+def figures(name, label):
     """{column: [its values over seeds and, for few labels, draws]} of a row."""
     found = {title: [] for title in TABLES[name].columns}
-    for seed in range(run.seeds):
-        for i in range(len(run.evaluate)):
-            file = folder_of(name, run, seed) / f"eval{i}" / "eval.json"
-            result = json.loads(file.read_text())
-            measured = result.get("encoder", result["random_init"])
+    for run, _, _, _, evaluations in runs(name):
+        for i, command in enumerate(evaluations if run.label == label else ()):
+            result = recorded(name)[shlex.join(command)]
             for title, where in TABLES[name].columns.items():
                 method, _, shots = where.partition(" ")
                 if shots:
-                    found[title] += [cell["test"] for cell in result["few_labels"]
-                                     if (cell["method"], str(cell["shots"]))
-                                     == ({"tuned": "fine-tuned"}.get(method, method), shots)]
+                    found[title] += [cell["test"] for cell in result["few_labels"] if shots
+                                     == str(cell["shots"]) and cell["method"] == method]
                 elif i == 0:
-                    found[title].append(measured[where])
+                    found[title].append(result.get("encoder", result["random_init"])[where])
     return found
 
 
@@ -107,7 +119,7 @@ def render(name):
     """The table as Markdown; a figure of several runs is their mean ± standard deviation."""
     rows = [[f"{TABLES[name].data}, test, %", *TABLES[name].columns]]
     for run in TABLES[name].runs:
-        rows.append([run.label, *map(linear_eval.text, figures(name, run).values())])
+        rows.append([run.label, *map(linear_eval.text, figures(name, run.label).values())])
     return linear_eval.table(rows)
 
 
@@ -129,17 +141,17 @@ def main(argv=None):
     args = p.parse_args(argv)
     if not args.table:
         for name, table in TABLES.items():
-            print(f"{name:<12}about {table.hours:g} hours, {len(commands(name))} commands")
+            print(f"{name:<12}about {table.hours:g} hours on 2 CPU cores")
         return
-    for folder, command in commands(args.table):
-        if args.dry_run:
-            print(f"python {shlex.join(command)}")
-        else:
-            execute(folder, command)
-    if not args.dry_run:
-        table = render(args.table)
-        write(args.table, table)
-        print(f"\n{table}\n\nwritten into {README.name}")
+    if args.dry_run:
+        for _, _, _, train, evaluations in runs(args.table):
+            for command in ([train] if train else []) + evaluations:
+                print(f"python {shlex.join(command)}")
+        return
+    execute(args.table)
+    table = render(args.table)
+    write(args.table, table)
+    print(f"\n{table}\n\nwritten into {README.name}")
 
 
 if __name__ == "__main__":
