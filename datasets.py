@@ -1,26 +1,28 @@
-"""Image sets: which files, what they show, which split each belongs to; and the toy birds.
+"""Image sets: which files, what they show, which split each belongs to.
 
-`read(name_or_folder, root)` returns `Records`. A set is one small function from its folder to
-Records, and one line in `SETS`; `complete` cuts the splits that a set lacks.
+`read(name_or_folder, root)` returns `Records`. A set is one small function, from its folder to
+Records, and one entry of `SETS` at the end of this file, which says where the set comes from.
+`complete` cuts the splits that a set lacks; `smaller` takes a part of one.
 
-The toy birds need no download: 20 species that share one body, its colours and its poses and differ
-in a few parts, which is what makes the photographs of CUB-200-2011 (Wah et al. 2011) hard. They are
-drawn with Pillow and written in CUB's layout, so that both go through one reader.
+A reader believes nothing: a line that it cannot use, an image that is listed and not there, a class
+nobody named is an error with file and line. A silently wrong label costs more than a crash.
 """
 
 import functools
-import io
+import math
 import os
-import shutil
-import subprocess
-import sys
-import time
-import uuid
+import re
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+
+import downloads
+import toybirds
+from downloads import Archive, progress  # noqa: F401  (fgssl shows progress, too)
 
 
 class Records(NamedTuple):
@@ -30,45 +32,94 @@ class Records(NamedTuple):
     classes: list[str]
     splits: np.ndarray                # (N,) of "train", "val", "test"
     boxes: np.ndarray | None = None   # (N, 4) float32: x, y, width, height in pixels
+    banner: int = 0                   # rows of pixels, at the foot of each image, that are no photo
     name: str = ""
 
+    def take(self, rows):
+        """The Records of some images; rows: indices, or a mask."""
+        rows = np.arange(len(self.paths))[rows]
+        return self._replace(paths=[self.paths[row] for row in rows], labels=self.labels[rows],
+                             splits=self.splits[rows],
+                             boxes=None if self.boxes is None else self.boxes[rows])
 
-def read(name_or_folder, root):
+
+class Set(NamedTuple):
+    """What is known of a set with a name."""
+    read: Callable              # (folder) or, where there are levels, (folder, level) -> Records
+    places: tuple               # the folder's names under root; a download goes into the first
+    signs: tuple                # paths, any of which tells this layout
+    levels: tuple = ()          # its kinds of labels, from fine to coarse
+    archives: tuple = ()        # what can be downloaded
+    by_hand: str = ""           # else: what to fetch, and how to lay it out
+
+
+def read(name_or_folder, root, labels=None):
     """Return the Records of a named set kept under `root`, or of any folder of images.
 
-    "toy" is drawn first if it is not there. A folder's layout is told by its text files: CUB's or
-    Grocery Store's, else class folders or loose images. A folder called like a set is `./toy`.
+    "toy" is drawn if it is not there; a set with a public source is downloaded. A folder's layout
+    is told by its files: that of a named set, else class folders or loose images. A folder called
+    like a set is `./toy`. labels: one of the set's levels; None is the finest.
     FileNotFoundError says what is missing and where to get it, ValueError what cannot be used.
     """
     name, folder, root = str(name_or_folder), Path(name_or_folder), Path(root)
-    if name == "toy":
-        draw_toy(root / "toy")
     if name in SETS:
-        reader, places, source = SETS[name]
-        folder = next((root / place for place in places if (root / place).is_dir()), None)
+        known, top = SETS[name], place(name, root)
+        folder = holding(top, known.signs, deep=2) if known.signs else top
         if folder is None:
-            raise FileNotFoundError(f"no folder {root / places[0]}. Fetch {source} and unpack it "
-                                    f"in {root}.")
-    elif not folder.is_dir():
+            raise FileNotFoundError(f"{top} holds no {' and no '.join(known.signs)}: it is not "
+                                    f"{name} as its source unpacks it. Take it away and run this "
+                                    'again to fetch it; see README, "Data sets".')
+    elif folder.is_dir():
+        name = folder.resolve().name
+        known, folder = told(folder)
+    else:
         raise FileNotFoundError(f"no folder {folder}. Expected a folder of images, or one of the "
                                 f"sets {', '.join(SETS)}.")
-    elif (folder / "image_class_labels.txt").is_file():
-        reader = cub
-    elif (folder / "classes.csv").is_file() or (folder / "dataset" / "classes.csv").is_file():
-        reader = grocery
-    else:
-        reader = any_folder
-    return complete(reader(folder)._replace(name=name if name in SETS else folder.resolve().name))
+    if labels not in (None, *known.levels):
+        kinds = f"the labels {', '.join(known.levels)}" if known.levels else "one kind of labels"
+        raise ValueError(f"{name} has no labels {labels!r}: it has {kinds}.")
+    records = known.read(folder, labels or known.levels[0]) if known.levels else known.read(folder)
+    return complete(records._replace(name=name))
+
+
+def place(name, root):
+    """The folder of a named set under root: drawn or downloaded if it is not there."""
+    known = SETS[name]
+    folder = next((root / place for place in known.places if (root / place).is_dir()), None)
+    if folder is None or name == "toy":
+        folder = root / known.places[0]
+        if name == "toy":
+            toybirds.draw(folder)
+        elif known.archives:
+            downloads.obtain(name, known.archives, root, known.places[0])
+        else:
+            raise FileNotFoundError(f"no folder {folder}. {known.by_hand.format(folder=folder)}")
+    return folder
+
+
+def told(folder):
+    """The named set whose layout a folder has, and where within it; else that of any folder."""
+    for known in SETS.values():
+        found = holding(folder, known.signs, deep=1)
+        if found:
+            return known, found
+    return Set(any_folder, (), ()), folder
 
 
 def complete(records):
-    """Cut a missing test split (20 %) or val split (10 %) from train, and check the classes.
+    """Cut a missing test split (20 %) or val split (10 %) from train, and check images and classes.
 
     The cut takes its share of each class, at least one image, and leaves at least one. Its seed is
     fixed: the splits do not depend on a run's seed. A split that the set has is not touched: train/
     and val/ without test/ keep their val, and test is cut from train. Unlabelled images stay in
-    train. ValueError if val or test holds a class of which train, where labelled, has no image.
+    train. ValueError if an image comes twice, or if val or test holds a class of which train, where
+    labelled, has no image.
     """
+    seen = set()
+    for path in records.paths:
+        if path in seen:
+            raise ValueError(f"{records.name} lists {path} twice. Expected each image once.")
+        seen.add(path)
     labels, splits = records.labels, records.splits.astype("<U5")
     rng = np.random.default_rng(0)
     for split, share in (("test", 0.2), ("val", 0.1)):
@@ -86,8 +137,36 @@ def complete(records):
     return records._replace(splits=splits)
 
 
+def smaller(records, share=None, classes=None):
+    """A part of a set, for quick trials: of its classes, and of the images of each and each split.
+
+    share: in (0, 1], at least one image is kept; classes: how many; None is all. The draws are
+    fixed, and nested: what a small share or count holds, a larger one holds, too. Images without a
+    label are a class of their own, which is left out where classes are chosen.
+    ValueError for more classes than there are.
+    """
+    labels = records.labels
+    if classes is not None:
+        if classes > len(records.classes):
+            raise ValueError(f"{records.name} has {len(records.classes)} classes, not {classes}.")
+        order = np.random.default_rng(0).permutation(len(records.classes))
+        chosen = np.sort(order[:classes])
+        records = records.take(np.isin(labels, chosen))
+        labels = np.searchsorted(chosen, records.labels)
+        records = records._replace(labels=labels, classes=[records.classes[i] for i in chosen])
+    if share is not None:
+        kept = []
+        for i, split in enumerate(("train", "val", "test")):
+            for label in range(-1, len(records.classes)):
+                members = np.flatnonzero((labels == label) & (records.splits == split))
+                order = np.random.default_rng((i, label + 1)).permutation(members)
+                kept += order[:max(1, round(share * len(members)))].tolist()
+        records = records.take(sorted(kept))
+    return records
+
+
 # ------------------------------------------------------------------------------------------------
-# Readers
+# Readers: a folder in a known layout -> Records
 # ------------------------------------------------------------------------------------------------
 
 
@@ -99,7 +178,7 @@ def cub(folder):
     """
     names = table(folder / "classes.txt", "<class_id> <name>", str)
     label_of = {class_id: label for label, class_id in enumerate(names)}
-    images = table(folder / "images.txt", "<image_id> <path>", str)
+    images = table(folder / "images.txt", "<image_id> <path>", once())
     column = functools.partial(table, keys=images)
     labels = column(folder / "image_class_labels.txt", "<image_id> <class_id>", label_of.get)
     splits = column(folder / "train_test_split.txt", "<image_id> <is_train>",
@@ -117,22 +196,184 @@ def cub(folder):
         np.array([boxes[image] for image in images], np.float32))
 
 
-def grocery(folder):
-    """Grocery Store (Klasson et al. 2019), 81 fine classes; its repository, or dataset/ in it."""
-    if (folder / "dataset" / "classes.csv").is_file():
-        folder = folder / "dataset"
-    ids = table(folder / "classes.csv", "<name>,<class_id>,<more>", int, str, separator=",",
-                header=1)
-    classes = sorted(ids, key=ids.get)
-    label_of = {str(ids[name][0]): label for label, name in enumerate(classes)}
+def nabirds(folder, level):
+    """NABirds (Van Horn et al. 2015), in CUB's layout. Its classes.txt names a whole tree: the
+    categories, of which there are images, and the groups above them.
+
+    level: "category", or "coarse", the groups under the root. Ids have gaps; labels have none.
+    """
+    records = cub(folder)
+    names = table(folder / "classes.txt", "<class_id> <name>", str)
+    labels = np.array(list(names))[records.labels]
+    if level == "coarse":
+        parents = table(folder / "hierarchy.txt", "<class_id> <parent_id>", one_of(names))
+        group = {class_id: highest(class_id, parents, folder) for class_id in set(labels)}
+        labels = np.array([group[class_id] for class_id in labels])
+    seen = set(labels)
+    used = {class_id: name for class_id, name in names.items() if class_id in seen}
+    label_of = {class_id: label for label, class_id in enumerate(used)}
+    return records._replace(labels=np.array([label_of[class_id] for class_id in labels], np.int64),
+                            classes=list(used.values()))
+
+
+def highest(class_id, parents, folder):
+    """The highest group in which a class lies, below the root, which has no parent."""
+    for _ in parents:
+        if parents.get(class_id) not in parents:
+            return class_id
+        class_id = parents[class_id]
+    raise ValueError(f"{folder / 'hierarchy.txt'}: {class_id} lies below itself.")
+
+
+def cars(folder):
+    """Stanford Cars (Krause et al. 2013): two folders of images and a devkit of .mat files; or, as
+    others hand it on, one folder a class.
+
+    The devkit's own cars_test_annos.mat has no labels. Boxes are corners, counted from 1.
+    """
+    devkit = folder / "devkit"
+    if not devkit.is_dir():
+        return any_folder(folder)
+    names, = columns(devkit / "cars_meta.mat", {"class_names": str})
+    tests = [place / "cars_test_annos_withlabels.mat" for place in (folder, devkit)]
+    tests = next((file for file in tests if file.is_file()), tests[0])
+    rows, boxes = [], []
+    for split, file in (("train", devkit / "cars_train_annos.mat"), ("test", tests)):
+        lines = columns(file, {"annotations.fname": str, "annotations.class": int,
+                               "annotations.bbox_x1": int, "annotations.bbox_y1": int,
+                               "annotations.bbox_x2": int, "annotations.bbox_y2": int})
+        for image, label, x1, y1, x2, y2 in zip(*lines, strict=True):
+            if not 1 <= label <= len(names):
+                raise ValueError(f"{file}: {image} is of class {label}, of {len(names)}.")
+            path = listed(unnested(folder / f"cars_{split}") / image, file)
+            rows.append((path, names[label - 1], split))
+            boxes.append((x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1))
+    return named(rows, names)._replace(boxes=np.array(boxes, np.float32))
+
+
+def aircraft(folder, level):
+    """FGVC-Aircraft (Maji et al. 2013), data/ of its archive: 100 variants of 70 families by 30
+    manufacturers.
+
+    Names hold spaces, ids leading zeros. Each photograph ends in a banner, 20 pixels high, that
+    names its owner. Boxes are corners, counted from 1.
+    """
+    listing = {"variant": "variants.txt", "family": "families.txt",
+               "manufacturer": "manufacturers.txt"}[level]
+    classes = list(table(folder / listing, "<name>"))
     rows = []
     for split in ("train", "val", "test"):
-        listing = folder / f"{split}.txt"
-        lines = table(listing, "<path>, <class_id>, <coarse_id>", label_of.get, int, separator=",")
-        rows += [(listed(folder / path, listing), label, split)
-                 for path, (label, _) in lines.items()]
-    paths, labels, splits = zip(*rows)
-    return Records(list(paths), np.array(labels, np.int64), classes, np.array(splits))
+        file = folder / f"images_{level}_{split}.txt"
+        lines = table(file, "<image_id> <name>", one_of(classes))
+        rows += [(listed(folder / "images" / f"{image}.jpg", file), name, split)
+                 for image, name in lines.items()]
+    ids = [path.stem for path, _, _ in rows]
+    corners = table(folder / "images_box.txt", "<image_id> <xmin> <ymin> <xmax> <ymax>",
+                    float, float, float, float, keys=dict.fromkeys(ids))
+    x1, y1, x2, y2 = np.array([corners[image] for image in ids], np.float32).T
+    boxes = np.stack([x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1], 1)
+    return named(rows, classes)._replace(boxes=boxes, banner=20)
+
+
+def flowers(folder):
+    """Oxford Flowers-102 (Nilsback & Zisserman 2008). Its files number the classes, from 1; their
+    names are on its web page alone."""
+    labels, = columns(folder / "imagelabels.mat", {"labels": int})
+    file, rows = folder / "setid.mat", []
+    lists = columns(file, {"trnid": int, "valid": int, "tstid": int})
+    for split, images in zip(("train", "val", "test"), lists):
+        for image in images:
+            if not 1 <= image <= len(labels) or not 1 <= labels[image - 1] <= 102:
+                raise ValueError(f"{file}: image {image} has no label from 1 to 102.")
+            path = listed(folder / "jpg" / f"image_{image:05}.jpg", file)
+            rows.append((path, f"{labels[image - 1]:03}", split))
+    return named(rows)
+
+
+def pets(folder, level):
+    """Oxford-IIIT Pet (Parkhi et al. 2012): 37 breeds of 2 species. An image's name is its breed
+    and a number; among images/ lie files that no list has."""
+    breeds, rows = {}, []
+    for split, listing in (("train", "trainval"), ("test", "test")):
+        file = folder / "annotations" / f"{listing}.txt"
+        lines = table(file, "<image_id> <class_id> <species: 1, 2> <breed_id>", int,
+                      {"1": "cat", "2": "dog"}.get, int)
+        for image, (breed, species, _) in lines.items():
+            name = image.rpartition("_")[0]
+            if breeds.setdefault(name, (breed, species)) != (breed, species):
+                raise ValueError(f"{file}: {image} is of class {breed}, a {species}; other images "
+                                 f"of {name} are of class {breeds[name][0]}, a {breeds[name][1]}.")
+            path = listed(folder / "images" / f"{image}.jpg", file)
+            rows.append((path, species if level == "species" else name, split))
+    ids = [breed for breed, _ in breeds.values()]
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"{folder / 'annotations'}: two breeds have the same class.")
+    return named(rows, ["cat", "dog"] if level == "species" else sorted(breeds, key=breeds.get))
+
+
+CASSAVA = ["cbb", "cbsd", "cgm", "cmd", "healthy"]
+
+
+def cassava(folder):
+    """Cassava leaf diseases, 2019 (Mwebaze et al.): <split>/<class>/ folders.
+
+    extraimages/, where it is there, is train images without a label. The public mirror has all
+    three splits; Kaggle's test/ has no labels and is left out, so that val and test are cut.
+    """
+    rows = []
+    for split in ("train", "val", "valid", "validation", "test"):
+        for name in CASSAVA:
+            images = images_in(unnested(folder / split) / name, deep=True)
+            rows += [(path, name, "val" if split[0] == "v" else split) for path in images]
+    extra = images_in(unnested(folder / "extraimages"), deep=True)
+    if not rows:
+        raise FileNotFoundError(f"no images under {folder / 'train' / 'cbb'} and its neighbours. "
+                                "Unpack the set again.")
+    return named(rows + [(path, None, "train") for path in extra], CASSAVA)
+
+
+def cassava_paper(folder):
+    """Cassava 2019 as split by Al Breiki et al. 2021: of the labelled train images those whose
+    number 4 divides are test. Their paper chose on test; here val is cut from the others."""
+    records = cassava(folder)
+    records = records.take(records.splits == "train")
+    for i in np.flatnonzero(records.labels >= 0):
+        number = re.search(r"\d+$", records.paths[i].stem)
+        if not number:
+            raise ValueError(f"{records.paths[i]} has no number, by which the paper splits.")
+        records.splits[i] = "train" if int(number[0]) % 4 else "test"
+    return records
+
+
+def cassava_2020(folder):
+    """Cassava 2020, Kaggle's: train.csv and train_images/. It shares images with that of 2019."""
+    file = folder / "train.csv"
+    lines = table(file, "<image>,<label: 0 to 4>", one_of("01234"), separator=",", header=1)
+    return named([(listed(folder / "train_images" / image, file), CASSAVA[int(label)], "train")
+                  for image, label in lines.items()], CASSAVA)
+
+
+def grocery(folder, level):
+    """Grocery Store (Klasson et al. 2019), dataset/ of its repository: 81 classes in 43 groups."""
+    file = folder / "classes.csv"
+    lines = table(file, "<name>,<class_id>,<group>,<group_id>,<more>", once(int), str, int, str,
+                  separator=",", header=1)
+    fine = {class_id: name for name, (class_id, *_) in lines.items()}
+    groups = {group_id: group for _, group, group_id, _ in lines.values()}
+    name_of = {}                                             # (class_id, group_id), as written
+    for name, (class_id, group, group_id, _) in lines.items():
+        if groups[group_id] != group:
+            raise ValueError(f"{file}: group {group_id} is {group} and {groups[group_id]}.")
+        name_of[str(class_id), str(group_id)] = group if level == "coarse" else name
+    rows = []
+    for split in ("train", "val", "test"):
+        file = folder / f"{split}.txt"
+        images = table(file, "<path>, <class_id>, <group_id>",
+                       lambda text: name_of.get(tuple(text.replace(",", " ").split())),
+                       separator=",")
+        rows += [(listed(folder / path, file), name, split) for path, name in images.items()]
+    classes = groups if level == "coarse" else fine
+    return named(rows, [classes[i] for i in sorted(classes)])
 
 
 def any_folder(folder):
@@ -158,32 +399,38 @@ def any_folder(folder):
     if "train" not in [split for _, _, split in rows]:
         raise FileNotFoundError(f"no images under {folder / 'train' if tops else folder}. Expected "
                                 'class folders or loose .jpg files; see README, "Your own images".')
+    return named(rows)
+
+
+def named(rows, classes=None):
+    """The Records of rows (path, class name or None, split); classes: in their order, or sorted."""
     paths, names, splits = zip(*rows)
-    classes = sorted(set(names) - {None})
+    classes = sorted(set(names) - {None}) if classes is None else classes
     label_of = {name: label for label, name in enumerate(classes)}
+    if len(label_of) < len(classes):
+        raise ValueError(f"{os.path.commonpath(paths)}: two classes have one name, of "
+                         f"{', '.join(classes)}.")
     labels = np.array([label_of.get(name, -1) for name in names], np.int64)
-    return Records(list(paths), labels, classes, np.array(splits))
+    return Records(list(paths), labels, list(classes), np.array(splits))
 
 
-CUB_SOURCE = ("https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz "
-              "(1.1 GB, md5 97eceeb196236b17998738112f37df78)")
-GROCERY_SOURCE = "https://github.com/marcusklasson/GroceryStoreDataset (123 MB)"
-SETS = {  # name: its reader, its folder's names under root, where to fetch it
-    "toy": (cub, ["toy"], None),
-    "cub": (cub, ["CUB_200_2011"], CUB_SOURCE),
-    "grocery": (grocery, ["GroceryStoreDataset", "GroceryStoreDataset-master", "grocery"],
-                GROCERY_SOURCE),
-}
+# ------------------------------------------------------------------------------------------------
+# Tables: lines of text, and MATLAB files
+# ------------------------------------------------------------------------------------------------
 
 
 def table(path, form, *parse, keys=None, separator=None, header=0):
-    """Read lines `key value ...` into {key: value}, or {key: (value, ...)} for more than one value.
+    """Read lines `key value ...` into {key: value}; {key: (value, ...)} for none or several values.
 
     form: the line in words, for the error. parse: for each value a function of its text, which
     returns None or raises ValueError for what it refuses; the last value takes the rest of the
     line. keys: if given, each must have a line and no other may. header: lines to skip.
-    ValueError names file and line, for a line that does not fit or repeats a key.
+    FileNotFoundError names the file; ValueError file and line, for a line that does not fit or
+    repeats a key.
     """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no file {path}. Expected lines {form}. Unpack the set again; see "
+                                'README, "Data sets", for its layout.')
     found = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
@@ -206,11 +453,209 @@ def table(path, form, *parse, keys=None, separator=None, header=0):
     return found
 
 
+def one_of(names):
+    """For `table`: a text that is among the names."""
+    return {name: name for name in names}.get
+
+
+def once(kind=str):
+    """For `table`: a text, as `kind`, that no line before had."""
+    seen = set()
+
+    def parse(text):
+        value = kind(text)
+        if value in seen:
+            raise ValueError
+        seen.add(value)
+        return value
+    return parse
+
+
+def columns(path, kinds):
+    """Lists of numbers or texts from a MATLAB file, one for each of kinds: {name: int or str}.
+
+    name: a variable, or variable.field of a struct array. FileNotFoundError or ValueError name the
+    file and what is wrong.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no file {path}. Unpack the set again; see README, \"Data sets\", "
+                                "for its layout.")
+    variables, lists = read_mat(path), []
+    for name, kind in kinds.items():
+        variable, _, field = name.partition(".")
+        values = variables.get(variable)
+        if field:
+            values = values.get(field) if isinstance(values, dict) else None
+        if not isinstance(values, (list, np.ndarray)):
+            raise ValueError(f"{path} has no {name}: it holds {', '.join(variables) or 'nothing'}.")
+        column = [value.item() if getattr(value, "size", 0) == 1 else value for value in values]
+        for number, value in enumerate(column, 1):
+            if not isinstance(value, kind):
+                raise ValueError(f"{path}, {name} number {number}: {value!r} is no {kind.__name__}")
+        lists.append(column)
+    return lists
+
+
+# Of MATLAB's documents ("MAT-File Format", version 5): the types of stored data that we read, and
+# the classes of arrays.
+NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
+           13: "u8"}
+MATRIX, COMPRESSED, UTF8 = 14, 15, 16
+CELL, STRUCT, CHAR, NUMERIC, COMPLEX = 1, 2, 4, range(6, 16), 0x800
+
+
+def read_mat(path):
+    """The variables of a MATLAB 5 file, {name: value}.
+
+    A value is an array of numbers (N,), in MATLAB's column order, whatever its shape; a str; a list
+    of values, of a cell array; {field: list of values}, of a struct array. The file is 128 bytes of
+    header, then elements: a tag of type and length, and data; most are compressed by zlib, whose
+    checksum covers them. ValueError names the file and the byte of the element that is wrong.
+    Sparse arrays, objects and complex numbers are not read, nor are files of version 7.3 (HDF5).
+    """
+    data = Path(path).read_bytes()
+    order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(data[124:128])
+    if order is None:
+        raise ValueError(f"{path}, byte 124: this is no MATLAB file of version 5 to 7.")
+    variables, at = {}, 128
+    while at < len(data):
+        try:
+            kind, body, after = element(data, at, order)
+            if kind == COMPRESSED:
+                body = inflate(body)
+                kind, body, end = element(body, 0, order)
+            if kind != MATRIX:
+                raise ValueError(f"type {kind} is no variable")
+            name, value = matrix(body, order)
+            if name in variables:
+                raise ValueError(f"{name} comes twice")
+        except ValueError as error:
+            raise ValueError(f"{path}, byte {at}: {error}.") from error
+        variables[name], at = value, after
+    return variables
+
+
+def inflate(body, most=1 << 26):
+    """Undo zlib; ValueError for data that is damaged, cut short, or larger than any set's."""
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(body, most)
+    except zlib.error as error:
+        raise ValueError(f"damaged: {error}") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise ValueError(f"compressed data that is cut short, or more than {most} bytes")
+    return data
+
+
+def element(data, at, order):
+    """One element from byte `at` on: type, bytes, and where the next one starts.
+
+    The tag is two 4-byte numbers, type and length. Up to 4 bytes of data may stand in the tag
+    itself; then its upper half is the length. All but compressed data is filled up to 8 bytes.
+    """
+    if at + 8 > len(data):
+        raise ValueError("cut short")
+    kind, size = struct.unpack_from(order + "II", data, at)
+    start, after = at + 8, at + 8 + size + (0 if kind == COMPRESSED else -size % 8)
+    if kind >> 16:
+        kind, size = kind & 0xffff, kind >> 16
+        start, after = at + 4, at + 8
+    if start + size > min(after, len(data)):
+        raise ValueError("cut short")
+    return kind, data[start:start + size], after
+
+
+def matrix(body, order, depth=0):
+    """The name and value of an array, from its elements: flags, shape, name, then its data."""
+    at = 0
+
+    def part():
+        nonlocal at
+        kind, data, at = element(body, at, order)
+        return kind, data
+
+    def child():
+        kind, data = part()
+        if kind != MATRIX or depth > 8:
+            raise ValueError("an array was expected")
+        return matrix(data, order, depth + 1)[1] if data else np.empty(0)
+
+    flags, shape, name = (integers(*part(), order) for _ in range(3))
+    if len(flags) != 2 or not shape or min(shape) < 0:
+        raise ValueError("an array without flags or without a shape")
+    kind, count, name = flags[0] & 0xff, math.prod(shape), letters(name)
+    fits = True
+    if kind in NUMERIC and not flags[0] & COMPLEX:
+        value = numbers(*part(), order)
+        fits = len(value) == count
+    elif kind == CHAR:
+        stored, data = part()
+        value = data.decode() if stored == UTF8 else letters(integers(stored, data, order))
+        fits = shape[0] <= 1 and (stored == UTF8 or len(value) == count)
+    elif kind == CELL:
+        value = [child() for _ in range(count)]
+    elif kind == STRUCT:
+        width, text = integers(*part(), order), letters(integers(*part(), order))
+        if len(width) != 1 or width[0] < 1 or not text:
+            raise ValueError(f"{name}: a struct without fields")
+        fields = [text[i:i + width[0]].split("\0")[0] for i in range(0, len(text), width[0])]
+        rows = [[child() for _ in fields] for _ in range(count)]
+        value = {field: [row[i] for row in rows] for i, field in enumerate(fields)}
+        fits = len(value) * width[0] == len(text)
+    else:
+        raise ValueError(f"{name}: an array of a kind that is not read here")
+    if not fits or at < len(body):
+        raise ValueError(f"{name}: its data is not of its shape")
+    return name, value
+
+
+def numbers(kind, data, order):
+    """Stored data as an array (N,)."""
+    if kind not in NUMBERS or len(data) % int(NUMBERS[kind][1]):
+        raise ValueError(f"{len(data)} bytes of type {kind} are no numbers")
+    return np.frombuffer(data, order + NUMBERS[kind])
+
+
+def integers(kind, data, order):
+    """Stored data as a list of int."""
+    values = numbers(kind, data, order)
+    if values.dtype.kind == "f":
+        raise ValueError("whole numbers were expected")
+    return values.tolist()
+
+
+def letters(codes):
+    if not all(0 <= code < 0x110000 for code in codes):
+        raise ValueError("letters were expected")
+    return "".join(map(chr, codes))
+
+
+# ------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------
+
+
 def listed(path, listing):
     """Return `path` if it is there; FileNotFoundError names it and the file that lists it."""
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own raises for names that are too long
         raise FileNotFoundError(f"no image {path}, which {listing} lists. Unpack the set again.")
     return path
+
+
+def holding(folder, signs, deep):
+    """The folder, or one up to `deep` levels below it, that holds one of `signs`; None if none."""
+    level = [folder]
+    for _ in range(deep + 1):
+        for place in level:
+            if any((place / sign).exists() for sign in signs):
+                return place
+        level = [inner for place in level for inner in folders_in(place)]
+    return None
+
+
+def unnested(folder):
+    """folder/folder, where that is there: what unpacking an archive into its own name makes."""
+    return folder / folder.name if (folder / folder.name).is_dir() else folder
 
 
 def folders_in(folder):
@@ -230,449 +675,67 @@ def images_in(folder, deep=False):
     return sorted(found)
 
 
-def progress(items, total, what):
-    """Yield the items and report count, rate and time left on stderr.
-
-    On a terminal one line is rewritten five times a second; elsewhere one comes every ten seconds.
-    """
-    start = shown = time.monotonic()
-    terminal = sys.stderr.isatty()
-    for done, item in enumerate(items, 1):
-        yield item
-        now = time.monotonic()
-        if done == total or now - shown > (0.2 if terminal else 10):
-            shown, rate = now, done / max(now - start, 1e-9)
-            minutes, seconds = divmod(round((total - done) / rate), 60)
-            line = f"{what}  {done}/{total}  {rate:.0f}/s  eta {minutes}:{seconds:02}"
-            print(f"\r{line:<70}" if terminal else line, file=sys.stderr, flush=True,
-                  end="" if terminal and done < total else "\n")
-
-
 # ------------------------------------------------------------------------------------------------
-# Toy birds: the set
+# The sets with a name
 # ------------------------------------------------------------------------------------------------
 
-COMMON = dict(bill="cone", crest="none", eye="plain", wing="plain", breast="plain", tail="square")
-SPECIES = {  # the common bird with two parts changed: two species differ in two, three or four
-    "Hook-billed_Barwing": dict(bill="hook", wing="bars"),
-    "Hook-billed_Forktail": dict(bill="hook", tail="fork"),
-    "Masked_Hookbill": dict(bill="hook", eye="mask"),
-    "Streaked_Spearbill": dict(bill="spear", breast="streaks"),
-    "Crested_Spearbill": dict(bill="spear", crest="peak"),
-    "Spear-billed_Fantail": dict(bill="spear", tail="fan"),
-    "Plumed_Sicklebill": dict(bill="sickle", crest="plume"),
-    "Sickle-billed_Flagwing": dict(bill="sickle", wing="patch"),
-    "Spectacled_Sicklebill": dict(bill="sickle", eye="ring"),
-    "Crested_Barwing": dict(crest="peak", wing="bars"),
-    "Crested_Ringneck": dict(crest="peak", breast="band"),
-    "Tufted_Ribbontail": dict(crest="tuft", tail="ribbon"),
-    "Tufted_Spectaclebird": dict(crest="tuft", eye="ring"),
-    "Plumed_Fantail": dict(crest="plume", tail="fan"),
-    "White-browed_Forktail": dict(eye="brow", tail="fork"),
-    "White-browed_Streakling": dict(eye="brow", breast="streaks"),
-    "Masked_Flagwing": dict(eye="mask", wing="patch"),
-    "Banded_Ribbontail": dict(breast="band", tail="ribbon"),
-    "Spectacled_Bibling": dict(eye="ring", breast="bib"),
-    "Bibbed_Flagwing": dict(wing="patch", breast="bib"),
+OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/"
+CASSAVA_2019 = dict(
+    places=("cassavaleafdata", "cassava", "cassava-disease"),
+    signs=("train/cbb", "train/train/cbb"),
+    archives=(Archive("cassavaleafdata.zip",
+                      "https://storage.googleapis.com/emcassavadata/cassavaleafdata.zip",
+                      1_350_000_000),))
+SETS = {
+    "toy": Set(cub, ("toy",), ()),
+    "nabirds": Set(  # before cub, whose layout it has, and one file more
+        nabirds, ("nabirds",), ("hierarchy.txt",), ("category", "coarse"),
+        by_hand="Register at https://dl.allaboutbirds.org/nabirds, fetch nabirds.tar.gz (md5 "
+                "df21a9e4db349a14e2b08adfd45873bd), and unpack it so that {folder}/images.txt is "
+                "there."),
+    "cub": Set(
+        cub, ("CUB_200_2011",), ("image_class_labels.txt",),
+        archives=(Archive("CUB_200_2011.tgz",
+                          "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
+                          1_150_585_339, "97eceeb196236b17998738112f37df78"),)),
+    "cars": Set(
+        cars, ("stanford_cars", "cars"),
+        ("devkit/cars_meta.mat", "train/AM General Hummer SUV 2000"),
+        by_hand="Its own site is gone. Fetch a copy, such as those on Kaggle, and lay it out as "
+                "{folder}/cars_train/*.jpg, cars_test/*.jpg, devkit/*.mat and "
+                "cars_test_annos_withlabels.mat (md5 b0a2b23655a3edd16d84508592a98d10); or as "
+                "{folder}/train/<class>/*.jpg and test/<class>/*.jpg."),
+    "aircraft": Set(
+        aircraft, ("fgvc-aircraft-2013b",), ("images_variant_train.txt",),
+        ("variant", "family", "manufacturer"),
+        archives=(Archive("fgvc-aircraft-2013b.tar.gz",
+                          OXFORD + "fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
+                          2_753_340_328, "d4acdd33327262359767eeaa97a4f732"),)),
+    "cassava": Set(cassava, **CASSAVA_2019),
+    "cassava-paper": Set(cassava_paper, **CASSAVA_2019),
+    "cassava-2020": Set(
+        cassava_2020, ("cassava-leaf-disease-classification",),
+        ("label_num_to_disease_map.json", "train_images"),
+        by_hand="Fetch the data of https://www.kaggle.com/c/cassava-leaf-disease-classification, "
+                "which takes an account, and unpack it so that {folder}/train.csv is there."),
+    "flowers": Set(
+        flowers, ("flowers-102",), ("setid.mat",),
+        archives=(Archive("102flowers.tgz", OXFORD + "flowers/102/102flowers.tgz",
+                          344_862_509, "52808999861908f626f3c1f4e79d11fa"),
+                  Archive("imagelabels.mat", OXFORD + "flowers/102/imagelabels.mat",
+                          502, "e0620be6f572b9609742df49c70aed4d"),
+                  Archive("setid.mat", OXFORD + "flowers/102/setid.mat",
+                          14_989, "a5357ecc9cb78c4bef273ce3793fc85c"))),
+    "pets": Set(
+        pets, ("oxford-iiit-pet",), ("annotations/trainval.txt",), ("breed", "species"),
+        archives=(Archive("oxford-iiit-pet-images.tar.gz", OXFORD + "pets/data/images.tar.gz",
+                          791_918_971, "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
+                  Archive("oxford-iiit-pet-annotations.tar.gz",
+                          OXFORD + "pets/data/annotations.tar.gz",
+                          19_173_078, "95a8c909bbe2e81eed6a22bccdf3f68f"))),
+    "grocery": Set(
+        grocery, ("GroceryStoreDataset-master", "GroceryStoreDataset", "grocery"),
+        ("classes.csv",), ("fine", "coarse"),
+        archives=(Archive("GroceryStoreDataset-master.zip", "https://github.com/marcusklasson/"
+                          "GroceryStoreDataset/archive/refs/heads/master.zip", 123_000_000),)),
 }
-PARTS = ["back", "beak", "belly", "breast", "crown", "forehead", "left eye", "left leg",
-         "left wing", "nape", "right eye", "right leg", "right wing", "tail", "throat"]  # as in CUB
-
-
-def draw_toy(folder, seed=0, per_class=(60, 20, 20)):
-    """Draw the toy birds in CUB's layout: `per_class` (train, val, test) images of each species.
-
-    A set that is there stays. Every core draws its share in a process of its own, started as
-    `python datasets.py`, which needs neither fork nor a guarded main module. The set is drawn
-    beside `folder` and renamed when whole: an interrupted drawing leaves no half set, and of two at
-    once the first to finish stays. One seed, one set of files. OSError names a folder it cannot
-    write.
-    """
-    folder, each, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
-    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    paths, rows, workers = toy_paths(each), [], []
-    if (folder / "images.txt").is_file():
-        return
-    try:
-        for path in paths[::each]:
-            (draft / "images" / path).parent.mkdir(parents=True)
-        for core in range(cores):
-            share = map(str, (draft / "images", seed, each, core, cores))
-            workers.append(subprocess.Popen([sys.executable, __file__, *share], text=True,
-                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE))
-        for i in progress(range(len(paths)), len(paths), "drawing toy birds"):
-            rows.append(workers[i % cores].stdout.readline().split())
-            if not rows[-1]:
-                raise OSError(workers[i % cores].stderr.read().strip().split("\n")[-1])
-        annotate(draft, paths, rows, per_class)
-        draft.rename(folder)
-    except OSError as error:
-        if (folder / "images.txt").is_file():
-            return  # another process was faster
-        raise OSError(f"cannot draw the toy birds in {folder}: {error}. Make room there, or choose "
-                      "another --root.") from error
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.communicate()
-        shutil.rmtree(draft, ignore_errors=True)
-
-
-def draw_share(folder, seed, each, core, cores):
-    """Draw every `cores`-th image from `core` on; print a row for each: box, then x, y, visible of
-    each part.
-    """
-    for i, path in list(enumerate(toy_paths(each)))[core::cores]:
-        rng = np.random.default_rng([seed, *divmod(i, each)])
-        picture, box, parts = photograph(list(SPECIES)[i // each], rng)
-        jpeg = io.BytesIO()
-        picture.save(jpeg, "jpeg", quality=92)
-        Path(folder, path).write_bytes(jpeg.getvalue())  # on a full disk, save(path) may not raise
-        numbers = list(box)
-        for part in PARTS:
-            numbers += (*parts[part], 1) if part in parts else (0, 0, 0)
-        print(*(f"{number:.4g}" for number in numbers), flush=True)
-
-
-def toy_paths(each):
-    """Paths under images/ of `each` images a species, as CUB writes them."""
-    return [f"{label:03}.{species}/{species}_{number:04}.jpg"
-            for label, species in enumerate(SPECIES, 1) for number in range(1, each + 1)]
-
-
-def annotate(folder, paths, rows, per_class):
-    """Write CUB's text files, and val.txt, for images with these rows of draw_share."""
-    train, val, test = per_class
-    label, number = np.divmod(np.arange(len(paths)), train + val + test)
-    columns = {  # of lines `<id> <value>`, ids from 1
-        "classes": [f"{label:03}.{species}" for label, species in enumerate(SPECIES, 1)],
-        "images": paths,
-        "image_class_labels": label + 1,
-        "train_test_split": (number < train + val).astype(int),
-        "val": ((train <= number) & (number < train + val)).astype(int),
-        "bounding_boxes": [" ".join(row[:4]) for row in rows],
-        "parts/parts": PARTS}
-    (folder / "parts").mkdir()
-    for name, values in columns.items():
-        lines = [f"{i} {value}\n" for i, value in enumerate(values, 1)]
-        (folder / f"{name}.txt").write_text("".join(lines))
-    lines = [f"{i} {part} {' '.join(row[3 * part + 1:3 * part + 4])}\n"
-             for i, row in enumerate(rows, 1) for part in range(1, len(PARTS) + 1)]
-    (folder / "parts" / "part_locs.txt").write_text("".join(lines))
-
-
-# ------------------------------------------------------------------------------------------------
-# Toy birds: the drawing
-#
-# A shape is (points, fill): a polygon (n, 2) and its colour, or one point and the name of the part
-# it marks. A bird looks along +x, y points down, and its body is 1.3 long.
-# ------------------------------------------------------------------------------------------------
-
-SIDE, FINE = 96, 3  # pixels of an image, and how much finer it is drawn before it is averaged down
-UPPER = ["5f7896", "768245", "a05f3c", "8a7050", "3f8285", "7f6488", "5f7068"]
-LOWER = ["f1e7cd", "ecd2a6", "f0bd8d", "efe09a", "e3e6e2", "eacabd"]
-BILL = ["45424a", "dda43c", "a08f7c", "cf6f40"]
-BARK = ["7b6250", "938372", "66574c"]
-# A scene: sky at the top and below, foliage from one colour to another, leaves.
-SCENES = [["a9cfe6", "dfe9e2", "9dbb7c", "c4d3a0", "6f9a4a"],  # spring
-          ["8fbad6", "b9d0a6", "6d9a5c", "8fb36c", "4f8040"],  # summer
-          ["cfd9dc", "e3cfa4", "c98f52", "dcb268", "c56a32"],  # autumn
-          ["c6d3de", "e6e9ea", "a7b6bd", "d3dbdd", "8f9c80"],  # winter
-          ["e6b98f", "edd7b6", "9a8f76", "caa981", "7a8250"],  # evening
-          ["5d7d5c", "7f9a66", "45664c", "a3b56f", "5f8a48"]]  # deep forest
-OUTLINES = {  # corners x y of each part, in hundredths; `outline` rounds them
-    "body": "54 -40  66 0  48 36  8 47  -34 33  -76 14  -74 0  -28 -26  2 -46  14 -74  36 -70",
-    "belly": "56 -52  66 0  48 36  8 46  -34 32  -66 15  -30 10  10 6  26 -20  38 -50",
-    "wing": "38 -20  34 8  10 24  -35 25  -90 20  -55 2  -20 -26  14 -36",
-    "long coverts": "38 -20  33 8  6 20  -22 15  -30 -2  -24 -24  14 -36",
-    "short coverts": "38 -20  33 8  16 20  -2 15  -10 -2  -4 -24  14 -36",
-    "patch": "-5 -20  0 16  -30 20  -62 16  -40 -6",
-    "square": "10 -9  -44 -12  -56 -14  -56 12  -44 12  10 10",
-    "ribbon": "10 -8  -70 -10  -110 -13  -114 10  -70 8  10 8",
-    "prong": "10 -6  -45 -12  -86 -34  -50 0  10 6",
-    "feather": "10 -4  -45 -13  -66 -12  -66 12  -45 13  10 4",
-    "band": "10 -16  40 -4  58 -16  66 -14  66 8  60 16  40 24  10 14",
-    "cheek": "27 5  2 2  -20 10  -12 27  10 36  30 20",
-    "bib": "28 6  4 10  -6 30  4 62  26 56  33 20",
-    "peak": "24 -14  10 -28  -16 -42  -46 -66  -32 -20  -28 4  0 0",
-    "tuft": "6 0  10 -38  0 -66  -10 -38  -6 0",
-    "cone": "16 -12  30 -9  54 5  50 8  30 16  16 16",
-    "spear": "16 -9  30 -6  95 4  93 6  30 12  16 13",
-    "hook": "14 -20  38 -18  58 -4  55 34  47 30  42 14  16 16",
-    "sickle": "16 -10  40 -12  74 4  86 50  82 50  62 18  40 8  16 13",
-    "leaf": "0 0  30 -28  70 -20  100 0  70 20  30 28",
-    "leaf half": "0 0  50 2  100 0  70 20  30 28",
-}
-
-
-def photograph(species, rng):
-    """Draw one bird: image, box (x, y, width, height) and {visible part: (x, y)}, in pixels.
-
-    Colours, pose, scene and light take the same random draws for every species: they tell nothing
-    of it, and one seed shows all species in the same scene.
-    """
-    def colour(texts):
-        return rgb(texts[rng.integers(len(texts))]) * rng.uniform(0.88, 1.1)
-
-    scene = [rgb(text) * rng.uniform(0.94, 1.06, 3) for text in SCENES[rng.integers(len(SCENES))]]
-    look = COMMON | SPECIES[species]
-    look |= dict(upper=colour(UPPER), lower=colour(LOWER), beak=colour(BILL))
-    tilt, nod, wag, roll = rng.uniform((-0.55, -0.3, -0.25, -0.12), (0.15, 0.3, 0.25, 0.12))
-    scale, flip = rng.uniform(0.38, 0.54), rng.choice([-1, 1])
-    tree = moved(branch(rng, bark=colour(BARK), green=scene.pop()), roll)
-    shapes = moved(bird(look, tilt, nod, wag), roll)
-
-    extent = np.concatenate([points for points, _ in shapes]) * (flip, 1)
-    low, high = extent.min(0), extent.max(0)
-    scale = min(scale, 0.95 / (high - low).max())
-    room = 0.97 - (high - low) * scale
-    place = 0.5 + rng.uniform(-0.5, 0.5, 2) * room - (low + high) / 2 * scale
-    picture, parts = backdrop(rng, scene), {}
-    draw = ImageDraw.Draw(picture)
-    near, far = ("right", "left")[::flip]
-    for points, fill in tree + shapes:
-        points = (points * (scale * flip, scale) + place) * SIDE
-        if isinstance(fill, str):
-            parts[fill.replace("near", near).replace("far", far)] = points[0]
-        else:
-            draw.polygon((points * FINE).ravel().tolist(), pixel(fill))
-    box = (*(low * scale + place) * SIDE, *(high - low) * scale * SIDE)
-    return daylight(rng, picture.reduce(FINE)), box, parts
-
-
-def daylight(rng, picture):
-    """Light from one side, brightness, a colour cast, and a sensor's grain."""
-    down, across = np.ogrid[-1:1:SIDE * 1j, -1:1:SIDE * 1j]
-    light = 1 + rng.uniform(-0.15, 0.15) * across + rng.uniform(-0.2, 0.1) * down
-    cast = rng.uniform(0.82, 1.08) * rng.uniform(0.92, 1.08, 3)
-    pixels = np.asarray(picture) * light[..., None] * cast + rng.normal(0, 2.5, (SIDE, SIDE, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
-def backdrop(rng, scene):
-    """Sky, clouds and foliage out of focus: drawn small, blurred and enlarged."""
-    def blob(x, y, wide, high, colour):
-        draw.ellipse((x - wide, y - high, x + wide, y + high), pixel(colour))
-
-    above, below, *foliage = scene
-    half, horizon, slope = SIDE // 2, rng.uniform(0, SIDE // 2), rng.uniform(-0.5, 0.5)
-    picture = Image.new("RGB", (half, half))
-    draw = ImageDraw.Draw(picture)
-    for y in range(half):
-        draw.line((0, y, half, y), pixel(mix(above, below, y / half)))
-    for x, y, size in rng.uniform((0, 0, 2), (half, half / 2, 8), (rng.integers(5), 3)):
-        blob(x, y, 2 * size, size, mix(above, WHITE, 0.5))
-    for x, y, size, hue, haze in rng.uniform(0, (half, half / 2, 6, 1, 0.5), (40, 5)):
-        y += horizon + slope * (x - half / 2)
-        blob(x, y, size + 2, size + 2, mix(mix(*foliage, hue), below, haze))
-    blurred = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 2)))
-    return blurred.resize((SIDE * FINE, SIDE * FINE), Image.BILINEAR)
-
-
-def branch(rng, bark, green):
-    """The perch, its top at y = 0.64 under the feet, with leafy twigs clear of the legs."""
-    slope, bend, thick, taper = rng.uniform((-0.2, -0.3, 0.15, 0.4), (0.2, 0.3, 0.26, 0.9))
-    middle = 0.64 + thick * (1 + taper) / 4
-    shapes = []
-    for _ in range(rng.integers(2, 6)):
-        x, sideways, up = rng.uniform((0.55, -0.4, 0.3), (1.8, 0.4, 0.9)) * rng.choice([-1, 1], 3)
-        start, end = np.array([[x, middle + slope * x], [x + sideways, middle + slope * x + up]])
-        shapes += [(stroke(start, mix(start, end, 0.5) + (0.06, 0), end, 0.055, 0.4), bark * 0.8)]
-        leaves = rng.integers(2, 5)
-        for angle, size, shade in rng.uniform((0, 0.22, 0.8), (6.28, 0.42, 1.2), (leaves, 3)):
-            shapes += moved([(outline("leaf") * size, green * shade),
-                             (outline("leaf half") * size, green * shade * 0.82)], angle, to=end)
-    for drop, width, shade in ((0.02, 1.0, 0.62), (-0.006, 0.8, 1.0), (-0.04, 0.3, 1.18)):
-        left, right = [(x, middle + slope * x + bend + drop) for x in (-2.8, 2.8)]
-        shapes += [(stroke(left, (0, middle + drop), right, thick * width, taper), bark * shade)]
-    for x, y in rng.uniform((-1.6, -0.03), (1.6, 0.05), (6, 2)):
-        y += middle + slope * x + bend * (x / 2.8) ** 2
-        crack = stroke((x, y), (x + 0.1, y), (x + 0.2, y + 0.2 * slope), 0.02, 0.3)
-        shapes += [(crack, bark * 0.66)]
-    return shapes
-
-
-def bird(look, tilt, nod, wag):
-    """The shapes of one bird from back to front, in the variants and colours of `look`.
-
-    tilt, nod, wag: angles of body, head and tail in radians; the feet stay where they are.
-    """
-    trunk = moved(tail(look), wag, to=(-0.6, 0.08)) + body(look) + breast(look) + wing(look)
-    neck, *hips = turned(corners("38 -60  0 32  16 30"), tilt)
-    return legs(hips) + moved(trunk, tilt) + moved(head(look), nod, to=neck)
-
-
-def legs(hips):
-    """Two legs from the hips to the perch, three toes each."""
-    shapes, colour = [], rgb("4a3c38")
-    for (x, y), foot, side in zip(hips, (-0.02, 0.18), ("far", "near")):
-        knee, ankle = ((x + foot) / 2 - 0.04, 0.5), (foot, 0.62)
-        shapes += [(stroke((x, y), knee, ankle, 0.05), colour), mark(f"{side} leg", foot, 0.56)]
-        for toe in (0.04, 0.11, 0.17):
-            grip = stroke((foot - 0.06, 0.65), (foot + 0.03, 0.61), (foot + toe, 0.69), 0.05, 0.6)
-            shapes += [(grip, colour)]
-    return shapes
-
-
-def body(look):
-    """Upper parts from neck to rump, and the pale belly."""
-    return (volume(outline("body"), look["upper"]) + volume(outline("belly"), look["lower"])
-            + [mark("back", -0.1, -0.3), mark("belly", 0.1, 0.3), mark("breast", 0.45, 0.0)])
-
-
-def breast(look):
-    """A dark band or streaks; a bib hangs from the head."""
-    places = "42 -20  54 -12  34 -5  47 0  26 10  55 8  38 14  18 22  30 27  45 22"
-    marks = {"band": [outline("band")],
-             "streaks": [stroke((x, y), (x - 0.02, y + 0.07), (x - 0.06, y + 0.14), 0.07, 0.3)
-                         for x, y in corners(places)]}
-    return [(points, mix(look["upper"], INK, 0.7)) for points in marks.get(look["breast"], [])]
-
-
-def wing(look):
-    """The folded wing: flight feathers under two rows of coverts; a pale patch or two pale bars."""
-    dark, pale = mix(look["upper"], INK, 0.42), mix(look["lower"], WHITE, 0.75)
-    shadow = outline("wing") + (0.02, 0.05)
-    shapes = [mark("near wing", -0.1, 0.0), (shadow, mix(look["lower"], INK, 0.3))]
-    shapes += volume(outline("wing"), dark, 0.8, 0.05)
-    for y in (0.1, 0.0, -0.1):
-        feather = stroke((-0.1, y), (-0.38, y + 0.08), (-0.74 + 0.3 * y, 0.155), 0.02)
-        shapes += [(feather, mix(dark, WHITE, 0.22))]
-    if look["wing"] == "patch":
-        shapes += volume(outline("patch"), pale, 0.85)
-    for row, x, light in (("long coverts", -0.2, 0.3), ("short coverts", 0.0, 0.6)):
-        shapes += volume(outline(row), mix(dark, look["upper"], light), 0.86, 0.1)
-        if look["wing"] == "bars":
-            bar = stroke((x - 0.02, -0.24), (x - 0.06, -0.02), (x + 0.06, 0.17), 0.085)
-            shapes += [(bar, pale)]
-    return shapes
-
-
-def tail(look):
-    """Square, forked, a long ribbon, or a fan of five feathers."""
-    feathers = {"square": [outline("square")], "ribbon": [outline("ribbon")],
-                "fork": [outline("prong"), outline("prong") * (1, -1)],
-                "fan": [turned(outline("feather"), turn) for turn in (-0.64, 0.64, -0.32, 0.32, 0)]}
-    shapes = [mark("tail", -0.4, 0.0)]
-    for points in feathers[look["tail"]]:
-        shapes += [(points, mix(look["upper"], INK, 0.75)),
-                   (mix(points, points.mean(0), 0.16), mix(look["upper"], INK, 0.4))]
-    return shapes
-
-
-def head(look):
-    """The head about its own centre: crest, skull, cheek, bib, bill and eye."""
-    shapes = crest(look) + volume(ellipse(0, 0, 0.3, 0.28), look["upper"], 0.8)
-    shapes += [(outline("cheek"), mix(look["lower"], INK, 0.06)), mark("crown", 0.0, -0.24),
-               mark("forehead", 0.2, -0.16), mark("nape", -0.24, 0.0), mark("throat", 0.14, 0.24)]
-    if look["breast"] == "bib":
-        shapes += [(outline("bib"), mix(look["upper"], INK, 0.8))]
-    bill = outline(look["bill"])
-    shapes += [(bill, mix(look["beak"], INK, 0.55)), (mix(bill, (0.25, -0.03), 0.15), look["beak"]),
-               mark("beak", 0.36, 0.02)]
-    return shapes + eye(look)
-
-
-def crest(look):
-    """A peaked hood, a tuft of four feathers, or one curled plume."""
-    colour = mix(look["upper"], INK, 0.25)
-    tuft = [(outline("tuft"), mix(colour, INK, 0.4)), (outline("tuft") * (0.6, 0.9), colour)]
-    return {"none": [],
-            "peak": volume(outline("peak"), colour),
-            "tuft": [shape for angle in (-1.0, -0.6, -0.2, 0.2) for shape in moved(tuft, angle)],
-            "plume": [(stroke((0.04, -0.2), (0.02, -0.5), (0.26, -0.6), 0.055, 1.2), INK),
-                      (ellipse(0.27, -0.56, 0.1, 0.085), INK)]}[look["crest"]]
-
-
-def eye(look):
-    """A dark eye: plain, in a pale ring, under a pale brow, or in a dark mask."""
-    pale = mix(look["lower"], WHITE, 0.8)
-    around = {
-        "plain": [],
-        "ring": [(ellipse(0.08, -0.05, 0.135, 0.135), pale)],
-        "brow": [(stroke((0.24, -0.1), (0.02, -0.16), (-0.27, -0.06), 0.1, 0.7), pale)],
-        "mask": [(stroke((0.26, 0.02), (0.03, -0.05), (-0.27, 0.05), 0.2, 0.6), INK)]}
-    return around[look["eye"]] + [mark("near eye", 0.08, -0.05),
-                                  (ellipse(0.08, -0.05, 0.075, 0.075), INK),
-                                  (ellipse(0.105, -0.08, 0.027, 0.027), WHITE)]
-
-
-def mark(part, x, y):
-    """The place of a part, carried along with the shapes around it."""
-    return np.array([[x, y]], float), part
-
-
-def volume(points, colour, shadow=0.7, light=0.16):
-    """A rounded form lit from above: its outline in shadow, then smaller and lighter copies."""
-    lit = mix(points.min(0), points.max(0), np.array([0.62, 0.14]))
-    t = np.linspace(0, 0.8, 10)[:, None]
-    colours = mix(colour * shadow, mix(colour, WHITE, light), (t / 0.8) ** 0.7)
-    return list(zip(mix(points, lit, t[:, None]), colours))
-
-
-def corners(text):
-    """Points (n, 2) from text in hundredths."""
-    return np.array(text.split(), float).reshape(-1, 2) / 100
-
-
-@functools.cache
-def outline(name):
-    """One of OUTLINES as a polygon, its corners cut three times (Chaikin 1974)."""
-    points = corners(OUTLINES[name])
-    for _ in range(3):
-        after = np.roll(points, -1, axis=0)
-        points = np.stack([mix(points, after, 0.25), mix(points, after, 0.75)], 1).reshape(-1, 2)
-    return points
-
-
-def ellipse(x, y, rx, ry):
-    """An ellipse as a polygon."""
-    angle = np.linspace(0, 2 * np.pi, 28, endpoint=False)
-    return np.stack([x + rx * np.cos(angle), y + ry * np.sin(angle)], 1)
-
-
-# Weights of three points: the parabola through them at times T, and its slope.
-T = np.linspace(0, 1, 12)
-THROUGH = np.stack([(1 - T) * (1 - 2 * T), 4 * T * (1 - T), T * (2 * T - 1)], 1)
-SLOPE = np.stack([4 * T - 3, 4 - 8 * T, 4 * T - 1], 1)
-
-
-def stroke(start, middle, end, width, taper=1.0):
-    """A band along the parabola through three points; at the end it is `taper` times as wide."""
-    points = np.array([start, middle, end])
-    line, along = THROUGH @ points, SLOPE @ points
-    half = width / 2 * mix(1, taper, T) / np.hypot(*along.T)
-    across = along[:, ::-1] * (-1, 1) * half[:, None]
-    return np.concatenate([line + across, (line - across)[::-1]])
-
-
-def turned(points, angle):
-    """Points (..., 2) rotated about the origin; with y down, a positive angle turns clockwise."""
-    cos, sin = np.cos(angle), np.sin(angle)
-    return points @ np.array([[cos, sin], [-sin, cos]])
-
-
-def moved(shapes, angle, to=(0, 0)):
-    """Shapes rotated about the origin, which then goes to `to`."""
-    return [(turned(points, angle) + to, fill) for points, fill in shapes]
-
-
-def mix(a, b, t):
-    """From a (t = 0) to b (t = 1), for colours and points alike."""
-    return a + (np.asarray(b) - a) * t
-
-
-def rgb(text):
-    """Colour from six hex digits, as floats 0 to 255."""
-    return np.array(list(bytes.fromhex(text)), float)
-
-
-def pixel(colour):
-    """A colour as Pillow takes it."""
-    return tuple(min(255, int(value)) for value in colour.tolist())
-
-
-INK, WHITE = rgb("221f24"), rgb("fffaf0")
-
-if __name__ == "__main__":
-    draw_share(sys.argv[1], *map(int, sys.argv[2:]))
