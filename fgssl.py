@@ -35,7 +35,7 @@ import numpy as np
 import PIL
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 import datasets
@@ -48,16 +48,33 @@ import pictures
 CACHE_VERSION = 1  # part of every cache's name: raise it when `decode` changes what it returns
 
 
-def load_data(name_or_folder, root=None, skip_bad=False, workers=None):
-    """Find a data set by name, or read any folder of images.
+def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=None, bbox=None,
+              subset=None, classes=None):
+    """Find a data set by name, downloading it where it has a public source, or read any folder.
 
-    name_or_folder: "toy", "cub", "grocery", or a path (see datasets.py for the layouts).
+    name_or_folder: "toy", "cub", ..., or a path (see datasets.py for the layouts).
     root: where the named sets lie; None means $FGSSL_DATA, else ./data.
     skip_bad: leave unreadable files out, with a count, where they would raise otherwise.
+    labels: which of a set's labels, such as "coarse"; None is the finest. bbox: show the box of
+    each image in place of its centre. subset, classes: a share of the images, a number of classes.
     Returns a Dataset. Raises FileNotFoundError or ValueError saying what was wanted and where.
     """
     root = Path(root or os.environ.get("FGSSL_DATA") or "data")
-    return Dataset(datasets.read(name_or_folder, root), skip_bad, workers)
+    records = datasets.smaller(datasets.read(name_or_folder, root, labels), subset, classes)
+    part = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images",
+            classes and f"{classes} classes"]
+    data = Dataset(records, skip_bad, workers, part=", ".join(filter(None, part)))
+    if bbox:
+        if records.boxes is None:
+            raise ValueError(f"{records.name} has no boxes: leave --bbox out.")
+        data.records, data.crops = records._replace(boxes=None), records.boxes
+    return data
+
+
+def data_of(args):
+    """The Dataset that the shared flags ask for."""
+    return load_data(args.data, args.root, args.skip_bad, args.workers,
+                     *(getattr(args, flag) for flag in DATA_FLAGS))
 
 
 class Split(NamedTuple):
@@ -71,42 +88,79 @@ class Dataset:
     """The files of a data set and what is known of them, split into train, val and test.
 
     records: paths, labels (int64, -1 where unknown), classes, splits, boxes; see datasets.Records.
+    crops: (N, 4), where images are cropped to their boxes. part: what of the set, in words.
     """
 
     records: datasets.Records
     skip_bad: bool = False
     workers: int | None = None
+    crops: np.ndarray | None = None
+    part: str = ""
 
     @property
     def name(self):
-        return self.records.name
+        return f"{self.records.name}, {self.part}" if self.part else self.records.name
 
     @property
     def classes(self):
         return self.records.classes
 
-    def cached(self, split, side):
-        """Every image of a split, decoded once: the centre square of each, `side` pixels wide.
+    def cached(self, split, side, labelled=False):
+        """Every image of a split, decoded once: one square of each, `side` pixels wide.
 
+        labelled: leave out images whose label is unknown.
         Returns images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 where
         unknown; rows, int64 (N,), their places in `records`. N is 0 for a split without images.
         The array lies in $FGSSL_CACHE (or ~/.cache/fgssl) under a digest of the files' paths, sizes
-        and times, so that a changed file makes a new cache. It is written under a temporary name
-        and renamed when whole: an interrupted build leaves nothing that could pass for a cache.
+        and times and of what is cropped, so that a changed file makes a new cache. It is written
+        under a temporary name and renamed when whole: an interrupted build leaves nothing that
+        could pass for a cache.
         """
-        rows = np.flatnonzero(self.records.splits == split)
-        paths, labels = [self.records.paths[i] for i in rows], self.records.labels[rows]
-        if not paths:
+        wanted = self.records.labels >= 0 if labelled else True
+        rows = np.flatnonzero((self.records.splits == split) & wanted)
+        sources, labels = [self.source(row) for row in rows], self.records.labels[rows]
+        if not sources:
             return Split(np.empty((0, 3, side, side), np.uint8), labels, rows)
-        file = cache_file(f"{self.name}-{split}-{side}", paths)
+        file = cache_file(f"{self.records.name}-{split}-{side}", sources)
         if not file.exists():
             what = f"decoding {self.name} {split}"
-            build_cache(file, paths, side, what, self.skip_bad, self.workers)
+            build_cache(file, sources, side, what, self.skip_bad, self.workers)
         bad = json.loads(file.with_suffix(".bad.json").read_text())  # {row: why it was unreadable}
         if bad:
-            refuse_bad(bad, len(paths), self.skip_bad)
+            refuse_bad(bad, len(sources), self.skip_bad)
             labels, rows = (np.delete(v, [int(row) for row in bad]) for v in (labels, rows))
         return Split(np.load(file, mmap_mode="c"), labels, rows)  # "c": stray writes go nowhere
+
+    def source(self, row):
+        """What is read of an image of the records, as `decode` takes it."""
+        box = None if self.crops is None else tuple(self.crops[row].tolist())
+        return Source(self.records.paths[row], box, self.records.banner)
+
+
+class Source(NamedTuple):
+    """A file, and what of its picture is shown: around a box (x, y, width, height, in pixels) or in
+    the middle; without the `banner`, rows of pixels at its foot."""
+    path: Path
+    box: tuple | None = None
+    banner: int = 0
+
+    def square(self, width, height, scale=1):
+        """What is shown of a picture of these sides: left, top and side of a square, in pixels.
+
+        The largest one in the middle; or the smallest that holds the box, moved and cut to lie in
+        the picture. scale: pixels of this picture for one of the file's. Raises ValueError for a
+        box outside of the picture.
+        """
+        height -= self.banner * scale
+        if self.box is None:
+            side = min(width, height)
+            return (width - side) / 2, (height - side) / 2, side
+        x, y, w, h = (scale * value for value in self.box)
+        if not (w > 0 and h > 0 and -w < x < width and -h < y < height):
+            raise ValueError(f"its box {self.box} is not in the picture")
+        side = min(max(w, h), width, height)
+        left, top = x + (w - side) / 2, y + (h - side) / 2
+        return min(max(left, 0), width - side), min(max(top, 0), height - side), side
 
 
 def refuse_bad(bad, total, skip):
@@ -130,24 +184,28 @@ def cache_folder():
     return Path(os.environ.get("FGSSL_CACHE") or Path.home() / ".cache" / "fgssl")
 
 
-def cache_file(name, paths):
-    """The cache's path: `name` and a digest of every file's path, size and modification time."""
+def cache_file(name, sources):
+    """The cache's path: `name` and a digest of every file's path, size and modification time, and
+    of what is cropped."""
     digest = hashlib.sha256(f"{CACHE_VERSION}".encode())
-    for path in paths:
+    for path, *crop in sources:
         stat = os.stat(path)
-        digest.update(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        name_of_file = os.fsencode(os.path.abspath(path))
+        digest.update(b"%s\0%d\0%d\n" % (name_of_file, stat.st_size, stat.st_mtime_ns))
+        if crop != [None, 0]:
+            digest.update(repr(crop).encode())
     return cache_folder() / f"{name}-{digest.hexdigest()[:16]}.npy"
 
 
-def build_cache(file, paths, side, what, skip_bad=False, workers=None):
-    """Decode `paths` on all cores into `file` (.npy); list the unreadable in .bad.json beside it.
+def build_cache(file, sources, side, what, skip_bad=False, workers=None):
+    """Decode `sources` on all cores into `file` (.npy); list the unreadable in .bad.json beside it.
 
     Raises OSError naming the folder where it cannot be written to; ValueError for unreadable
     images, unless `skip_bad`, and where all are. Either way nothing half-done is left.
     """
-    def read(path):
+    def read(source):
         try:
-            return decode(path, side)
+            return decode(source, side)
         except ValueError as error:
             return str(error)
 
@@ -160,9 +218,9 @@ def build_cache(file, paths, side, what, skip_bad=False, workers=None):
         with (open(partial, "wb") as out, warnings.catch_warnings(),
               ThreadPoolExecutor(workers or os.cpu_count()) as pool):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            np.lib.format.write_array_header_1_0(out, header(len(paths)))
-            images = (pool.map(read, paths[i:i + 256]) for i in range(0, len(paths), 256))
-            images = datasets.progress(chain.from_iterable(images), len(paths), what)
+            np.lib.format.write_array_header_1_0(out, header(len(sources)))
+            images = (pool.map(read, sources[i:i + 256]) for i in range(0, len(sources), 256))
+            images = datasets.progress(chain.from_iterable(images), len(sources), what)
             for row, image in enumerate(images):
                 if isinstance(image, str):
                     bad[row] = image
@@ -170,9 +228,9 @@ def build_cache(file, paths, side, what, skip_bad=False, workers=None):
                     out.write(image.tobytes())  # not by memory map: there a full disk is a crash
             if bad:  # fewer images than promised; NumPy pads its header so that N can shrink
                 out.seek(0)
-                np.lib.format.write_array_header_1_0(out, header(len(paths) - len(bad)))
-        if bad and (not skip_bad or len(bad) == len(paths)):
-            refuse_bad(bad, len(paths), skip_bad)
+                np.lib.format.write_array_header_1_0(out, header(len(sources) - len(bad)))
+        if bad and (not skip_bad or len(bad) == len(sources)):
+            refuse_bad(bad, len(sources), skip_bad)
         file.with_suffix(".bad.json").write_text(json.dumps(bad))
         os.replace(partial, file)
     except OSError as error:
@@ -183,17 +241,26 @@ def build_cache(file, paths, side, what, skip_bad=False, workers=None):
             partial.unlink()
 
 
-def decode(path, side):
-    """Read one image file of any mode and orientation: its centre square, uint8 (3, side, side).
+def decode(source, side):
+    """Read one image file of any mode and orientation: a square of it, uint8 (3, side, side).
 
-    EXIF rotation is applied; grey, palette, CMYK and 16-bit images become RGB, transparency
-    becomes white. A JPEG is decoded at the smallest DCT scale that still covers the target
-    (Pillow's draft mode). Raises ValueError naming the file where it cannot be read.
+    source: a path, or a Source, which says what of the picture. EXIF rotation is applied first;
+    grey, palette, CMYK and 16-bit images become RGB, transparency becomes white. A JPEG of which
+    the middle is shown is decoded at the smallest DCT scale that still covers the target (Pillow's
+    draft mode). Raises ValueError naming the file where it cannot be read.
     """
+    source = source if isinstance(source, Source) else Source(source)
+    path = source.path
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (side, side))
-            image = ImageOps.fit(to_rgb(upright(image)), (side, side), Image.BILINEAR)
+            longest = max(image.size)
+            if source.box is None:
+                image.draft("RGB", (side + source.banner, side + source.banner))
+            scale = max(image.size) / longest
+            image = to_rgb(upright(image))
+            left, top, length = source.square(*image.size, scale)
+            image = image.resize((side, side), Image.BILINEAR,
+                                 (left, top, left + length, top + length))
             return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
         raise ValueError(f"cannot read image {path}: {error}") from error
@@ -708,8 +775,8 @@ def parser(doc, training=True, kernels=True, **defaults):
     nothing is not offered.
     """
     p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
-    p.add_argument("--data", help="toy, cub, grocery, or a folder of images")
-    p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
+    p.add_argument("--data", help=f"a folder of images, or one of {', '.join(datasets.SETS)}")
+    add_data_flags(p)
     p.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
     p.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
     if training:
@@ -724,10 +791,25 @@ def parser(doc, training=True, kernels=True, **defaults):
     p.add_argument("--out", help="folder for what is written")
     p.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                    help="auto is bf16 where the hardware has it")
-    p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
-    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
     p.set_defaults(**defaults)
     return p
+
+
+DATA_FLAGS = ("labels", "bbox", "subset", "classes")  # what of a set; None: all of it, as it is
+
+
+def add_data_flags(p):
+    """The flags that `data_of` reads, but for --data."""
+    p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
+    p.add_argument("--labels", help="of a set with a hierarchy: coarse, family, species, ...")
+    p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
+                   help="crop images to their boxes")
+    p.add_argument("--subset", type=number(float, above=0, high=1), metavar="SHARE",
+                   help="for trials: this share of the images of each class and split")
+    p.add_argument("--classes", type=number(int, 1), metavar="N",
+                   help="for trials: N of the classes; always the same")
+    p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
+    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
 
 
 def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl")):
@@ -959,3 +1041,102 @@ def commit():
                               check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+# ------------------------------------------------------------------------------------------------
+# A look at a data set: python fgssl.py data NAME_OR_FOLDER
+# ------------------------------------------------------------------------------------------------
+
+
+def survey(data, folder):
+    """Print what a set holds and what is wrong with it; draw some of it to folder/<name>.png.
+
+    Every file is read whole: those that cannot be decoded are named, and those of one content that
+    weigh double within a split and leak across splits. Returns the rows of the records so named:
+    {"unreadable": [row, ...], "duplicates": [[row, row, ...], ...]}.
+    """
+    records = data.records
+    sources = [data.source(row) for row in range(len(records.paths))]
+    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        seen = pool.map(examine, sources)
+        seen = list(datasets.progress(seen, len(sources), f"reading {data.name}"))
+    bad = {row: error for row, (error, _, _) in enumerate(seen) if error}
+    rows_of = {}
+    for row, (_, digest, _) in enumerate(seen):
+        rows_of.setdefault(digest, []).append(row)
+    same = [rows for rows in rows_of.values() if len(rows) > 1]
+    same.sort(key=lambda rows: -len({*records.splits[rows]}))  # the worst first
+
+    print(f"\n{data.name}: {len(sources)} images, {len(records.classes)} classes")
+    for split in ("train", "val", "test"):
+        labels = records.labels[records.splits == split]
+        counts = np.bincount(labels[labels >= 0], minlength=1)
+        counts = np.sort(counts[counts > 0])
+        line = f"{split:>8} {len(labels):7}"
+        if len(counts):
+            line += (f"  of {len(counts)} classes; images a class: {counts[0]} to {counts[-1]}, "
+                     f"median {np.median(counts):g}")
+        print(line + (f"  ({(labels < 0).sum()} unlabelled)" if (labels < 0).any() else ""))
+    sizes = np.array([size for _, _, size in seen if size])
+    if len(sizes):
+        (w0, h0), (w, h), (w1, h1) = (f(sizes, 0) for f in (np.min, np.median, np.max))
+        print(f"   sizes {w0} x {h0} to {w1} x {h1} pixels, median {w:g} x {h:g}"
+              + (", boxes known" if records.boxes is not None else ""))
+    top = os.path.commonpath([os.path.dirname(path) for path in records.paths])
+    print(f"unreadable {len(bad)}")
+    for row in list(bad)[:5]:
+        print(f"         {bad[row]}")
+    across = sum(len({*records.splits[rows]}) > 1 for rows in same)
+    unlike = sum(len({*records.labels[rows]}) > 1 for rows in same)
+    print(f"duplicates {len(same)}, {across} across splits, {unlike} under different labels")
+    for rows in same[:5]:
+        print("         " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
+    file = folder / f"{records.name}.png"
+    if len(bad) < len(sources):
+        folder.mkdir(parents=True, exist_ok=True)
+        contact_sheet(file, data, np.delete(np.arange(len(sources)), list(bad)))
+        print(f"wrote {file}")
+    return {"unreadable": list(bad), "duplicates": same}
+
+
+def examine(source):
+    """Why a file cannot be read, or None; a digest of its bytes; its width and height, or None."""
+    try:
+        digest = hashlib.blake2b(Path(source.path).read_bytes()).digest()
+        decode(source, 96)
+        with Image.open(source.path) as image:
+            return None, digest, image.size
+    except (OSError, ValueError) as error:
+        return str(error), str(source.path), None
+
+
+def contact_sheet(file, data, rows, classes=12, images=8):
+    """Draw up to `images` of each of up to `classes` classes, evenly taken, from some rows."""
+    def evenly(values, count):
+        return values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
+
+    labels = data.records.labels[rows]
+    lines, titles = [], []
+    for label in evenly(np.unique(labels), classes):
+        shown = evenly(rows[labels == label], images)
+        lines.append(torch.from_numpy(np.stack([decode(data.source(row), 96) for row in shown])))
+        titles.append(data.classes[label][:24] if label >= 0 else "no label")
+    pictures.grid(file, lines, titles)
+
+
+def main(argv=None):
+    top = argparse.ArgumentParser(description="What the scripts share, and a look at data.")
+    p = top.add_subparsers(required=True).add_parser(
+        "data", formatter_class=_Help, help="count, check and draw what a set holds",
+        description="Print a set's splits, classes and sizes, unreadable and duplicate files; draw "
+                    "some of it.")
+    p.add_argument("data", help=f"a folder of images, or one of {', '.join(datasets.SETS)}")
+    add_data_flags(p)
+    p.add_argument("--out", default="out/data", help="folder for the picture")
+    args = top.parse_args(argv)
+    survey(data_of(args), Path(args.out))
+
+
+if __name__ == "__main__":
+    main()

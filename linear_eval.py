@@ -612,15 +612,17 @@ def explain(frozen, images, rng):
 def boxes_in_view(records, rows, size):
     """The boxes of some records as masks of the evaluation view, (N, size, size), bool.
 
-    A box is in pixels of the file. The cache holds the file's centre square, and the view the
-    centre 7/8 of that. A pixel is in the box if its centre is.
+    A box is in pixels of the file. The cache holds one square of the file (fgssl.Source), and the
+    view the centre 7/8 of that. A pixel is in the box if its centre is.
     """
     masks, at = [], 1 / 16 + 7 / 8 * (np.arange(size) + 0.5) / size
     for row in rows:
         with Image.open(records.paths[row]) as image:
             width, height = image.size
-        side, (left, top, w, h) = min(width, height), records.boxes[row]
-        x, y = (width - side) / 2 + at * side, (height - side) / 2 + at * side
+        source = fgssl.Source(records.paths[row], banner=records.banner)
+        x, y, side = source.square(width, height)
+        left, top, w, h = records.boxes[row]
+        x, y = x + at * side, y + at * side
         masks.append(((top <= y) & (y < top + h))[:, None] & (left <= x) & (x < left + w))
     return np.stack(masks)
 
@@ -674,11 +676,13 @@ def digest_weights(model):
 
 
 def digest_data(data, splits):
-    """16 hex digits that tell these classes, file names, labels and splits from others."""
+    """16 hex digits that tell these classes, file names, labels, splits and crops from others."""
     digest = hashlib.sha256(json.dumps(data.classes).encode())
     for split in splits:
         files = ["/".join(data.records.paths[row].parts[-2:]) for row in split.rows]
         digest.update(json.dumps([files, split.labels.tolist()]).encode())
+        if data.crops is not None:
+            digest.update(data.crops[split.rows].tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -835,14 +839,13 @@ def predict(file, images, precision):
 
 def labelled_splits(data, size):
     """The train, val and test Splits of a set. Raises ValueError where they cannot be used."""
-    splits = [data.cached(split, fgssl.cache_side(size)) for split in ("train", "val", "test")]
+    splits = [data.cached(split, fgssl.cache_side(size), labelled=True)
+              for split in ("train", "val", "test")]
     for name, split in zip(("train", "val", "test"), splits):
         if not len(split.labels):
-            raise ValueError(f"{data.name} has no {name} images. Evaluation needs class folders; "
-                             'see README, "Your own images".')
-        if (split.labels < 0).any():
-            raise ValueError(f"{data.name} has {(split.labels < 0).sum()} {name} images without "
-                             "labels. Evaluation needs them: put images into one folder a class.")
+            raise ValueError(f"{data.name} has no {name} images, or only some without labels. "
+                             "Evaluation needs labels: put images into one folder a class; see "
+                             'README, "Your own images".')
     if len(data.classes) < 2:
         raise ValueError(f"{data.name} has one class only, {data.classes[0]}: nothing to tell.")
     return splits
@@ -944,6 +947,8 @@ def main(argv=None):
         torch.save(encoder.state_dict(), args.export)
         return print(f"wrote {args.export}")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
+    if args.data is None:                                    # another set has other labels, boxes
+        defaults |= dict.fromkeys(fgssl.DATA_FLAGS)
     for name, default in defaults.items():
         if getattr(args, name) is None:  # what is not asked for is as in the run
             setattr(args, name, run.get(name, default))
@@ -952,7 +957,7 @@ def main(argv=None):
     out.mkdir(parents=True, exist_ok=True)
     device, autocast = fgssl.device_and_precision(args.precision)
     how = args.size, device, autocast
-    data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
+    data = fgssl.data_of(args)
     splits, names = labelled_splits(data, args.size), data.classes
     torch.manual_seed(args.seed)
     untrained = build()

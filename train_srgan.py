@@ -468,7 +468,7 @@ def main(argv=None):
     if args.upscale:
         return upscale(args.upscale, args.source, args.out)
     device, autocast = fgssl.device_and_precision(args.precision)
-    data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
+    data = fgssl.data_of(args)
     train = data.cached("train", fgssl.cache_side(args.size))
     val = data.cached("val", fgssl.cache_side(args.size))
     per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)

@@ -1,0 +1,375 @@
+"""Every named set: read as its files say, in whole or in part; trained a step by each trainer."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tiny_sets
+from PIL import Image
+
+import datasets
+import fgssl
+import linear_eval
+import train_jigsaw
+import train_simclr
+import train_srgan
+
+TRAINERS = {"simclr": train_simclr, "jigsaw": train_jigsaw, "srgan": train_srgan}
+SMALL = {"simclr": [], "jigsaw": ["--puzzles", "1"],
+         "srgan": ["--warmup", "0", "--scale", "2", "--blocks", "1", "--width", "8"]}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder for --root that holds every named set; cassava and cassava-paper apart."""
+    top = tmp_path_factory.mktemp("sets")
+    for name, make in tiny_sets.SETS.items():
+        make(top / "paper" if name == "cassava-paper" else top)
+    return top
+
+
+def root_of(name, root):
+    return root / "paper" if name == "cassava-paper" else root
+
+
+def found(records, root):
+    """{path under root: (class, split)}: all that a reader decides."""
+    names = [records.classes[label] if label >= 0 else None for label in records.labels]
+    return {path.relative_to(root).as_posix(): (name, split)
+            for path, name, split in zip(records.paths, names, records.splits)}
+
+
+def assert_found(records, root, wanted):
+    """The images and classes wanted, no more; a split that is None, or train, may have been cut."""
+    got = found(records, root)
+    assert got.keys() == wanted.keys()
+    for path, (name, split) in wanted.items():
+        assert got[path][0] == name, path
+        cut = {None: ("train", "val", "test"), "train": ("train", "val")}.get(split, (split,))
+        assert got[path][1] in cut, path
+
+
+# ------------------------------------------------------------------------------------------------
+# Layouts
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", tiny_sets.SETS)
+def test_a_set_is_read_as_its_files_say_by_name_and_by_folder(name, tmp_path):
+    wanted = tiny_sets.SETS[name](tmp_path)
+    records = datasets.read(name, tmp_path)
+    if name != "cassava-paper":
+        assert_found(records, tmp_path, wanted)
+        folder, = tmp_path.iterdir()
+        assert found(datasets.read(folder, "."), tmp_path) == found(records, tmp_path)
+    assert records.labels.dtype == np.int64 and set(records.splits) == {"train", "val", "test"}
+    data = fgssl.load_data(name, tmp_path)
+    assert len(data.cached("train", 16).images) == (records.splits == "train").sum()
+
+
+@pytest.mark.parametrize("name, levels", [
+    ("aircraft", ["variant", "family", "manufacturer"]), ("pets", ["breed", "species"]),
+    ("grocery", ["fine", "coarse"])])
+def test_each_level_of_labels_is_the_one_that_the_files_say(name, levels, tmp_path):
+    for level in levels:
+        wanted = tiny_sets.SETS[name](tmp_path / level, level)
+        assert_found(datasets.read(name, tmp_path / level, level), tmp_path / level, wanted)
+        assert datasets.SETS[name].levels == tuple(levels)
+    with pytest.raises(ValueError, match=f"no labels 'genus'.*{', '.join(levels)}"):
+        datasets.read(name, tmp_path / levels[0], "genus")
+
+
+def test_coarse_labels_of_nabirds_are_the_groups_under_the_root(root):
+    fine, coarse = (datasets.read("nabirds", root, level) for level in ("category", "coarse"))
+    assert coarse.classes == ["Ducks, Geese, and Swans", "Owls"], "not Eiders, a group in a group"
+    eider = fine.labels == fine.classes.index("Common Eider (Female/juvenile)")
+    assert (coarse.labels == np.where(eider, 0, 1)).all()
+    assert fine.labels.max() == 2, "1010 and 817, of one name, are two classes; ids have gaps"
+
+
+def test_a_set_without_a_hierarchy_has_one_kind_of_labels(root):
+    with pytest.raises(ValueError, match="cub has no labels 'coarse': it has one kind of labels"):
+        datasets.read("cub", root, "coarse")
+
+
+@pytest.mark.parametrize("make", [tiny_sets.cars_in_class_folders,
+                                  lambda root: tiny_sets.cars(root, nested=True)])
+def test_cars_are_read_in_the_layouts_of_copies(make, tmp_path):
+    wanted = make(tmp_path)
+    assert_found(datasets.read("cars", tmp_path), tmp_path, wanted)
+
+
+def test_cars_whose_test_labels_are_missing_say_which_file_to_fetch(tmp_path):
+    tiny_sets.cars(tmp_path)
+    (tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat").unlink()
+    with pytest.raises(FileNotFoundError, match="cars_test_annos_withlabels.mat"):
+        datasets.read("cars", tmp_path)
+
+
+def test_boxes_that_count_from_one_are_shifted(root):
+    for name in ("cars", "aircraft", "cub", "nabirds"):
+        assert (datasets.read(name, root).boxes == [4, 6, 20, 10]).all(), name
+
+
+def test_cassava_by_the_paper_tests_on_every_fourth_number(root):
+    for split in found(datasets.read("cassava-paper", root / "paper"), root / "paper").items():
+        path, (name, split) = split
+        number = int(path.rpartition("-")[2].removesuffix(".jpg"))
+        assert (split == "test") == (name is not None and number % 4 == 0), path
+
+
+def test_cassava_keeps_kaggles_extra_images_for_training_without_a_label(tmp_path):
+    wanted = tiny_sets.cassava_kaggle(tmp_path)
+    records = datasets.read("cassava", tmp_path)
+    assert_found(records, tmp_path, wanted)
+    data = fgssl.load_data("cassava", tmp_path)
+    assert (data.cached("train", 16).labels < 0).sum() == 3
+    assert (data.cached("train", 16, labelled=True).labels >= 0).all(), "an evaluation wants labels"
+
+
+@pytest.mark.parametrize("name, message", [
+    ("cars", "Kaggle.*stanford_cars/cars_train.*b0a2b23655a3edd16d84508592a98d10"),
+    ("nabirds", "Register.*df21a9e4db349a14e2b08adfd45873bd.*nabirds/images.txt"),
+    ("cassava-2020", "kaggle.com.*train.csv")])
+def test_a_set_that_takes_a_login_says_what_to_fetch_and_where_to_put_it(name, message, tmp_path):
+    with pytest.raises(FileNotFoundError, match=message):
+        datasets.read(name, tmp_path)
+
+
+@pytest.mark.parametrize("name", tiny_sets.SETS)
+def test_a_file_that_is_missing_is_named(name, tmp_path):
+    """A set half unpacked must not pass for a whole one."""
+    tiny_sets.SETS[name](tmp_path)
+    listings = [path for path in tmp_path.rglob("*") if path.suffix in (".txt", ".mat", ".csv")
+                and "list.txt" not in path.name and path.name[0] != "."
+                and path.name not in ("sizes.txt", "cars_test_annos.mat", "hierarchy.txt",
+                                      "families.txt", "manufacturers.txt", "Abyssinian_100.mat")
+                and not path.name.startswith(("images_family", "images_manufacturer"))]
+    for listing in listings:
+        content = listing.read_bytes()
+        listing.unlink()
+        with pytest.raises(FileNotFoundError, match=listing.name):
+            datasets.read(name, tmp_path)
+        listing.write_bytes(content)
+    datasets.read(name, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------
+# What of an image is shown
+# ------------------------------------------------------------------------------------------------
+
+
+def test_the_banner_of_aircraft_is_cropped(root):
+    """It is red; 20 of 54 rows. What is left is 40 x 34, of which the middle square is shown."""
+    images = fgssl.load_data("aircraft", root).cached("train", 34).images.astype(int)
+    red = (images[:, 0] > 220) & (images[:, 1] < 40) & (images[:, 2] < 40)
+    assert red.mean() < 0.01
+
+
+@pytest.mark.parametrize("box, square", [
+    ((10, 20, 30, 10), (10, 10, 30)),      # wide: as much above as below
+    ((10, 20, 10, 30), (0, 20, 30)),       # tall, at the left edge: moved in
+    ((0, 0, 100, 80), (10, 0, 80)),        # the whole picture: its middle square
+    ((90, 70, 30, 30), (70, 50, 30)),      # beyond the lower right corner
+    (None, (10, 0, 80))])
+def test_the_square_around_a_box(box, square):
+    assert fgssl.Source("x", box).square(100, 80) == square
+    left, top, side = (2 * value for value in square)
+    assert fgssl.Source("x", box).square(200, 160, scale=2) == (left, top, side), "a picture twice"
+
+
+def test_a_box_outside_of_its_picture_is_refused(tmp_path):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    for box in ((20, 0, 5, 5), (0, 10, 5, 5), (-5, 0, 5, 5), (1, 1, 0, 5), (1, 1, 5, -5),
+                (np.nan, 1, 5, 5)):
+        with pytest.raises(ValueError, match="a.png.*box.*not in the picture"):
+            fgssl.decode(fgssl.Source(tmp_path / "a.png", box), 8)
+
+
+def test_boxes_are_cropped_and_have_a_cache_of_their_own(tmp_path):
+    """In a cache that they shared, the second run would train on the crops of the first."""
+    tiny_sets.cub(tmp_path)
+    for path in (tmp_path / "CUB_200_2011" / "images").rglob("*.jpg"):
+        pixels = np.zeros((34, 40, 3), np.uint8)
+        pixels[1:21, 4:24] = 255                     # the box, 4 6 20 10, made square
+        Image.fromarray(pixels).save(path, quality=95)
+    whole = fgssl.load_data("cub", tmp_path).cached("train", 20).images
+    boxes = fgssl.load_data("cub", tmp_path, bbox=True).cached("train", 20).images
+    assert boxes.min() > 200 and whole.min() < 50
+    assert (fgssl.load_data("cub", tmp_path).cached("train", 20).images == whole).all()
+    with pytest.raises(ValueError, match="flowers has no boxes: leave --bbox out"):
+        tiny_sets.flowers(tmp_path)
+        fgssl.load_data("flowers", tmp_path, bbox=True)
+
+
+def test_a_banner_has_a_cache_of_its_own():
+    """It is no property of the file, and a reader may learn of it later."""
+    paths = [fgssl.Source(__file__, None, banner) for banner in (0, 20)]
+    assert fgssl.cache_file("a", paths[:1]) != fgssl.cache_file("a", paths[1:])
+
+
+# ------------------------------------------------------------------------------------------------
+# A part of a set
+# ------------------------------------------------------------------------------------------------
+
+
+def folder_of(tmp_path, sizes):
+    for name, size in sizes.items():
+        (tmp_path / name).mkdir(parents=True)
+        for i in range(size):
+            (tmp_path / name / f"{i:03}.jpg").touch()
+    return tmp_path
+
+
+def test_a_share_is_of_every_class_and_split_and_lies_in_a_larger_one(tmp_path):
+    records = datasets.read(folder_of(tmp_path, {"a": 100, "b": 50, "c": 10, "d": 3}), ".")
+    before = set()
+    for share in (0.1, 0.25, 0.5, 1.0):
+        part = datasets.smaller(records, share)
+        for label, split in itertools.product(range(4), ("train", "val", "test")):
+            total = ((records.labels == label) & (records.splits == split)).sum()
+            kept = ((part.labels == label) & (part.splits == split)).sum()
+            assert kept == max(1, round(share * total)), (share, label, split)
+        assert before <= set(part.paths)
+        assert part.paths == datasets.smaller(records, share).paths, "always the same"
+        before = set(part.paths)
+    assert before == set(records.paths)
+    images = [path.name for path in datasets.smaller(records, 0.1).paths if path.parent.name == "a"]
+    assert images != sorted(path.name for path in records.paths)[:len(images)], "not the first ones"
+
+
+def test_some_classes_are_renumbered_with_their_names(tmp_path):
+    records = datasets.read(folder_of(tmp_path, dict.fromkeys("abcdefgh", 10)), ".")
+    chosen = [datasets.smaller(records, classes=n) for n in (2, 5, 8)]
+    for part, n in zip(chosen, (2, 5, 8)):
+        assert len(part.classes) == n and part.classes == sorted(part.classes)
+        assert len(part.paths) == 10 * n
+        assert all(part.classes[label] == path.parent.name
+                   for path, label in zip(part.paths, part.labels))
+    assert set(chosen[0].classes) < set(chosen[1].classes) < set(chosen[2].classes)
+    assert chosen[1].classes != list("abcde"), "neighbours in the alphabet are often alike"
+    with pytest.raises(ValueError, match="has 8 classes, not 9"):
+        datasets.smaller(records, classes=9)
+
+
+def test_a_part_keeps_boxes_beside_their_images_and_classes_drop_the_unlabelled(root, tmp_path):
+    records = datasets.read("cub", root)
+    records.boxes[:, 0] = np.arange(len(records.paths))
+    place = {path: i for i, path in enumerate(records.paths)}
+    part = datasets.smaller(records, 0.5, 2)
+    assert part.boxes[:, 0].tolist() == [place[path] for path in part.paths]
+    folder_of(tmp_path, {"a": 10, "b": 10})
+    (tmp_path / "loose.jpg").touch()
+    mixed = datasets.read(tmp_path, ".")
+    assert (datasets.smaller(mixed, 0.5).labels < 0).sum() == 1
+    assert (datasets.smaller(mixed, classes=2).labels >= 0).all()
+
+
+# ------------------------------------------------------------------------------------------------
+# Scripts
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, trainer", [*itertools.product(tiny_sets.SETS, TRAINERS)])
+def test_each_set_trains_a_step_by_each_trainer(name, trainer, root, tmp_path, monkeypatch):
+    """The flags reach the images: what the trainer asked for is what load_data gives."""
+    flags = {"cub": ["--bbox"], "aircraft": ["--labels", "family"],
+             "grocery": ["--labels", "coarse"]}.get(name, [])
+    monkeypatch.setattr(fgssl, "knn_check", lambda *args, **kwargs: None)  # tested elsewhere
+    used, cached = [], fgssl.Dataset.cached
+    monkeypatch.setattr(fgssl.Dataset, "cached",
+                        lambda data, *args, **kw: used.append(data) or cached(data, *args, **kw))
+    images = (datasets.read(name, root_of(name, root)).splits == "train").sum()
+    TRAINERS[trainer].main([
+        "--data", name, "--root", str(root_of(name, root)), "--size", "16", "--epochs", "1",
+        "--batch", str(images // 2 + 1), "--precision", "fp32", "--out", str(tmp_path), *flags,
+        *SMALL[trainer]])
+    checkpoint = fgssl.read_checkpoint(tmp_path / "checkpoint.pt")
+    assert checkpoint["step"] == 1 and checkpoint["args"]["data"] == name
+    assert checkpoint["args"]["labels"] == (flags[1] if "--labels" in flags else None)
+    assert (used[0].crops is not None) == ("--bbox" in flags)
+    assert len(used[0].classes) == {"aircraft": 2, "grocery": 2, "cassava": 5}.get(
+        name.partition("-")[0], 3)
+
+
+def test_resume_keeps_the_part_of_the_set(photos, tmp_path, capsys):
+    flags = ["--data", str(photos), "--size", "16", "--batch", "4", "--epochs", "1", "--out",
+             str(tmp_path)]
+    train_simclr.main([*flags, "--subset", "0.5", "--classes", "2"])
+    first = fgssl.read_log(tmp_path / "log.jsonl")[0]
+    assert first["args"]["subset"] == 0.5 and first["args"]["classes"] == 2
+    assert fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["step"] == 14 // 4, "of 28, half"
+    for change in (["--subset", "0.7"], ["--classes", "1"], ["--bbox"], ["--labels", "coarse"]):
+        with pytest.raises(SystemExit):
+            train_simclr.main(["--out", str(tmp_path), "--resume", *change])
+        assert "a resumed run keeps its arguments" in capsys.readouterr().err
+
+
+def test_an_evaluation_takes_the_part_that_its_run_was_trained_on(root, tmp_path):
+    train_simclr.main(["--data", "grocery", "--root", str(root), "--labels", "coarse", "--size",
+                       "16", "--batch", "4", "--epochs", "1", "--out", str(tmp_path)])
+    checkpoint, out = str(tmp_path / "checkpoint.pt"), str(tmp_path / "eval")
+
+    def result(*flags):
+        linear_eval.main([checkpoint, "--out", out, *flags])
+        return linear_eval.read_result(tmp_path / "eval" / "eval.json")
+
+    coarse, fine = result(), result("--labels", "fine")
+    assert (coarse["classes"], fine["classes"]) == (2, 3)
+    assert coarse["data"] == "grocery, coarse labels" and coarse["digest"] != fine["digest"]
+    whole, boxes = (result("--data", "cub", *flag) for flag in ([], ["--bbox"]))
+    assert whole["classes"] == 3, "cub has no coarse labels: those are of the run's own set"
+    assert whole["digest"] != boxes["digest"], "other pixels are another task"
+    assert whole["grad_cam"] and not boxes["grad_cam"], "the box is the view"
+
+
+# ------------------------------------------------------------------------------------------------
+# A look at a set
+# ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    """Two classes with a duplicate within a split, one across splits, and two unreadable files."""
+    folder, dice = tmp_path / "faulty", np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2), ("test", 2)):
+        for name in ("ash", "oak"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = dice.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    train = folder / "train"
+    (train / "ash" / "1.png").write_bytes((train / "ash" / "0.png").read_bytes())
+    (folder / "test" / "oak" / "1.png").write_bytes((train / "ash" / "2.png").read_bytes())
+    (train / "oak" / "0.png").write_bytes((train / "oak" / "0.png").read_bytes()[:90])
+    (train / "oak" / "1.png").write_text("<html>404</html>")
+    return folder
+
+
+def test_data_prints_counts_and_faults_and_draws_a_sheet(faulty, tmp_path, capsys):
+    fgssl.main(["data", str(faulty), "--out", str(tmp_path / "look")])
+    printed = capsys.readouterr().out
+    assert "faulty: 16 images, 2 classes" in printed
+    assert "train       8  of 2 classes; images a class: 4 to 4, median 4" in printed
+    assert "sizes 30 x 20 to 30 x 23 pixels" in printed
+    assert "unreadable 2" in printed and "oak/0.png" in printed and "oak/1.png" in printed
+    assert "duplicates 2, 1 across splits, 1 under different labels" in printed
+    lines = printed.splitlines()
+    worst = lines[[line.startswith("duplicates") for line in lines].index(True) + 1]
+    assert worst.split() == ["test/oak/1.png", "=", "train/ash/2.png"], "leaks come first"
+    sheet = Image.open(tmp_path / "look" / "faulty.png")
+    assert sheet.height > 2 * 96 and sheet.width > 8 * 96
+
+
+def test_data_looks_at_parts_boxes_and_unlabelled_images(root, tmp_path, capsys):
+    look = ["--root", str(root), "--out", str(tmp_path)]
+    fgssl.main(["data", "cub", "--bbox", "--classes", "2", *look])
+    assert "cub, boxes, 2 classes: 12 images, 2 classes" in capsys.readouterr().out
+    fgssl.main(["data", "cassava", "--root", str(root / "paper"), "--out", str(tmp_path)])
+    assert "(3 unlabelled)" in capsys.readouterr().out
+    for i in range(3):
+        tiny_sets.photo(tmp_path / "loose" / f"{i}.jpg")
+    fgssl.main(["data", str(tmp_path / "loose"), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "loose: 3 images, 0 classes" in printed and "(3 unlabelled)" in printed
+    assert (tmp_path / "loose.png").is_file()
