@@ -9,11 +9,8 @@ nobody named is an error with file and line. A silently wrong label costs more t
 """
 
 import functools
-import math
 import os
 import re
-import struct
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,8 +18,9 @@ from typing import NamedTuple
 import numpy as np
 
 import downloads
+import matlab
 import toybirds
-from downloads import Archive, progress  # noqa: F401  (fgssl shows progress, too)
+from downloads import Archive
 
 
 class Records(NamedTuple):
@@ -61,49 +59,57 @@ def read(name_or_folder, root, labels=None):
     like a set is `./toy`. labels: one of the set's levels; None is the finest.
     FileNotFoundError says what is missing and where to get it, ValueError what cannot be used.
     """
-    name, folder, root = str(name_or_folder), Path(name_or_folder), Path(root)
-    if name in SETS:
-        known, top = SETS[name], place(name, root)
-        folder = holding(top, known.signs, deep=2) if known.signs else top
-        if folder is None:
-            raise FileNotFoundError(f"{top} holds no {' and no '.join(known.signs)}: it is not "
-                                    f"{name} as its source unpacks it. Take it away and run this "
-                                    'again to fetch it; see README, "Data sets".')
+    name, folder = str(name_or_folder), Path(name_or_folder)
+    by_name = name in SETS
+    if by_name:
+        known = SETS[name]
     elif folder.is_dir():
-        name = folder.resolve().name
-        known, folder = told(folder)
+        name, (known, folder) = folder.resolve().name, told(folder)
     else:
         raise FileNotFoundError(f"no folder {folder}. Expected a folder of images, or one of the "
                                 f"sets {', '.join(SETS)}.")
     if labels not in (None, *known.levels):
         kinds = f"the labels {', '.join(known.levels)}" if known.levels else "one kind of labels"
         raise ValueError(f"{name} has no labels {labels!r}: it has {kinds}.")
-    records = known.read(folder, labels or known.levels[0]) if known.levels else known.read(folder)
-    return complete(records._replace(name=name))
+    if by_name:
+        folder = fetched(name, Path(root))
+    level = [labels or known.levels[0]] if known.levels else []
+    return complete(known.read(folder, *level)._replace(name=name))
 
 
-def place(name, root):
-    """The folder of a named set under root: drawn or downloaded if it is not there."""
-    known = SETS[name]
-    folder = next((root / place for place in known.places if (root / place).is_dir()), None)
-    if folder is None or name == "toy":
-        folder = root / known.places[0]
-        if name == "toy":
-            toybirds.draw(folder)
-        elif known.archives:
-            downloads.obtain(name, known.archives, root, known.places[0])
-        else:
-            raise FileNotFoundError(f"no folder {folder}. {known.by_hand.format(folder=folder)}")
-    return folder
+def fetched(name, root):
+    """The folder in root with the files of a named set; drawn or downloaded if it is not there."""
+    known, top = SETS[name], root / SETS[name].places[0]
+    if name == "toy":
+        toybirds.draw(top)
+    there = [root / place for place in known.places if (root / place).is_dir()]
+    if not there and not known.archives:
+        raise FileNotFoundError(f"no folder {top}. {known.by_hand.format(folder=top)}")
+    if not there:
+        downloads.obtain(name, known.archives, root, known.places[0])
+    for top in there or [top]:
+        for folder in within(top, 2):
+            if shows(folder, known):
+                return folder
+    raise FileNotFoundError(f"{top} holds no {' and no '.join(known.signs)}: it is not {name} as "
+                            "its source unpacks it. Take it away and run this again to fetch it; "
+                            'see README, "Data sets".')
 
 
 def told(folder):
-    """The named set whose layout a folder has, and where within it; else that of any folder."""
-    for known in SETS.values():
-        found = holding(folder, known.signs, deep=1)
-        if found:
-            return known, found
-    return Set(any_folder, (), ()), folder
+    """The set whose layout a folder has, or one folder in it, and where; else any folder's."""
+    found = [(known, inner) for inner in within(folder, 1) for known in SETS.values()
+             if shows(inner, known)]
+    inner = sorted({inner.name for _, inner in found})
+    if len(inner) > 1 and found[0][1] != folder:
+        raise ValueError(f"{folder} holds {' and '.join(inner)}, each a data set. Name one of "
+                         "them.")
+    return found[0] if found else (Set(any_folder, (), ()), folder)
+
+
+def shows(folder, known):
+    """Whether a folder holds what tells the layout of a set."""
+    return any((folder / sign).exists() for sign in known.signs)
 
 
 def complete(records):
@@ -204,16 +210,16 @@ def nabirds(folder, level):
     """
     records = cub(folder)
     names = table(folder / "classes.txt", "<class_id> <name>", str)
-    labels = np.array(list(names))[records.labels]
+    ids = list(names)                                        # of each label in `records`
     if level == "coarse":
         parents = table(folder / "hierarchy.txt", "<class_id> <parent_id>", one_of(names))
-        group = {class_id: highest(class_id, parents, folder) for class_id in set(labels)}
-        labels = np.array([group[class_id] for class_id in labels])
-    seen = set(labels)
-    used = {class_id: name for class_id, name in names.items() if class_id in seen}
-    label_of = {class_id: label for label, class_id in enumerate(used)}
-    return records._replace(labels=np.array([label_of[class_id] for class_id in labels], np.int64),
-                            classes=list(used.values()))
+        ids = [highest(class_id, parents, folder) for class_id in ids]
+    rows = [(path, ids[label], split)
+            for path, label, split in zip(records.paths, records.labels, records.splits)]
+    used = {class_id for _, class_id, _ in rows}
+    found = named(rows, [class_id for class_id in names if class_id in used])
+    return found._replace(classes=[names[class_id] for class_id in found.classes],
+                          boxes=records.boxes)
 
 
 def highest(class_id, parents, folder):
@@ -234,15 +240,15 @@ def cars(folder):
     devkit = folder / "devkit"
     if not devkit.is_dir():
         return any_folder(folder)
-    names, = columns(devkit / "cars_meta.mat", {"class_names": str})
+    names, = matlab.columns(devkit / "cars_meta.mat", {"class_names": str})
     tests = [place / "cars_test_annos_withlabels.mat" for place in (folder, devkit)]
     tests = next((file for file in tests if file.is_file()), tests[0])
     rows, boxes = [], []
     for split, file in (("train", devkit / "cars_train_annos.mat"), ("test", tests)):
-        lines = columns(file, {"annotations.fname": str, "annotations.class": int,
+        lines = matlab.columns(file, {"annotations.fname": str, "annotations.class": int,
                                "annotations.bbox_x1": int, "annotations.bbox_y1": int,
                                "annotations.bbox_x2": int, "annotations.bbox_y2": int})
-        for image, label, x1, y1, x2, y2 in zip(*lines, strict=True):
+        for image, label, x1, y1, x2, y2 in zip(*lines):
             if not 1 <= label <= len(names):
                 raise ValueError(f"{file}: {image} is of class {label}, of {len(names)}.")
             path = listed(unnested(folder / f"cars_{split}") / image, file)
@@ -278,9 +284,9 @@ def aircraft(folder, level):
 def flowers(folder):
     """Oxford Flowers-102 (Nilsback & Zisserman 2008). Its files number the classes, from 1; their
     names are on its web page alone."""
-    labels, = columns(folder / "imagelabels.mat", {"labels": int})
+    labels, = matlab.columns(folder / "imagelabels.mat", {"labels": int})
     file, rows = folder / "setid.mat", []
-    lists = columns(file, {"trnid": int, "valid": int, "tstid": int})
+    lists = matlab.columns(file, {"trnid": int, "valid": int, "tstid": int})
     for split, images in zip(("train", "val", "test"), lists):
         for image in images:
             if not 1 <= image <= len(labels) or not 1 <= labels[image - 1] <= 102:
@@ -415,7 +421,7 @@ def named(rows, classes=None):
 
 
 # ------------------------------------------------------------------------------------------------
-# Tables: lines of text, and MATLAB files
+# Tables: lines of text
 # ------------------------------------------------------------------------------------------------
 
 
@@ -471,165 +477,6 @@ def once(kind=str):
     return parse
 
 
-def columns(path, kinds):
-    """Lists of numbers or texts from a MATLAB file, one for each of kinds: {name: int or str}.
-
-    name: a variable, or variable.field of a struct array. FileNotFoundError or ValueError name the
-    file and what is wrong.
-    """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no file {path}. Unpack the set again; see README, \"Data sets\", "
-                                "for its layout.")
-    variables, lists = read_mat(path), []
-    for name, kind in kinds.items():
-        variable, _, field = name.partition(".")
-        values = variables.get(variable)
-        if field:
-            values = values.get(field) if isinstance(values, dict) else None
-        if not isinstance(values, (list, np.ndarray)):
-            raise ValueError(f"{path} has no {name}: it holds {', '.join(variables) or 'nothing'}.")
-        column = [value.item() if getattr(value, "size", 0) == 1 else value for value in values]
-        for number, value in enumerate(column, 1):
-            if not isinstance(value, kind):
-                raise ValueError(f"{path}, {name} number {number}: {value!r} is no {kind.__name__}")
-        lists.append(column)
-    return lists
-
-
-# Of MATLAB's documents ("MAT-File Format", version 5): the types of stored data that we read, and
-# the classes of arrays.
-NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
-           13: "u8"}
-MATRIX, COMPRESSED, UTF8 = 14, 15, 16
-CELL, STRUCT, CHAR, NUMERIC, COMPLEX = 1, 2, 4, range(6, 16), 0x800
-
-
-def read_mat(path):
-    """The variables of a MATLAB 5 file, {name: value}.
-
-    A value is an array of numbers (N,), in MATLAB's column order, whatever its shape; a str; a list
-    of values, of a cell array; {field: list of values}, of a struct array. The file is 128 bytes of
-    header, then elements: a tag of type and length, and data; most are compressed by zlib, whose
-    checksum covers them. ValueError names the file and the byte of the element that is wrong.
-    Sparse arrays, objects and complex numbers are not read, nor are files of version 7.3 (HDF5).
-    """
-    data = Path(path).read_bytes()
-    order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(data[124:128])
-    if order is None:
-        raise ValueError(f"{path}, byte 124: this is no MATLAB file of version 5 to 7.")
-    variables, at = {}, 128
-    while at < len(data):
-        try:
-            kind, body, after = element(data, at, order)
-            if kind == COMPRESSED:
-                body = inflate(body)
-                kind, body, end = element(body, 0, order)
-            if kind != MATRIX:
-                raise ValueError(f"type {kind} is no variable")
-            name, value = matrix(body, order)
-            if name in variables:
-                raise ValueError(f"{name} comes twice")
-        except ValueError as error:
-            raise ValueError(f"{path}, byte {at}: {error}.") from error
-        variables[name], at = value, after
-    return variables
-
-
-def inflate(body, most=1 << 26):
-    """Undo zlib; ValueError for data that is damaged, cut short, or larger than any set's."""
-    try:
-        unpacker = zlib.decompressobj()
-        data = unpacker.decompress(body, most)
-    except zlib.error as error:
-        raise ValueError(f"damaged: {error}") from error
-    if not unpacker.eof or unpacker.unused_data:
-        raise ValueError(f"compressed data that is cut short, or more than {most} bytes")
-    return data
-
-
-def element(data, at, order):
-    """One element from byte `at` on: type, bytes, and where the next one starts.
-
-    The tag is two 4-byte numbers, type and length. Up to 4 bytes of data may stand in the tag
-    itself; then its upper half is the length. All but compressed data is filled up to 8 bytes.
-    """
-    if at + 8 > len(data):
-        raise ValueError("cut short")
-    kind, size = struct.unpack_from(order + "II", data, at)
-    start, after = at + 8, at + 8 + size + (0 if kind == COMPRESSED else -size % 8)
-    if kind >> 16:
-        kind, size = kind & 0xffff, kind >> 16
-        start, after = at + 4, at + 8
-    if start + size > min(after, len(data)):
-        raise ValueError("cut short")
-    return kind, data[start:start + size], after
-
-
-def matrix(body, order, depth=0):
-    """The name and value of an array, from its elements: flags, shape, name, then its data."""
-    at = 0
-
-    def part():
-        nonlocal at
-        kind, data, at = element(body, at, order)
-        return kind, data
-
-    def child():
-        kind, data = part()
-        if kind != MATRIX or depth > 8:
-            raise ValueError("an array was expected")
-        return matrix(data, order, depth + 1)[1] if data else np.empty(0)
-
-    flags, shape, name = (integers(*part(), order) for _ in range(3))
-    if len(flags) != 2 or not shape or min(shape) < 0:
-        raise ValueError("an array without flags or without a shape")
-    kind, count, name = flags[0] & 0xff, math.prod(shape), letters(name)
-    fits = True
-    if kind in NUMERIC and not flags[0] & COMPLEX:
-        value = numbers(*part(), order)
-        fits = len(value) == count
-    elif kind == CHAR:
-        stored, data = part()
-        value = data.decode() if stored == UTF8 else letters(integers(stored, data, order))
-        fits = shape[0] <= 1 and (stored == UTF8 or len(value) == count)
-    elif kind == CELL:
-        value = [child() for _ in range(count)]
-    elif kind == STRUCT:
-        width, text = integers(*part(), order), letters(integers(*part(), order))
-        if len(width) != 1 or width[0] < 1 or not text:
-            raise ValueError(f"{name}: a struct without fields")
-        fields = [text[i:i + width[0]].split("\0")[0] for i in range(0, len(text), width[0])]
-        rows = [[child() for _ in fields] for _ in range(count)]
-        value = {field: [row[i] for row in rows] for i, field in enumerate(fields)}
-        fits = len(value) * width[0] == len(text)
-    else:
-        raise ValueError(f"{name}: an array of a kind that is not read here")
-    if not fits or at < len(body):
-        raise ValueError(f"{name}: its data is not of its shape")
-    return name, value
-
-
-def numbers(kind, data, order):
-    """Stored data as an array (N,)."""
-    if kind not in NUMBERS or len(data) % int(NUMBERS[kind][1]):
-        raise ValueError(f"{len(data)} bytes of type {kind} are no numbers")
-    return np.frombuffer(data, order + NUMBERS[kind])
-
-
-def integers(kind, data, order):
-    """Stored data as a list of int."""
-    values = numbers(kind, data, order)
-    if values.dtype.kind == "f":
-        raise ValueError("whole numbers were expected")
-    return values.tolist()
-
-
-def letters(codes):
-    if not all(0 <= code < 0x110000 for code in codes):
-        raise ValueError("letters were expected")
-    return "".join(map(chr, codes))
-
-
 # ------------------------------------------------------------------------------------------------
 # Files
 # ------------------------------------------------------------------------------------------------
@@ -642,15 +489,12 @@ def listed(path, listing):
     return path
 
 
-def holding(folder, signs, deep):
-    """The folder, or one up to `deep` levels below it, that holds one of `signs`; None if none."""
+def within(folder, deep):
+    """The folder and those up to `deep` levels below it, breadth first."""
     level = [folder]
     for _ in range(deep + 1):
-        for place in level:
-            if any((place / sign).exists() for sign in signs):
-                return place
+        yield from level
         level = [inner for place in level for inner in folders_in(place)]
-    return None
 
 
 def unnested(folder):
@@ -687,8 +531,7 @@ CASSAVA_2019 = dict(
                       "https://storage.googleapis.com/emcassavadata/cassavaleafdata.zip",
                       1_350_000_000),))
 SETS = {
-    "toy": Set(cub, ("toy",), ()),
-    "nabirds": Set(  # before cub, whose layout it has, and one file more
+    "nabirds": Set(  # before cub and toy, whose layout it has, and one file more
         nabirds, ("nabirds",), ("hierarchy.txt",), ("category", "coarse"),
         by_hand="Register at https://dl.allaboutbirds.org/nabirds, fetch nabirds.tar.gz (md5 "
                 "df21a9e4db349a14e2b08adfd45873bd), and unpack it so that {folder}/images.txt is "
@@ -738,4 +581,5 @@ SETS = {
         ("classes.csv",), ("fine", "coarse"),
         archives=(Archive("GroceryStoreDataset-master.zip", "https://github.com/marcusklasson/"
                           "GroceryStoreDataset/archive/refs/heads/master.zip", 123_000_000),)),
+    "toy": Set(cub, ("toy",), ("image_class_labels.txt",)),
 }

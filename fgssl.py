@@ -39,6 +39,7 @@ from PIL import Image
 from torch import nn
 
 import datasets
+import downloads
 import pictures
 
 # ------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ def build_cache(file, sources, side, what, skip_bad=False, workers=None):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(out, header(len(sources)))
             images = (pool.map(read, sources[i:i + 256]) for i in range(0, len(sources), 256))
-            images = datasets.progress(chain.from_iterable(images), len(sources), what)
+            images = downloads.progress(chain.from_iterable(images), len(sources), what)
             for row, image in enumerate(images):
                 if isinstance(image, str):
                     bad[row] = image
@@ -777,6 +778,7 @@ def parser(doc, training=True, kernels=True, **defaults):
     p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
     p.add_argument("--data", help=f"a folder of images, or one of {', '.join(datasets.SETS)}")
     add_data_flags(p)
+    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
     p.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
     p.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
     if training:
@@ -809,7 +811,6 @@ def add_data_flags(p):
     p.add_argument("--classes", type=number(int, 1), metavar="N",
                    help="for trials: N of the classes; always the same")
     p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
-    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
 
 
 def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl")):
@@ -1051,64 +1052,68 @@ def commit():
 def survey(data, folder):
     """Print what a set holds and what is wrong with it; draw some of it to folder/<name>.png.
 
-    Every file is read whole: those that cannot be decoded are named, and those of one content that
-    weigh double within a split and leak across splits. Returns the rows of the records so named:
-    {"unreadable": [row, ...], "duplicates": [[row, row, ...], ...]}.
+    Every file is read whole. Those that cannot be decoded are named, and those of one content,
+    which weigh double within a split and leak from one split to another.
     """
     records = data.records
     sources = [data.source(row) for row in range(len(records.paths))]
     with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         seen = pool.map(examine, sources)
-        seen = list(datasets.progress(seen, len(sources), f"reading {data.name}"))
-    bad = {row: error for row, (error, _, _) in enumerate(seen) if error}
+        seen = list(downloads.progress(seen, len(sources), f"reading {data.name}"))
+    bad = [row for row, (error, _, _) in enumerate(seen) if error]
+    good = np.setdiff1d(np.arange(len(sources)), bad)
     rows_of = {}
-    for row, (_, digest, _) in enumerate(seen):
-        rows_of.setdefault(digest, []).append(row)
+    for row in good:
+        rows_of.setdefault(seen[row][1], []).append(row)
     same = [rows for rows in rows_of.values() if len(rows) > 1]
-    same.sort(key=lambda rows: -len({*records.splits[rows]}))  # the worst first
+    across = [rows for rows in same if len({*records.splits[rows]}) > 1]
+    unlike = [rows for rows in same if len({*records.labels[rows]}) > 1]
+    top = os.path.commonpath([path.parent for path in records.paths])
 
-    print(f"\n{data.name}: {len(sources)} images, {len(records.classes)} classes")
+    names = records.classes if len(records.classes) < 5 else [*records.classes[:3], "..."]
+    print(f"{data.name}: {len(sources)} images, {len(records.classes)} classes"
+          + (f" ({', '.join(names)})" if names else ""))
+    print_counts(records)
+    if len(good):
+        least, middle, most = (f([seen[row][2] for row in good], 0).tolist()
+                               for f in (np.min, np.median, np.max))
+        print("   sizes " + ", ".join(f"{name} {w:g} x {h:g}" for name, (w, h) in (
+            ("least", least), ("median", middle), ("most", most))) + " pixels")
+    print(f"unreadable {len(bad)}")
+    for row in bad[:5]:
+        print(f"  {seen[row][0]}")
+    print(f"duplicates {len(same)}, {len(across)} across splits, {len(unlike)} of unlike labels")
+    for rows in (across + unlike + same)[:5]:
+        print("  " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
+    if len(good):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{records.name}.png"
+        contact_sheet(file, data, good)
+        print(f"wrote {file}")
+
+
+def print_counts(records):
+    """A line for each split: images, classes, images a class."""
     for split in ("train", "val", "test"):
         labels = records.labels[records.splits == split]
-        counts = np.bincount(labels[labels >= 0], minlength=1)
-        counts = np.sort(counts[counts > 0])
-        line = f"{split:>8} {len(labels):7}"
+        _, counts = np.unique(labels[labels >= 0], return_counts=True)
+        line = f"{split:>8} {len(labels)} images"
         if len(counts):
-            line += (f"  of {len(counts)} classes; images a class: {counts[0]} to {counts[-1]}, "
+            line += (f" of {len(counts)} classes; of a class {min(counts)} to {max(counts)}, "
                      f"median {np.median(counts):g}")
-        print(line + (f"  ({(labels < 0).sum()} unlabelled)" if (labels < 0).any() else ""))
-    sizes = np.array([size for _, _, size in seen if size])
-    if len(sizes):
-        (w0, h0), (w, h), (w1, h1) = (f(sizes, 0) for f in (np.min, np.median, np.max))
-        print(f"   sizes {w0} x {h0} to {w1} x {h1} pixels, median {w:g} x {h:g}"
-              + (", boxes known" if records.boxes is not None else ""))
-    top = os.path.commonpath([os.path.dirname(path) for path in records.paths])
-    print(f"unreadable {len(bad)}")
-    for row in list(bad)[:5]:
-        print(f"         {bad[row]}")
-    across = sum(len({*records.splits[rows]}) > 1 for rows in same)
-    unlike = sum(len({*records.labels[rows]}) > 1 for rows in same)
-    print(f"duplicates {len(same)}, {across} across splits, {unlike} under different labels")
-    for rows in same[:5]:
-        print("         " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
-    file = folder / f"{records.name}.png"
-    if len(bad) < len(sources):
-        folder.mkdir(parents=True, exist_ok=True)
-        contact_sheet(file, data, np.delete(np.arange(len(sources)), list(bad)))
-        print(f"wrote {file}")
-    return {"unreadable": list(bad), "duplicates": same}
+        print(line + (f"; {(labels < 0).sum()} without a label" if (labels < 0).any() else ""))
 
 
 def examine(source):
-    """Why a file cannot be read, or None; a digest of its bytes; its width and height, or None."""
+    """Why a file cannot be read, or None; a digest of its bytes; its width and height."""
     try:
         digest = hashlib.blake2b(Path(source.path).read_bytes()).digest()
         decode(source, 96)
         with Image.open(source.path) as image:
             return None, digest, image.size
     except (OSError, ValueError) as error:
-        return str(error), str(source.path), None
+        return str(error), None, None
 
 
 def contact_sheet(file, data, rows, classes=12, images=8):
@@ -1134,6 +1139,7 @@ def main(argv=None):
     p.add_argument("data", help=f"a folder of images, or one of {', '.join(datasets.SETS)}")
     add_data_flags(p)
     p.add_argument("--out", default="out/data", help="folder for the picture")
+    p.set_defaults(skip_bad=False)
     args = top.parse_args(argv)
     survey(data_of(args), Path(args.out))
 

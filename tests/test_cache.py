@@ -90,10 +90,10 @@ def test_a_changed_file_makes_a_new_cache(photos):
 def test_an_interrupted_build_leaves_nothing(photos, monkeypatch):
     decode = fgssl.decode
 
-    def interrupted(path, side):
-        if path.name == "5.png":
+    def interrupted(source, side):
+        if source.path.name == "5.png":
             raise KeyboardInterrupt
-        return decode(path, side)
+        return decode(source, side)
 
     monkeypatch.setattr(fgssl, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -154,8 +154,8 @@ def test_a_failure_that_passes_is_not_remembered(photos, monkeypatch):
     """A network disk's hiccup changes neither size nor time of a file."""
     decode = fgssl.decode
     with monkeypatch.context() as patch:
-        patch.setattr(fgssl, "decode", lambda path, side: decode(
-            photos / "gone" if path.name == "2.png" else path, side))
+        patch.setattr(fgssl, "decode", lambda source, side: decode(
+            photos / "gone" if source.path.name == "2.png" else source, side))
         with pytest.raises(ValueError, match="gone"):
             dataset(photos).cached("train", 24)
     assert len(dataset(photos).cached("train", 24).images) == 8

@@ -12,6 +12,7 @@ import pytest
 import tiny_sets
 
 import datasets
+import matlab
 
 TRIALS = 60
 
@@ -95,7 +96,7 @@ def test_damaged_text_is_an_error_with_its_place_or_is_read_as_it_stands(name, t
     plain, images, listings = TEXT[name]
     tiny_sets.SETS[name](tmp_path)
     known, dice, refused = datasets.SETS[name], np.random.default_rng(1), 0
-    folder = datasets.holding(tmp_path, known.signs, deep=2)
+    folder = next(each for each in datasets.within(tmp_path, 2) if datasets.shows(each, known))
     for trial in range(TRIALS):
         listing = listings[trial % len(listings)]
         listing = folder / (listing if "." in listing else f"{listing}.txt")
@@ -128,11 +129,11 @@ def test_a_damaged_mat_is_an_error_with_its_byte_or_holds_what_it_held(name, fil
     """Compressed, as the official ones are: a checksum covers what matters."""
     tiny_sets.SETS[name](tmp_path)
     file, dice, refused = next(tmp_path.iterdir()) / file, np.random.default_rng(2), 0
-    content, right = file.read_bytes(), datasets.columns(file, kinds)
+    content, right = file.read_bytes(), matlab.columns(file, kinds)
     for _ in range(4 * TRIALS):
         file.write_bytes(damaged(content, dice))
         try:
-            assert datasets.columns(file, kinds) == right
+            assert matlab.columns(file, kinds) == right
         except ValueError as error:
             refused += 1
             assert re.search(rf"{file}(, byte \d+:| has no)", str(error))
@@ -147,14 +148,14 @@ def test_a_damaged_structure_of_a_plain_mat_cannot_shift_its_labels(order, tmp_p
     content, dice = file.read_bytes(), np.random.default_rng(3)
     first = content.index(labels.astype(order + "u2").tobytes())
     kinds = {"labels": int, "names": str}
-    assert datasets.columns(file, kinds) == [labels.tolist(), ["a b", "c", "d"]]
+    assert matlab.columns(file, kinds) == [labels.tolist(), ["a b", "c", "d"]]
     places = [i for i in range(128, len(content)) if not first <= i < first + 2 * len(labels)]
     same = 0
     for place in places:
         for value in {content[place] ^ 1, content[place] ^ 128, 0, int(dice.integers(256))}:
             file.write_bytes(content[:place] + bytes([value]) + content[place + 1:])
             try:
-                assert datasets.columns(file, kinds)[0] == labels.tolist()
+                assert matlab.columns(file, kinds)[0] == labels.tolist()
                 same += 1
             except ValueError as error:
                 assert str(file) in str(error)
@@ -169,32 +170,33 @@ def test_a_mat_of_every_kind_is_read_in_either_byte_order(tmp_path):
                                 real=np.array([[0.5, -2]]), names=["a b", "", "long enough"],
                                 records=[{"fname": "1.jpg", "class": 7, "box": 300},
                                          {"fname": "2.jpg", "class": 196, "box": 9}])
-            read = datasets.read_mat(tmp_path / "a.mat")
+            read = matlab.read_mat(tmp_path / "a.mat")
             assert read["t"] == "words" and read["e"] == "" and read["real"].tolist() == [0.5, -2]
             assert read["numbers"].tolist() == [1, 3, 2, 4], "by columns"
             assert read["names"] == ["a b", "", "long enough"]
-            assert datasets.columns(tmp_path / "a.mat", {"records.class": int, "records.fname": str,
+            assert matlab.columns(tmp_path / "a.mat", {"records.class": int, "records.fname": str,
                                                          "records.box": int}) == [
                 [7, 196], ["1.jpg", "2.jpg"], [300, 9]]
 
 
 def test_what_a_mat_lacks_or_is_not_is_told(tmp_path):
     file = tmp_path / "a.mat"
-    tiny_sets.write_mat(file, ids=np.array([[1, 2]], "u1"), real=np.array([[0.5, 2]]))
+    tiny_sets.write_mat(file, ids=np.array([[1.0, 2.0]]), real=np.array([[2, 0.5]]))
+    assert matlab.columns(file, {"ids": int}) == [[1, 2]], "MATLAB's numbers are doubles by birth"
     with pytest.raises(ValueError, match="a.mat has no labels: it holds ids, real"):
-        datasets.columns(file, {"labels": int})
+        matlab.columns(file, {"labels": int})
     with pytest.raises(ValueError, match="a.mat has no ids.class"):
-        datasets.columns(file, {"ids.class": int})
-    with pytest.raises(ValueError, match="a.mat, real number 1: 0.5 is no int"):
-        datasets.columns(file, {"real": int})
+        matlab.columns(file, {"ids.class": int})
+    with pytest.raises(ValueError, match="a.mat, real number 2: 0.5 is no int"):
+        matlab.columns(file, {"real": int})
     file.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
     with pytest.raises(ValueError, match="a.mat, byte 124.*version 5 to 7"):
-        datasets.columns(file, {"labels": int})
+        matlab.columns(file, {"labels": int})
 
 
 def test_a_mat_that_unpacks_without_end_is_refused():
     bomb = zlib.compress(bytes(2_000_000))
-    assert len(datasets.inflate(bomb, 2_000_000)) == 2_000_000
+    assert len(matlab.inflate(bomb, 2_000_000)) == 2_000_000
     for cut, most in ((None, 1_999_999), (-1, 2_000_000)):
         with pytest.raises(ValueError, match="cut short, or more than"):
-            datasets.inflate(bomb[:cut], most)
+            matlab.inflate(bomb[:cut], most)

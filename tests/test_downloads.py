@@ -494,3 +494,13 @@ def test_whatever_is_wrong_with_an_archive_the_error_names_it(tmp_path):
                 refused += 1
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
     assert refused > 100, "the damage was none"
+
+
+def test_progress_passes_every_item_on_and_ends_with_the_whole_count(capsys):
+    assert list(downloads.progress("abc", 3, "reading")) == ["a", "b", "c"]
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("reading  3/3  ")
+    assert list(downloads.progress([b"1234"], None, "unpacking", len)) == [b"1234"]
+    assert capsys.readouterr().err.startswith("unpacking  4 bytes  ")
+    assert [downloads.amount(n) for n in (0, 999, 15_000, 999_600, 123_456_789, 2_753_340_328)] == [
+        "0 bytes", "999 bytes", "15 kB", "1 MB", "123 MB", "2.75 GB"]
