@@ -1084,7 +1084,7 @@ def survey(data, folder):
     for row in bad[:5]:
         print(f"  {seen[row][0]}")
     print(f"duplicates {len(same)}, {len(across)} across splits, {len(unlike)} of unlike labels")
-    for rows in (across + unlike + same)[:5]:
+    for rows in sorted(same, key=lambda rows: (rows not in across, rows not in unlike))[:5]:
         print("  " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
     if len(good):
         folder.mkdir(parents=True, exist_ok=True)

@@ -366,7 +366,7 @@ def test_data_prints_counts_and_faults_and_draws_a_sheet(faulty, tmp_path, capsy
     assert "duplicates 2, 1 across splits, 1 of unlike labels" in printed
     lines = printed.splitlines()
     worst = lines[[line.startswith("duplicates") for line in lines].index(True) + 1]
-    assert worst.split() == ["train/ash/2.png", "=", "test/oak/1.png"], "leaks come first"
+    assert worst.split() == ["test/oak/1.png", "=", "train/ash/2.png"], "leaks come first"
     sheet = Image.open(tmp_path / "look" / "faulty.png")
     assert sheet.height > 2 * 96 and sheet.width > 8 * 96
 
