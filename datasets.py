@@ -354,7 +354,8 @@ def cassava_paper(folder):
 def cassava_2020(folder):
     """Cassava 2020, Kaggle's: train.csv and train_images/. It shares images with that of 2019."""
     file = folder / "train.csv"
-    lines = table(file, "<image>,<label: 0 to 4>", one_of("01234"), separator=",", header=1)
+    lines = table(file, "<image>,<label: 0 to 4>", one_of("01234"), separator=",",
+                  header="image_id,label")
     return named([(listed(folder / "train_images" / image, file), CASSAVA[int(label)], "train")
                   for image, label in lines.items()], CASSAVA)
 
@@ -363,7 +364,7 @@ def grocery(folder, level):
     """Grocery Store (Klasson et al. 2019), dataset/ of its repository: 81 classes in 43 groups."""
     file = folder / "classes.csv"
     lines = table(file, "<name>,<class_id>,<group>,<group_id>,<more>", once(int), str, int, str,
-                  separator=",", header=1)
+                  separator=",", header="Class Name (str),Class ID (int),Coarse Class Name (str)")
     fine = {class_id: name for name, (class_id, *_) in lines.items()}
     groups = {group_id: group for _, group, group_id, _ in lines.values()}
     name_of = {}                                             # (class_id, group_id), as written
@@ -375,8 +376,7 @@ def grocery(folder, level):
     for split in ("train", "val", "test"):
         file = folder / f"{split}.txt"
         images = table(file, "<path>, <class_id>, <group_id>",
-                       lambda text: name_of.get(tuple(text.replace(",", " ").split())),
-                       separator=",")
+                       lambda text: name_of.get(tuple(re.split(" *, *", text))), separator=",")
         rows += [(listed(folder / path, file), name, split) for path, name in images.items()]
     classes = groups if level == "coarse" else fine
     return named(rows, [classes[i] for i in sorted(classes)])
@@ -425,12 +425,12 @@ def named(rows, classes=None):
 # ------------------------------------------------------------------------------------------------
 
 
-def table(path, form, *parse, keys=None, separator=None, header=0):
+def table(path, form, *parse, keys=None, separator=None, header=""):
     """Read lines `key value ...` into {key: value}; {key: (value, ...)} for none or several values.
 
     form: the line in words, for the error. parse: for each value a function of its text, which
     returns None or raises ValueError for what it refuses; the last value takes the rest of the
-    line. keys: if given, each must have a line and no other may. header: lines to skip.
+    line. keys: if given, each must have a line and no other may. header: what line 1 begins with.
     FileNotFoundError names the file; ValueError file and line, for a line that does not fit or
     repeats a key.
     """
@@ -439,8 +439,10 @@ def table(path, form, *parse, keys=None, separator=None, header=0):
                                 'README, "Data sets", for its layout.')
     found = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if number <= header or not line.strip():
+        if header and not file.readline().startswith(header):
+            raise ValueError(f"{path}, line 1: expected {header} ...")
+        for number, line in enumerate(file, 2 if header else 1):
+            if not line.strip():
                 continue
             key, *texts = [text.strip() for text in line.strip().split(separator, len(parse))]
             try:

@@ -46,10 +46,10 @@ def damaged(content, dice):
     return bytes(content)
 
 
-def lines(path, separator=None, count=-1):
+def lines(path, separator=None, count=-1, header=0):
     text = path.read_bytes().decode("utf-8-sig", "surrogateescape")
     return [[part.strip() for part in line.strip().split(separator, count)]
-            for line in re.split("\r\n|\r|\n", text) if line.strip()]
+            for line in re.split("\r\n|\r|\n", text)[header:] if line.strip()]
 
 
 def plain_cub(folder):
@@ -72,11 +72,11 @@ def plain_pets(folder):
 
 def plain_cassava_2020(folder):
     return {image: (["cbb", "cbsd", "cgm", "cmd", "healthy"][int(label)], "train")
-            for image, label in lines(folder / "train.csv", ",")[1:]}
+            for image, label in lines(folder / "train.csv", ",", header=1)}
 
 
 def plain_grocery(folder):
-    name = {int(row[1]): row[0] for row in lines(folder / "classes.csv", ",")[1:]}
+    name = {int(row[1]): row[0] for row in lines(folder / "classes.csv", ",", header=1)}
     return {path: (name[int(label)], split) for split in ("train", "val", "test")
             for path, label, _ in lines(folder / f"{split}.txt", ",")}
 
