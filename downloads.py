@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 CHUNK = 1 << 20
 TIMEOUT = 30   # seconds without a byte after which a connection counts as broken
-TRIES = 5      # connections in a row that bring nothing, before we give up
+TRIES = 5      # connections in a row that bring nothing new, before we give up
 PAUSE = 1      # seconds before the second of them; doubled for each one after
 BOMB = 4       # photographs are compressed already: an archive that grows fourfold holds no images
 
@@ -180,16 +180,17 @@ def check(archive, file, what_to_do):
 def transfer(archive, part):
     """Bring `part` to its full length, over as many connections as it takes.
 
-    Raises Broken when TRIES of them in a row bring nothing, HTTPError for an answer that will not
-    change (such as 404), ValueError for a file longer than it should be.
+    Raises Broken when TRIES of them in a row bring nothing new, HTTPError for an answer that will
+    not change (such as 404), ValueError for a file longer than it should be.
     """
-    tries = 0
+    tries, most = 0, 0
     while True:
-        before = part.stat().st_size if part.is_file() else 0
-        if archive.md5 and before == archive.size:
+        start = part.stat().st_size if part.is_file() else 0
+        tries, most = (0 if start > most else tries), max(start, most)
+        if archive.md5 and start == archive.size:
             return                                           # and the check will tell
         try:
-            return receive(archive, part, before)
+            return receive(archive, part, start)
         except urllib.error.HTTPError as error:
             if error.code == 416:                            # there is nothing from here on
                 part.unlink(missing_ok=True)
@@ -198,11 +199,11 @@ def transfer(archive, part):
             broken = Broken(error)
         except Broken as error:
             broken = error
-        after = part.stat().st_size if part.is_file() else 0
-        tries = 0 if after > before else tries + 1
+        tries += 1
         if tries == TRIES:
             raise broken
-        time.sleep(PAUSE * 2 ** max(0, tries - 1))
+        print(f"{archive.file}: {broken}; trying again", file=sys.stderr)
+        time.sleep(PAUSE * 2 ** (tries - 1))
 
 
 def receive(archive, part, start):
@@ -281,10 +282,12 @@ def unpack(file, folder):
         if room < 0:
             raise ValueError(f"{file} unpacks to more than {BOMB} times its size: no archive of "
                              "photographs does. Fetch it anew.")
-        (target.parent if piece is not None else target).mkdir(parents=True, exist_ok=True)
-        if piece is not None:
-            with open(target, "ab" if piece else "wb") as out:
-                out.write(piece)
+        if piece is None:
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target, "ab" if piece else "wb") as out:
+            out.write(piece)
 
 
 def contents(file, folder):

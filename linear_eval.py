@@ -793,14 +793,14 @@ def compare(files, out):
 
 def save_classifier(file, model, args, names):
     """A checkpoint like the trainers', with a head, the layer it reads and its classes' names."""
-    args = Namespace(**{**vars(args), "layer": model.layers.names[0], "classes": list(names)})
+    args = Namespace(**{**vars(args), "layer": model.layers.names[0], "class_names": list(names)})
     fgssl.save(file, 0, args, torch.Generator(), encoder=model.layers.encoder, head=model.head)
 
 
 def load_classifier(file):
     """The Classifier in a probe.pt or finetuned.pt, and the arguments of its run."""
     encoder, run = fgssl.load_encoder(file)
-    if "classes" not in run:
+    if "class_names" not in run:
         raise ValueError(f"{file} holds no classifier. Run python linear_eval.py {file}, then "
                          "predict with the probe.pt that it writes.")
     state = fgssl.read_checkpoint(file)["head"]
@@ -827,7 +827,7 @@ def predict(file, images, precision):
         probability = fgssl.features(model, x, run["size"], device, autocast).softmax(1)[0]
         print(image)
         for label in probability.argsort(descending=True)[:5]:
-            print(f"  {100 * probability[label]:5.1f} %  {run['classes'][label]}")
+            print(f"  {100 * probability[label]:5.1f} %  {run['class_names'][label]}")
     if failed:
         raise SystemExit(1)
 

@@ -240,6 +240,19 @@ def test_a_connection_that_breaks_for_ever_is_given_up_and_its_part_kept(server,
     assert [path.name for path in tmp_path.iterdir()] == ["birds.tgz.part"]
 
 
+def test_a_server_without_ranges_that_always_breaks_is_given_up(server, tmp_path, monkeypatch):
+    """Each connection begins anew: one that brings less, then one that brings more, is no gain."""
+    monkeypatch.setattr(Handler, "ranges", False)
+
+    def broken(handler, number):
+        handler.send_body = lambda content: handler.wfile.write(content[:1000 + 500 * (number % 2)])
+
+    server.behave = broken
+    with pytest.raises(ConnectionError, match="early"):
+        downloads.download(offered(server), tmp_path / "birds.tgz")
+    assert len(server.asked) <= 1 + downloads.TRIES
+
+
 def test_a_wrong_md5_says_what_was_expected_and_found_and_keeps_nothing(server, tmp_path):
     archive = offered(server, md5="0" * 32)
     with pytest.raises(ValueError) as error:

@@ -242,7 +242,7 @@ def test_fine_tuning_learns_and_its_file_predicts_what_was_reported(shades, spli
     cell = result["few_labels"][-1]
     assert cell["method"] == "fine-tuned" and cell["test"] > 80, "brightness tells them apart"
     model, args = linear_eval.load_classifier(tmp_path / "finetuned.pt")
-    assert args["classes"] == NAMES
+    assert args["class_names"] == NAMES
     scores = fgssl.features(model, splits[2].images, *HOW)
     labels = torch.from_numpy(splits[2].labels)
     assert fgssl.accuracy(scores.argmax(1), labels) == pytest.approx(cell["test"])

@@ -325,6 +325,8 @@ def test_an_evaluation_takes_the_part_that_its_run_was_trained_on(root, tmp_path
         linear_eval.main([checkpoint, "--out", out, *flags])
         return linear_eval.read_result(tmp_path / "eval" / "eval.json")
 
+    with pytest.raises(ValueError, match="holds no classifier"):
+        linear_eval.main([checkpoint, "--predict", "photo.jpg"])  # --classes is no class's name
     coarse = result()
     assert coarse["classes"] == 2 and coarse["data"] == "grocery, coarse labels"
     whole, boxes = (result("--data", "cub", *flag) for flag in ([], ["--bbox"]))
