@@ -248,11 +248,11 @@ def cars(folder):
         lines = matlab.columns(file, {"annotations.fname": str, "annotations.class": int,
                                "annotations.bbox_x1": int, "annotations.bbox_y1": int,
                                "annotations.bbox_x2": int, "annotations.bbox_y2": int})
+        images = unnested(folder / f"cars_{split}")
         for image, label, x1, y1, x2, y2 in zip(*lines):
             if not 1 <= label <= len(names):
                 raise ValueError(f"{file}: {image} is of class {label}, of {len(names)}.")
-            path = listed(unnested(folder / f"cars_{split}") / image, file)
-            rows.append((path, names[label - 1], split))
+            rows.append((listed(images / image, file), names[label - 1], split))
             boxes.append((x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1))
     return named(rows, names)._replace(boxes=np.array(boxes, np.float32))
 

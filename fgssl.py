@@ -1,6 +1,7 @@
 """fgssl: the nouns that every script here shares, each with one right answer.
 
-    data           load_data, Dataset.cached, batches: files -> one uint8 array -> index batches
+    data           load_data, Dataset.cached, batches: files -> one uint8 array -> index batches;
+                   python fgssl.py data NAME_OR_FOLDER looks at a set
     augmentation   random_resized_crop, hflip, color_jitter, grayscale, gaussian_blur, normalize
     network        resnet("resnet10|18|34|50|101"), load_encoder
     evaluation     features, knn
@@ -1083,7 +1084,8 @@ def survey(data, folder):
     print(f"unreadable {len(bad)}")
     for row in bad[:5]:
         print(f"  {seen[row][0]}")
-    print(f"duplicates {len(same)}, {len(across)} across splits, {len(unlike)} of unlike labels")
+    print(f"duplicates {len(same)}"
+          + (f": {len(across)} across splits, {len(unlike)} of unlike labels" if same else ""))
     for rows in sorted(same, key=lambda rows: (rows not in across, rows not in unlike))[:5]:
         print("  " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
     if len(good):

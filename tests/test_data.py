@@ -105,6 +105,17 @@ def test_a_listed_image_that_is_missing_is_named(cub, grocery):
             datasets.read(folder, ".")
 
 
+def test_a_name_that_no_disk_can_hold_is_a_missing_image(cub):
+    """The system's answer to it is another error than to a file that is not there."""
+    for name in "x" * 300 + ".jpg", "nul\0.jpg":
+        (cub / "images.txt").write_text(f"7 {name}\n3 001.Auk/b.jpg\n")
+        for listing in "image_class_labels", "train_test_split":
+            (cub / f"{listing}.txt").write_text("3 1\n7 1\n")
+        (cub / "bounding_boxes.txt").write_text("3 1 1 1 1\n7 1 1 1 1\n")
+        with pytest.raises(FileNotFoundError, match="images.txt lists"):
+            datasets.read(cub, cub.parent)
+
+
 def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(grocery):
     wanted = [("train/p/1.jpg", "Pear", "train"), ("train/k/2.jpg", "Kiwi", "train"),
               ("val/k/1.jpg", "Kiwi", "val"), ("test/p/1.jpg", "Pear", "test")]
@@ -119,7 +130,7 @@ def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(groce
 
 def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
     put(tmp_path, "Möwe/a.JPG", "Möwe/b.jpeg", "Möwe/x/deep.PnG", "auk/c.TIFF", "auk/d.ppm",
-        "auk/ü ñ 鳥.webp")
+        "auk/ü ñ 鳥.webp", f"auk/{'z' * 240}.jpg")
     put(tmp_path, "Möwe/.hidden.jpg", "Möwe/notes.txt", ".cache/e.jpg", "auk/.thumbs/f.jpg",
         "empty/readme.md")
     (tmp_path / "auk" / "loop").symlink_to(tmp_path)
@@ -127,7 +138,8 @@ def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
     records = datasets.any_folder(tmp_path)
     assert [row[:2] for row in rows(records, tmp_path)] == [
         ("Möwe/a.JPG", "Möwe"), ("Möwe/b.jpeg", "Möwe"), ("Möwe/x/deep.PnG", "Möwe"),
-        ("auk/c.TIFF", "auk"), ("auk/d.ppm", "auk"), ("auk/ü ñ 鳥.webp", "auk")]
+        ("auk/c.TIFF", "auk"), ("auk/d.ppm", "auk"),
+        (f"auk/{'z' * 240}.jpg", "auk"), ("auk/ü ñ 鳥.webp", "auk")]
     assert records.classes == ["Möwe", "auk"], "an empty folder is no class"
 
 

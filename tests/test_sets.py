@@ -365,7 +365,7 @@ def test_data_prints_counts_and_faults_and_draws_a_sheet(faulty, tmp_path, capsy
     assert "train 8 images of 2 classes; of a class 4 to 4, median 4" in printed
     assert "sizes least 30 x 20, median 30 x 21, most 30 x 23 pixels" in printed
     assert "unreadable 2" in printed and "oak/0.png" in printed and "oak/1.png" in printed
-    assert "duplicates 2, 1 across splits, 1 of unlike labels" in printed
+    assert "duplicates 2: 1 across splits, 1 of unlike labels" in printed
     lines = printed.splitlines()
     worst = lines[[line.startswith("duplicates") for line in lines].index(True) + 1]
     assert worst.split() == ["test/oak/1.png", "=", "train/ash/2.png"], "leaks come first"
