@@ -63,8 +63,7 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=No
     """
     root = Path(root or os.environ.get("FGSSL_DATA") or "data")
     records = datasets.smaller(datasets.read(name_or_folder, root, labels), subset, classes)
-    part = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images",
-            classes and f"{classes} classes"]
+    part = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images"]
     data = Dataset(records, skip_bad, workers, part=", ".join(filter(None, part)))
     if bbox:
         if records.boxes is None:

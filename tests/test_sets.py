@@ -376,7 +376,7 @@ def test_data_prints_counts_and_faults_and_draws_a_sheet(faulty, tmp_path, capsy
 def test_data_looks_at_parts_boxes_and_unlabelled_images(root, tmp_path, capsys):
     look = ["--root", str(root), "--out", str(tmp_path)]
     fgssl.main(["data", "cub", "--bbox", "--classes", "2", *look])
-    assert "cub, boxes, 2 classes: 12 images, 2 classes" in capsys.readouterr().out
+    assert "cub, boxes: 12 images, 2 classes" in capsys.readouterr().out
     fgssl.main(["data", "cassava", "--root", str(root / "paper"), "--out", str(tmp_path)])
     assert "3 without a label" in capsys.readouterr().out
     for i in range(3):
