@@ -123,8 +123,8 @@ def test_boxes_that_count_from_one_are_shifted(root):
 
 
 def test_cassava_by_the_paper_tests_on_every_fourth_number(root):
-    for split in found(datasets.read("cassava-paper", root / "paper"), root / "paper").items():
-        path, (name, split) = split
+    top = root / "paper"
+    for path, (name, split) in found(datasets.read("cassava-paper", top), top).items():
         number = int(path.rpartition("-")[2].removesuffix(".jpg"))
         assert (split == "test") == (name is not None and number % 4 == 0), path
 
