@@ -48,34 +48,40 @@ def obtain(name, archives, root, place):
     .part that the next call goes on with. Raises ConnectionError where the internet does not give
     the file, ValueError for one that is not what was wanted, OSError for a disk that is full.
     """
-    folder = root / place
-    draft = root / f".{place}.unpacking"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with alone(root / f".{name}.lock", name):
-            if folder.is_dir():
-                return                                       # another process was faster
-            check_room(archives, root)
-            files = [root / archive.file for archive in archives]
-            ours = [file for archive, file in zip(archives, files) if download(archive, file)]
-            shutil.rmtree(draft, ignore_errors=True)         # of a process that was killed
-            try:
-                for file in files:
-                    unpack(file, draft)
-                os.replace(draft / place if (draft / place).is_dir() else draft, folder)
-            except ValueError:
-                for file in ours:
-                    file.unlink()
-                raise
-            finally:
-                shutil.rmtree(draft, ignore_errors=True)
-            for file in ours:
-                file.unlink()
+            if not (root / place).is_dir():                  # another process may have been faster
+                check_room(archives, root)
+                fill(root / place, archives)
     except ConnectionError:
         raise
     except OSError as error:
         raise OSError(f"cannot keep {name} in {root}: {error}. Make room there, or choose another "
                       "--root.") from error
+
+
+def fill(folder, archives):
+    """Download archives beside the folder and unpack them; it gets its name when it is whole.
+
+    What was downloaded is removed where it has served, and where it cannot be used.
+    """
+    files = [folder.with_name(archive.file) for archive in archives]
+    ours = [file for archive, file in zip(archives, files) if download(archive, file)]
+    draft = folder.with_name(f".{folder.name}.unpacking")
+    shutil.rmtree(draft, ignore_errors=True)                 # of a process that was killed
+    try:
+        for file in files:
+            unpack(file, draft)
+        inner = draft / folder.name
+        os.replace(inner if inner.is_dir() else draft, folder)
+    except (OSError, KeyboardInterrupt):                     # a full disk, Ctrl-C: to be used again
+        ours = []
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        for file in ours:
+            file.unlink()
 
 
 @contextlib.contextmanager
@@ -232,11 +238,9 @@ def receive(archive, part, start):
         end = start + int(length) if length and length.isdecimal() else None
         limit = archive.size if archive.md5 else 2 * archive.size
         with open(part, "ab" if start else "wb") as out:
-            for chunk in progress(chunks_of(response), end or archive.size,
+            for chunk in progress(chunks_of(response, limit - start), end or archive.size,
                                   f"downloading {archive.file}", len, start):
                 out.write(chunk)
-                if out.tell() > limit:
-                    break
             size = out.tell()
     if size > limit:
         part.unlink()
@@ -246,15 +250,17 @@ def receive(archive, part, start):
         raise Broken(f"the connection ended {amount(end - size)} early")
 
 
-def chunks_of(response):
-    """What a response brings, as it comes; Broken for whatever goes wrong on the way."""
-    while True:
+def chunks_of(response, most):
+    """What a response brings, as it comes, until it is more than `most` bytes; Broken for whatever
+    goes wrong on the way."""
+    while most >= 0:
         try:
             chunk = response.read1(CHUNK)
         except (OSError, http.client.HTTPException) as error:
             raise Broken(error) from error
         if not chunk:
             return
+        most -= len(chunk)
         yield chunk
 
 
