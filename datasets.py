@@ -243,11 +243,10 @@ def cars(folder):
     names, = matlab.columns(devkit / "cars_meta.mat", {"class_names": str})
     tests = [place / "cars_test_annos_withlabels.mat" for place in (folder, devkit)]
     tests = next((file for file in tests if file.is_file()), tests[0])
-    rows, boxes = [], []
+    rows, boxes, fields = [], [], {"annotations.fname": str, "annotations.class": int}
+    fields |= {f"annotations.bbox_{side}": int for side in ("x1", "y1", "x2", "y2")}
     for split, file in (("train", devkit / "cars_train_annos.mat"), ("test", tests)):
-        lines = matlab.columns(file, {"annotations.fname": str, "annotations.class": int,
-                               "annotations.bbox_x1": int, "annotations.bbox_y1": int,
-                               "annotations.bbox_x2": int, "annotations.bbox_y2": int})
+        lines = matlab.columns(file, fields)
         images = unnested(folder / f"cars_{split}")
         for image, label, x1, y1, x2, y2 in zip(*lines):
             if not 1 <= label <= len(names):
