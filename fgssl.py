@@ -40,7 +40,6 @@ from PIL import Image
 from torch import nn
 
 import datasets
-import downloads
 import pictures
 
 # ------------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=No
               subset=None, classes=None):
     """Find a data set by name, downloading it where it has a public source, or read any folder.
 
-    name_or_folder: "toy", "cub", ..., or a path (see datasets.py for the layouts).
+    name_or_folder: "toy", "cub", ..., or a path (see datasets/ for the layouts).
     root: where the named sets lie; None means $FGSSL_DATA, else ./data.
     skip_bad: leave unreadable files out, with a count, where they would raise otherwise.
     labels: which of a set's labels, such as "coarse"; None is the finest. bbox: show the box of
@@ -221,7 +220,7 @@ def build_cache(file, sources, side, what, skip_bad=False, workers=None):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(out, header(len(sources)))
             images = (pool.map(read, sources[i:i + 256]) for i in range(0, len(sources), 256))
-            images = downloads.progress(chain.from_iterable(images), len(sources), what)
+            images = datasets.downloads.progress(chain.from_iterable(images), len(sources), what)
             for row, image in enumerate(images):
                 if isinstance(image, str):
                     bad[row] = image
@@ -1060,7 +1059,7 @@ def survey(data, folder):
     with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         seen = pool.map(examine, sources)
-        seen = list(downloads.progress(seen, len(sources), f"reading {data.name}"))
+        seen = list(datasets.downloads.progress(seen, len(sources), f"reading {data.name}"))
     bad = [row for row, (error, _, _) in enumerate(seen) if error]
     good = np.setdiff1d(np.arange(len(sources)), bad)
     rows_of = {}

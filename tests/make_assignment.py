@@ -140,14 +140,14 @@ def cuda_kernels(file):
 def find(name):
     """The one function called NAME, or FILE:NAME. Raises ValueError for none or several."""
     of_file, _, short = name.rpartition(":")
-    files = [*ROOT.glob("*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("kernels/*.cu")]
-    found = [f for file in sorted(files) if file.name in of_file or not of_file
+    files = [*ROOT.glob("*.py"), *ROOT.glob("datasets/*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("kernels/*.cu")]
+    found = [f for file in sorted(files) if str(file).endswith(of_file)
              for f in (cuda_kernels if file.suffix == ".cu" else python_functions)(file)
              if f.name == short]
     if not found:
         raise ValueError(f"no function, kernel or mutant is named {name}; --list shows exercises")
     if len(found) > 1:
-        names = " or ".join(f"{f.file.name}:{f.name}" for f in found)
+        names = " or ".join(f"{f.file.relative_to(ROOT)}:{f.name}" for f in found)
         raise ValueError(f"{name} is in several files: say {names}")
     return found[0]
 

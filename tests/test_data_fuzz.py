@@ -12,7 +12,7 @@ import pytest
 import tiny_sets
 
 import datasets
-import matlab
+from datasets import matlab
 
 TRIALS = 60
 

@@ -23,7 +23,7 @@ import tiny_sets
 from conftest import ROOT
 
 import datasets
-import downloads
+from datasets import downloads
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -354,7 +354,7 @@ def test_two_processes_at_once_fetch_one_set_once(cub_server, tmp_path):
     """And the one that waits takes over from one that is killed."""
     cub_server.behave = lambda handler, number: time.sleep(0.5)
     archive, = datasets.SETS["cub"].archives
-    code = ("import sys; from pathlib import Path; import downloads\n"
+    code = ("import sys; from pathlib import Path; from datasets import downloads\n"
             f"downloads.obtain('cub', [downloads.Archive{tuple(archive)}], Path(sys.argv[1]), "
             "'CUB_200_2011')\nprint(len(list(Path(sys.argv[1], 'CUB_200_2011').iterdir())))")
 

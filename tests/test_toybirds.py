@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 import datasets
-import toybirds
+from datasets import toybirds
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(items, total, what):
         yield from itertools.islice(items, 5)
         raise KeyboardInterrupt
-    monkeypatch.setattr(datasets, "progress", interrupted)
+    monkeypatch.setattr(datasets.downloads, "progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         datasets.read("toy", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -95,9 +95,9 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 def run(code, *arguments):
     """Start a program that imports datasets as a user's script does, without a main guard."""
-    code = "import sys, datasets, toybirds\n" + code
+    code = "import sys, datasets; from datasets import toybirds\n" + code
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    root = Path(datasets.__file__).parent
+    root = Path(datasets.__file__).parent.parent
     return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
 
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from downloads import progress
-
 # ------------------------------------------------------------------------------------------------
 # The set
 # ------------------------------------------------------------------------------------------------
@@ -59,6 +57,8 @@ def draw(folder, seed=0, per_class=(60, 20, 20)):
     once the first to finish stays. One seed, one set of files. OSError names a folder it cannot
     write.
     """
+    from .downloads import progress  # not at the top, where `python toybirds.py` would miss it
+
     folder, each, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
     paths, rows, workers = toy_paths(each), [], []

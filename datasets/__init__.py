@@ -17,10 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-import downloads
-import matlab
-import toybirds
-from downloads import Archive
+from . import downloads, matlab, toybirds
+from .downloads import Archive
 
 
 class Records(NamedTuple):
