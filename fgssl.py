@@ -40,6 +40,7 @@ from PIL import Image
 from torch import nn
 
 import datasets
+import parallel
 import pictures
 
 # ------------------------------------------------------------------------------------------------
@@ -319,8 +320,12 @@ def batches(n, batch, seed, step=0):
 
 
 def fetch(images, index, device):
-    """images[index] as a uint8 tensor on the device; the copy to a GPU does not wait."""
-    x = torch.from_numpy(images[index])
+    """images[index] as a uint8 tensor on the device."""
+    return to_device(torch.from_numpy(images[index]), device)
+
+
+def to_device(x, device):
+    """A CPU's tensor on the device. To a GPU by way of pinned memory, so that nothing waits."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
@@ -338,16 +343,25 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torch
 LUMA = (0.299, 0.587, 0.114)  # share of red, green and blue in brightness: ITU-R BT.601
 
 
-def uniform(rng, low, high, *shape):
-    """float32 draws from [low, high), on the CPU."""
-    return low + (high - low) * torch.rand(*shape, generator=rng)
+def uniform(rng, low, high, n, *shape):
+    """float32 draws from [low, high) for each of n images: (n, *shape), on the CPU."""
+    rank, ranks = parallel.share_of(rng)
+    return low + (high - low) * torch.rand(ranks * n, *shape, generator=rng)[rank::ranks]
+
+
+def integers(rng, low, high, n, *shape):
+    """int64 draws from low..high - 1 for each of n images: (n, *shape), on the CPU."""
+    rank, ranks = parallel.share_of(rng)
+    return torch.randint(low, high, (ranks * n, *shape), generator=rng)[rank::ranks]
 
 
 def in_pieces(view, x, args, rng):
     """view(x, args, rng); on a CPU a few images at a time, for a whole batch outgrows its cache and
-    the memory that each step allocates costs more than the arithmetic."""
-    pieces = x.split(max(1, 2**19 // args.size ** 2)) if x.device.type == "cpu" else [x]
-    return torch.cat([view(piece, args, rng) for piece in pieces])
+    the memory that each step allocates costs more than the arithmetic. R ranks take an R-th of a
+    piece each: their draws then come in the order of one process."""
+    _, ranks = parallel.share_of(rng)
+    piece = max(1, 2**19 // args.size ** 2 // ranks) if x.device.type == "cpu" else len(x)
+    return torch.cat([view(part, args, rng) for part in x.split(piece)])
 
 
 def to_float(x):
@@ -390,7 +404,7 @@ def crop_boxes(rng, n, height, width, scale, ratio):
     found = fits.any(1)
     w = torch.where(found, w.gather(1, first)[:, 0], whole_w)
     h = torch.where(found, h.gather(1, first)[:, 0], whole_h)
-    u, v = torch.rand(2, n, generator=rng)
+    u, v = (uniform(rng, 0, 1, n) for _ in range(2))
     top = torch.where(found, (u * (height - h + 1)).long(), (height - h) // 2)
     left = torch.where(found, (v * (width - w + 1)).long(), (width - w) // 2)
     return top, left, h, w
@@ -403,7 +417,7 @@ def random_resized_crop(x, size, rng, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
     torchvision's distribution.
     """
     boxes = crop_boxes(rng, len(x), *x.shape[2:], scale, ratio)
-    return crop_resize(x, *(v.to(x.device) for v in boxes), size)
+    return crop_resize(x, *(to_device(v, x.device) for v in boxes), size)
 
 
 def evaluation_view(x, size):
@@ -418,7 +432,7 @@ def evaluation_view(x, size):
 
 def hflip(x, rng, p=0.5):
     """Mirror each image left to right with probability p."""
-    flip = (torch.rand(len(x), generator=rng) < p).to(x.device)
+    flip = to_device(uniform(rng, 0, 1, len(x)) < p, x.device)
     return torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
 
 
@@ -443,30 +457,31 @@ def hue_rotation(turn):
 def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8):
     """With probability p, change brightness, contrast, saturation and hue, each image its own way.
 
-    x (B, 3, H, W) float in [0, 1] -> the same, clamped. Factors are uniform in [1 - s, 1 + s] (not
-    below 0), the turn of hue in [-hue, hue] of the circle; strength 0 changes nothing. Brightness
-    scales a colour; contrast blends it with the image's mean luma, saturation with its own luma.
+    x (..., 3, H, W) float in [0, 1], images (B) or their tiles (B, K) -> the same, clamped. Factors
+    are uniform in [1 - s, 1 + s] (not below 0), the turn of hue in [-hue, hue] of the circle;
+    strength 0 changes nothing. Brightness scales a colour; contrast blends it with the image's mean
+    luma, saturation with its own luma.
 
     All four are affine in the colour: together, one 3 x 3 matrix and one offset an image. Unlike
     torchvision's, which clamps after each and turns the hue of HSV, they commute, so that their
     order, random there, makes no difference here.
     """
-    n = len(x)
-    b, c, s = (uniform(rng, max(0, 1 - v), 1 + v, n) for v in (brightness, contrast, saturation))
-    turn = uniform(rng, -hue, hue, n)
-    unchanged = torch.rand(n, generator=rng) >= p
+    n, images = x.shape[:-3], x.flatten(0, -4)
+    b, c, s = (uniform(rng, max(0, 1 - v), 1 + v, *n) for v in (brightness, contrast, saturation))
+    turn = uniform(rng, -hue, hue, *n)
+    unchanged = uniform(rng, 0, 1, *n) >= p
     for factor, neutral in ((b, 1), (c, 1), (s, 1), (turn, 0)):
         factor[unchanged] = neutral
-    b, c, s = (v.view(-1, 1, 1) for v in (b, c, s))
+    b, c, s = (v.reshape(-1, 1, 1) for v in (b, c, s))
     to_luma = torch.tensor(LUMA).expand(3, 3)  # the matrix of `luma`, in all three channels
-    matrix = b * c * (s * hue_rotation(turn) + (1 - s) * to_luma)
-    offset = (b * (1 - c)).to(x.device) * luma(x).mean((2, 3))[:, :, None]
-    return torch.baddbmm(offset, matrix.to(x.device), x.flatten(2)).clamp_(0, 1).view_as(x)
+    matrix = to_device(b * c * (s * hue_rotation(turn.flatten()) + (1 - s) * to_luma), x.device)
+    offset = to_device(b * (1 - c), x.device) * luma(images).mean((2, 3))[:, :, None]
+    return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(x)
 
 
 def grayscale(x, rng, p=0.2):
     """Replace an image by its luma in all three channels with probability p."""
-    grey = (torch.rand(len(x), generator=rng) < p).to(x.device)
+    grey = to_device(uniform(rng, 0, 1, len(x)) < p, x.device)
     return torch.where(grey.view(-1, 1, 1, 1), luma(x), x)
 
 
@@ -479,10 +494,10 @@ def gaussian_blur(x, rng, sigma=(0.1, 2.0), p=0.5):
     """
     n, _, height, width = x.shape
     sigma = uniform(rng, *sigma, n)
-    rows = (torch.rand(n, generator=rng) < p).nonzero()[:, 0]
+    rows = (uniform(rng, 0, 1, n) < p).nonzero()[:, 0]
     if not len(rows):
         return x
-    sigma, rows = sigma[rows].to(x.device), rows.to(x.device)
+    sigma, rows = to_device(sigma[rows], x.device), to_device(rows, x.device)
     vertical = horizontal = _blur_matrix(sigma, height)
     if width != height:
         horizontal = _blur_matrix(sigma, width)
@@ -510,14 +525,20 @@ def _blur_taps(n, device):
 
 def normalize(x):
     """Less ImageNet's mean colour, over its deviation: what every encoder here expects."""
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = _mean_and_std(x.device)
     return (x - mean).div_(std)
 
 
 def denormalize(x):
     """Undo `normalize`, for pictures."""
-    mean, std = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (MEAN, STD))
+    mean, std = _mean_and_std(x.device)
     return x * std + mean
+
+
+@functools.lru_cache
+def _mean_and_std(device):
+    """MEAN and STD (3, 1, 1): on a GPU once, for making a tensor there from numbers waits for it."""
+    return [torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD)]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -782,8 +803,10 @@ def parser(doc, training=True, kernels=True, **defaults):
     p.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
     if training:
         p.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
-        p.add_argument("--batch", type=number(int, 2), help="images a step")
+        p.add_argument("--batch", type=number(int, 2), help="images a step, of all processes")
         p.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
+        p.add_argument("--sync-bn", action="store_true",
+                       help="under torchrun: batch-norm by the images of all processes")
         p.add_argument("--resume", action="store_true", help="go on with the run in --out")
     if training and kernels:
         p.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
@@ -812,13 +835,16 @@ def add_data_flags(p):
     p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
 
 
-def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl")):
+def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl", "sync_bn")):
     """Parse; under --resume, take the arguments of the run in --out.
 
     What is given beside --resume must repeat the run's own arguments, but for those in
     `may_change`. An existing run is refused without --resume. Errors end the script, with usage.
     """
     args = p.parse_args(argv)
+    if args.batch % parallel.ranks():
+        p.error(f"--batch {args.batch} does not divide among {parallel.ranks()} processes: pass a "
+                f"multiple of {parallel.ranks()}")
     file = Path(args.out) / "checkpoint.pt"
     if not args.resume and file.exists():
         p.error(f"{args.out} holds a run: --resume goes on with it, --out FOLDER starts another")
@@ -856,9 +882,15 @@ def save(file, step, args, rng, **parts):
     """Write one checkpoint: step, args, the state of every part, and of every random generator.
 
     rng: the generator of the views; parts: name=module or name=optimizer. Written to a temporary
-    name and renamed: a crash while saving leaves the last checkpoint whole.
+    name and renamed: a crash while saving leaves the last checkpoint whole. Of several ranks the
+    first writes, and the others wait.
     """
-    file = Path(file)
+    if parallel.rank() == 0:
+        write_checkpoint(Path(file), step, args, rng, parts)
+    parallel.wait()
+
+
+def write_checkpoint(file, step, args, rng, parts):
     kind, keys, *rest = np.random.get_state()
     checkpoint = {name: part.state_dict() for name, part in parts.items()}
     checkpoint.update(step=step, args=vars(args).copy(), rng={
@@ -929,9 +961,12 @@ class StopSignal:
 
     def leave(self, args):
         """Say how to go on; exit with the code of the signal, so that `a && b` does not run b."""
-        script = shlex.quote(os.path.basename(sys.argv[0]))
-        print(f"saved; to go on: python {script} --out {shlex.quote(args.out)} --resume")
-        raise SystemExit(128 + self.signal)
+        script, python = shlex.quote(os.path.basename(sys.argv[0])), "python"
+        if parallel.ranks() > 1:
+            python = f"torchrun --nproc-per-node {parallel.ranks()}"
+        print(f"saved; to go on: {python} {script} --out {shlex.quote(args.out)} --resume")
+        parallel.wait()                                      # for whoever leaves first ends all
+        raise SystemExit(128 + (self.signal or signal.SIGTERM))  # another rank's, if not this one's
 
 
 class Log:
@@ -940,18 +975,21 @@ class Log:
     The first record holds what repeats the run: command, arguments, versions, device, commit.
     Resumed at `step`, later records (of a run that outlived its last checkpoint) are dropped.
 
-    total: steps in the whole run; per_step, unit: what the rate counts, e.g. 256 "views".
+    total: steps in the whole run; per_step, unit: what the rate counts, e.g. 256 "views". Of
+    several ranks the first alone prints and writes.
     """
 
     def __init__(self, args, total, step, device, kernels, per_step, unit="img"):
         self.total, self.per_step, self.unit = total, per_step, unit
         self.folder = Path(args.out)
         self.file = self.folder / "log.jsonl"
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read_log(self.file) if step and record["step"] <= step]
-        self.file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        if parallel.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            kept = [record for record in read_log(self.file) if step and record["step"] <= step]
+            self.file.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._write({"step": step, "argv": sys.argv, "args": vars(args), "seed": args.seed,
-                     "device": describe(device), "kernels": kernels, "commit": commit(),
+                     "device": describe(device), "processes": parallel.ranks(),
+                     "kernels": kernels, "commit": commit(),
                      "python": platform.python_version(), "torch": str(torch.__version__),
                      "numpy": np.__version__, "pillow": PIL.__version__,
                      "started": time.strftime("%Y-%m-%d %H:%M:%S")})
@@ -1005,6 +1043,8 @@ class Log:
             pictures.stack(panels).save(self.folder / "curves.png")
 
     def _write(self, record):
+        if parallel.rank() > 0:
+            return
         with open(self.file, "a") as out:
             finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                       for name, value in record.items()}  # JSON knows neither NaN nor infinity

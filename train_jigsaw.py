@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgssl
-import pictures
 import kernels
+import parallel
+import pictures
 
 
 def permutation_set(grid, count, seed):
@@ -84,9 +85,9 @@ class PuzzleHead(nn.Module):
 def draw_puzzles(n, perms, args, rng):
     """Q puzzles of each of n images: the number of its permutation, target (n, Q), and the
     permutation itself, perm (n, Q, K); the place of each tile in its cell, offset (n, K, 2)."""
-    target = torch.randint(len(perms), (n, args.puzzles), generator=rng)
+    target = fgssl.integers(rng, 0, len(perms), n, args.puzzles)
     room = args.size // args.grid - args.tile
-    offset = torch.randint(room + 1, (n, args.grid ** 2, 2), generator=rng)
+    offset = fgssl.integers(rng, 0, room + 1, n, args.grid ** 2, 2)
     return target, perms[target], offset
 
 
@@ -101,8 +102,8 @@ def reorder(h, perm):
 
     h (B, K, D), tile k of image b being source tile perm[b, 0, k]; perm (B, Q, K) -> (B Q, K, D).
     """
-    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm).flatten(1).to(h.device)
-    every = place[:, :, None].expand(-1, -1, h.shape[2])     # (B, Q K, D)
+    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm).flatten(1)
+    every = fgssl.to_device(place, h.device)[:, :, None].expand(-1, -1, h.shape[2])     # (B, Q K, D)
     return h.gather(1, every).view(-1, *h.shape[1:])
 
 
@@ -112,9 +113,10 @@ def finish(tiles, args, rng=None):
     With rng, each tile's colours are jittered on their own, so that neighbours cannot be matched by
     them. --tile-norm subtracts each tile's own mean and deviation, as the paper does.
     """
-    tiles, s = tiles.flatten(0, 1), args.color
+    s = args.color
     if rng:
         tiles = fgssl.color_jitter(tiles, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    tiles = tiles.flatten(0, 1)
     if not args.tile_norm:
         return fgssl.normalize(tiles)
     mean, std = (f((1, 2, 3), keepdim=True) for f in (tiles.mean, tiles.std))
@@ -191,9 +193,10 @@ def arguments(argv):
 def main(argv=None):
     args = arguments(argv)
     device, autocast = fgssl.device_and_precision(args.precision)
-    data = fgssl.data_of(args)
-    train = data.cached("train", fgssl.cache_side(args.size))
-    val = data.cached("val", fgssl.cache_side(args.size))
+    with parallel.one_first():
+        data = fgssl.data_of(args)
+        train = data.cached("train", fgssl.cache_side(args.size))
+        val = data.cached("val", fgssl.cache_side(args.size))
     per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)
     total = args.epochs * per_epoch
 
@@ -201,10 +204,14 @@ def main(argv=None):
     encoder = fgssl.resnet(args.arch).to(device, memory_format=torch.channels_last)
     perms = torch.from_numpy(permutation_set(args.grid, args.perms, args.seed))
     head = PuzzleHead(encoder.dim, args.hidden, perms).to(device)
+    if args.sync_bn:
+        parallel.synchronise(encoder, head)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
                                   weight_decay=args.weight_decay)
-    rng = torch.Generator().manual_seed(args.seed)           # of the puzzles
+    rng = parallel.Generator().manual_seed(args.seed)        # of the puzzles
     state = dict(encoder=encoder, head=head, optimizer=optimizer)
+    encode, classify = parallel.averaged(encoder, head)
+    first = parallel.rank() == 0                             # alone draws and evaluates
 
     random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
     out, step = Path(args.out), 0
@@ -212,7 +219,7 @@ def main(argv=None):
         step = fgssl.load(out / "checkpoint.pt", rng, **state)
     log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
     shown = val.images if len(val.images) else train.images[:1000]
-    if step == 0:
+    if step == 0 and first:
         draw_solutions(*solve(encoder, head, shown, args, device, autocast), perms, args,
                        out / "puzzles.png")
         log.note(0, knn=random_init, random_init=random_init)
@@ -224,25 +231,25 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x = fgssl.fetch(train.images, next(order), device)   # (B, 3, C, C)
+        x = fgssl.fetch(train.images, parallel.share(next(order)), device)   # (B, 3, C, C)
         x = fgssl.in_pieces(random_view, x, args, rng)
         target, perm, offset = draw_puzzles(len(x), perms, args, rng)
         tiles = kernels.tile_shuffle(x, perm[:, 0], args.grid, args.tile, offset, impl=args.impl)
         tiles = finish(tiles, args, rng)
         with autocast:
-            h = encoder(tiles.contiguous(memory_format=torch.channels_last))
-            logits = head(reorder(h.unflatten(0, (len(x), -1)), perm))
-        target = target.flatten().to(device)                 # (B Q,), as logits (B Q, P)
+            h = encode(tiles.contiguous(memory_format=torch.channels_last))
+            logits = classify(reorder(h.unflatten(0, (len(x), -1)), perm))
+        target = fgssl.to_device(target.flatten(), device)   # (B Q,), as logits (B Q, P)
         loss = F.cross_entropy(logits.float(), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-        leave = step == total or bool(stop)
-        save = leave or time.time() - saved > 60
+        leave, late = parallel.either(step == total or bool(stop), time.time() - saved > 60)
+        save = leave or late
         if save or log.due(step):
-            value = loss.item()                              # the one wait for a GPU
-            solved = fgssl.accuracy(logits.argmax(1), target)
+            value = parallel.mean(loss)                      # the one wait for a GPU
+            solved = parallel.mean(fgssl.accuracy(logits.argmax(1), target))
             log(step, loss=value, chance=math.log(args.perms), solved=solved, lr=lr)
             if not math.isfinite(value):
                 fgssl.save(out / "diverged.pt", step, args, rng, **state)
@@ -251,7 +258,7 @@ def main(argv=None):
         if save:
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
-        if step == total or step % (args.eval_every * per_epoch) == 0:
+        if first and (step == total or step % (args.eval_every * per_epoch) == 0):
             shuffled, target, answer = solve(encoder, head, shown, args, device, autocast)
             draw_solutions(shuffled, target, answer, perms, args, out / "puzzles.png")
             if len(val.images):
@@ -261,7 +268,8 @@ def main(argv=None):
         if leave:
             break
 
-    log.curves(loss="chance", val_puzzles="chance", knn="random_init")
+    if first:
+        log.curves(loss="chance", val_puzzles="chance", knn="random_init")
     if step < total:
         stop.leave(args)
     print(f"done: {out}/checkpoint.pt. "
@@ -269,4 +277,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    parallel.run(main)

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgssl
-import pictures
 import kernels
+import parallel
+import pictures
 
 
 class ProjectionHead(nn.Sequential):
@@ -59,19 +60,21 @@ def random_view(x, args, rng):
 
 def gamma(x, rng, low=0.5, high=2.5):
     """Brightness bent, x ** g with g uniform: black and white stay as they are."""
-    return x ** fgssl.uniform(rng, low, high, len(x), 1, 1, 1).to(x.device)
+    return x ** fgssl.to_device(fgssl.uniform(rng, low, high, len(x), 1, 1, 1), x.device)
 
 
 def dropout(x, rng, fewest=5, most=20, share=(1 / 16, 1 / 8)):
     """Coarse dropout: 5 to 20 black rectangles, each side 1/16 to 1/8 of the image's."""
     n, size = len(x), x.shape[-1]
-    side = fgssl.uniform(rng, *share, 2, n, most, 1) * size
-    start = torch.rand(2, n, most, 1, generator=rng) * (size - side)
-    centre = torch.arange(size) + 0.5
-    rows, columns = ((start <= centre) & (centre < start + side)).float()  # (n, most, size) each
-    holes = torch.randint(fewest, most + 1, (n, 1, 1), generator=rng)
-    covered = (rows * (torch.arange(most)[:, None] < holes)).mT @ columns > 0
-    return x.masked_fill(covered[:, None].to(x.device), 0)
+    height, width = (size * fgssl.uniform(rng, *share, n, most, 1) for _ in range(2))
+    top, left = ((size - side) * fgssl.uniform(rng, 0, 1, n, most, 1) for side in (height, width))
+    centre = torch.arange(size) + 0.5                        # of each pixel: (n, most, size) below
+    rows, columns = ((start <= centre) & (centre < start + side)
+                     for start, side in ((top, height), (left, width)))
+    holes = fgssl.integers(rng, fewest, most + 1, n, 1, 1)
+    rows = rows & (torch.arange(most)[:, None] < holes)
+    covered = rows.float().mT @ columns.float() > 0
+    return x.masked_fill(fgssl.to_device(covered[:, None], x.device), 0)
 
 
 def rearranged(x, perm, grid):
@@ -87,13 +90,13 @@ def rearranged(x, perm, grid):
 def swap(x, rng, grid=4):
     """Two tiles of a 4 x 4 grid change places."""
     perm = torch.arange(grid ** 2).repeat(len(x), 1)
-    pair = torch.rand(len(x), grid ** 2, generator=rng).argsort(1)[:, :2]
+    pair = fgssl.uniform(rng, 0, 1, len(x), grid ** 2).argsort(1)[:, :2]
     return rearranged(x, perm.scatter(1, pair, pair.flip(1)), grid)
 
 
 def jigsaw(x, rng, grid=4):
     """The tiles of a 4 x 4 grid in any order, all equally likely."""
-    return rearranged(x, torch.rand(len(x), grid ** 2, generator=rng).argsort(1), grid)
+    return rearranged(x, fgssl.uniform(rng, 0, 1, len(x), grid ** 2).argsort(1), grid)
 
 
 def dcl(x, rng, grid=7, reach=2):
@@ -139,8 +142,8 @@ def change_one(x, view, rng):
     second: x (2N, 3, S, S), views i and i + N of one image."""
     if VIEWS[view] is None:
         return x
-    second = torch.rand(len(x) // 2, generator=rng) < 0.5
-    rows = (torch.arange(len(x) // 2) + second * (len(x) // 2)).to(x.device)
+    n = len(x) // 2
+    rows = fgssl.to_device(torch.arange(n) + n * (fgssl.uniform(rng, 0, 1, n) < 0.5), x.device)
     return x.index_copy(0, rows, VIEWS[view](x[rows], rng))
 
 
@@ -190,26 +193,31 @@ def arguments(argv):
 def main(argv=None):
     args = arguments(argv)
     device, autocast = fgssl.device_and_precision(args.precision)
-    data = fgssl.data_of(args)
-    train = data.cached("train", fgssl.cache_side(args.size))
-    val = data.cached("val", fgssl.cache_side(args.size))
+    with parallel.one_first():
+        data = fgssl.data_of(args)
+        train = data.cached("train", fgssl.cache_side(args.size))
+        val = data.cached("val", fgssl.cache_side(args.size))
     per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)
     total = args.epochs * per_epoch
 
     torch.manual_seed(args.seed)
     encoder = fgssl.resnet(args.arch).to(device, memory_format=torch.channels_last)
     head = ProjectionHead(encoder.dim, args.hidden, 128).to(device)
+    if args.sync_bn:
+        parallel.synchronise(encoder, head)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
                                   weight_decay=args.weight_decay)
-    rng = torch.Generator().manual_seed(args.seed)           # of the views
+    rng = parallel.Generator().manual_seed(args.seed)        # of the views
     state = dict(encoder=encoder, head=head, optimizer=optimizer)
+    encode, project = parallel.averaged(encoder, head)
+    first = parallel.rank() == 0                             # alone draws and evaluates
 
     random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
     out, step = Path(args.out), 0
     if args.resume:
         step = fgssl.load(out / "checkpoint.pt", rng, **state)
     log = fgssl.Log(args, total, step, device, kernels.status(), 2 * args.batch, "views")
-    if step == 0:
+    if step == 0 and first:
         draw_views(train.images, args, out / "views.png")
         log.note(0, knn=random_init, random_init=random_init)
     stop, saved = fgssl.StopSignal(), time.time()
@@ -220,22 +228,23 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x = fgssl.fetch(train.images, next(order), device)   # (N, 3, C, C), then two views of each
+        x = fgssl.fetch(train.images, parallel.share(next(order)), device)   # (N, 3, C, C), then two views of each
         x = fgssl.in_pieces(random_view, x.repeat(2, 1, 1, 1), args, rng)
         x = fgssl.normalize(change_one(x, args.view, rng))
         with autocast:
-            z = head(encoder(x.contiguous(memory_format=torch.channels_last)))
+            z = project(encode(x.contiguous(memory_format=torch.channels_last)))
         z = F.normalize(z.float(), dim=1)                    # (2N, 128)
-        loss = kernels.nt_xent(z, args.temperature, args.impl)
+        loss = kernels.nt_xent(z, args.temperature, args.impl, parallel.group())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
-        leave = step == total or bool(stop)
-        save = leave or time.time() - saved > 60
+        leave, late = parallel.either(step == total or bool(stop), time.time() - saved > 60)
+        save = leave or late
         if save or log.due(step):
-            value = loss.item()                              # the one wait for a GPU
-            log(step, loss=value, chance=math.log(len(z) - 1), rank=positive_rank(z).item(), lr=lr)
+            value = parallel.mean(loss)                      # the one wait for a GPU
+            rank = positive_rank(parallel.gather(z)).item()
+            log(step, loss=value, chance=math.log(2 * args.batch - 1), rank=rank, lr=lr)
             if not math.isfinite(value):
                 fgssl.save(out / "diverged.pt", step, args, rng, **state)
                 raise FloatingPointError(f"loss {value} at step {step}, learning rate {lr:.1e}. "
@@ -243,17 +252,18 @@ def main(argv=None):
         if save:
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
-        if step == total or step % (args.eval_every * per_epoch) == 0:
+        if first and (step == total or step % (args.eval_every * per_epoch) == 0):
             knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
             log.note(step, knn=knn, random_init=random_init)
         if leave:
             break
 
-    log.curves(loss="chance", knn="random_init")
+    if first:
+        log.curves(loss="chance", knn="random_init")
     if step < total:
         stop.leave(args)
     print(f"done: {out}/checkpoint.pt. Next: python linear_eval.py {out}/checkpoint.pt")
 
 
 if __name__ == "__main__":
-    main()
+    parallel.run(main)

@@ -32,6 +32,7 @@ from torch import nn
 
 import fgssl
 import kernels
+import parallel
 import pictures
 
 # Images -------------------------------------------------------------------------------------------
@@ -44,8 +45,9 @@ def random_crops(x, size, rng):
     uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1]. Nothing is resized: that would take away the
     very detail which is to be rebuilt.
     """
-    corners = torch.randint(x.shape[-1] - size + 1, (2, len(x), 1), generator=rng)
-    rows, columns = (corners + torch.arange(size)).to(x.device)
+    places = x.shape[-1] - size + 1
+    corners = torch.stack([fgssl.integers(rng, 0, places, len(x), 1) for _ in range(2)])
+    rows, columns = fgssl.to_device(corners + torch.arange(size), x.device)
     image = torch.arange(len(x), device=x.device)[:, None, None]
     x = x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
     return fgssl.hflip(fgssl.to_float(x), rng)
@@ -468,9 +470,10 @@ def main(argv=None):
     if args.upscale:
         return upscale(args.upscale, args.source, args.out)
     device, autocast = fgssl.device_and_precision(args.precision)
-    data = fgssl.data_of(args)
-    train = data.cached("train", fgssl.cache_side(args.size))
-    val = data.cached("val", fgssl.cache_side(args.size))
+    with parallel.one_first():
+        data = fgssl.data_of(args)
+        train = data.cached("train", fgssl.cache_side(args.size))
+        val = data.cached("val", fgssl.cache_side(args.size))
     per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)
     warm, total = args.warmup * per_epoch, args.epochs * per_epoch
 
@@ -479,16 +482,22 @@ def main(argv=None):
     encoder = discriminator.encoder
     generator = Generator(args.blocks, args.width, args.scale)
     generator.to(device, memory_format=torch.channels_last)
+    if args.sync_bn:
+        parallel.synchronise(discriminator)
     ema = freeze(copy.deepcopy(generator))                   # the mean of its latest weights
     content = encoder
     if args.content_from:
         content = freeze(content_network(args.content_from, args.arch)).to(device)
-    g_optimizer = torch.optim.AdamW(generator.parameters(), args.lr, weight_decay=0)
+    fused = device.type == "cuda"
+    g_optimizer = torch.optim.AdamW(generator.parameters(), args.lr, weight_decay=0, fused=fused)
     d_optimizer = torch.optim.AdamW(discriminator.parameters(), args.lr_discriminator,
-                                    weight_decay=1e-4)
-    rng = torch.Generator().manual_seed(args.seed)           # of the crops
+                                    weight_decay=1e-4, fused=fused)
+    rng = parallel.Generator().manual_seed(args.seed)        # of the crops
     state = dict(encoder=encoder, head=discriminator.head, generator=generator, ema=ema,
                  g_optimizer=g_optimizer, d_optimizer=d_optimizer)
+    discriminator.head.match.requires_grad_(args.match > 0)  # or DDP would wait for its gradient
+    generate, judge = parallel.averaged(generator, discriminator)
+    first = parallel.rank() == 0                             # alone draws and evaluates
 
     random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
     out, step = Path(args.out), 0
@@ -496,7 +505,7 @@ def main(argv=None):
         step = fgssl.load(out / "checkpoint.pt", rng, **state)
     log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
     shown = val.images if len(val.images) else train.images
-    if step == 0:
+    if step == 0 and first:
         draw_samples(ema, shown, device, out / "samples.png")
         log.note(0, **closeness(ema, val.images, device), knn=random_init, random_init=random_init)
     stop, saved = fgssl.StopSignal(), time.time()
@@ -508,11 +517,12 @@ def main(argv=None):
         for optimizer, rate in ((g_optimizer, lr), (d_optimizer, d_lr)):
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        x = fgssl.fetch(train.images, next(order), device)   # (B, 3, C, C)
+        mine = parallel.share(next(order))                   # of the batch's images
+        x = fgssl.fetch(train.images, mine, device)          # (B, 3, C, C)
         high = random_crops(x, args.size, rng)
         low = shrink(high, args.scale)
         with autocast:
-            fake = generator(low)                            # once a step, for both networks
+            fake = generate(low)                             # once a step, for both networks
         terms, game = {"pixel": (1.0, pixel_loss(fake, high))}, {}
 
         if step > warm:
@@ -523,7 +533,7 @@ def main(argv=None):
             if args.match:
                 images.append(small_view(x, args, rng))
             with autocast:
-                truth, z = discriminator(torch.cat(images))
+                truth, z = judge(torch.cat(images))
             truth_high, truth_fake = truth.split(len(x))[:2]
             d_loss = discriminator_loss(truth_high, truth_fake)
             game = dict(discriminator=d_loss.detach(), chance=2 * math.log(2),
@@ -531,10 +541,11 @@ def main(argv=None):
                         D_fake=truth_fake.detach().sigmoid().mean())
             if args.match:
                 z_high, _, z_small = z.split(len(x))
-                match = kernels.nt_xent(torch.cat([z_high, z_small]), 0.1, args.impl)
+                z = torch.cat([z_high, z_small])
+                match = kernels.nt_xent(z, 0.1, args.impl, parallel.group())
                 d_loss = d_loss + args.match * match
                 game |= dict(match=match.detach(), match_weight=args.match,
-                             chance_match=math.log(2 * len(x) - 1))
+                             chance_match=math.log(2 * args.batch - 1))
             d_optimizer.zero_grad(set_to_none=True)
             d_loss.backward()
             d_optimizer.step()
@@ -553,15 +564,15 @@ def main(argv=None):
         g_optimizer.step()
         follow(ema, generator, step)
 
-        leave = step == total or bool(stop)
-        save = leave or time.time() - saved > 60
+        leave, late = parallel.either(step == total or bool(stop), time.time() - saved > 60)
+        save = leave or late
         if save or log.due(step):
             values = {}
             for name, (weight, value) in terms.items():      # each with the weight it has in `loss`
-                values |= {name: value.item(), f"{name}_weight": weight}
-            values |= {name: float(value) for name, value in game.items()}
+                values |= {name: parallel.mean(value), f"{name}_weight": weight}
+            values |= {name: parallel.mean(value) for name, value in game.items()}
             true = brightness(high, args.scale)
-            close = {name: psnr(brightness(guess.detach(), args.scale), true).mean().item()
+            close = {name: parallel.mean(psnr(brightness(guess.detach(), args.scale), true).mean())
                      for name, guess in (("psnr", fake), ("bicubic", enlarge(low, args.scale)))}
             log(step, **values, **close, lr=lr)
             if not all(map(math.isfinite, values.values())):
@@ -572,20 +583,21 @@ def main(argv=None):
         if save:
             fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
             saved = time.time()
-        if step in (warm, total) or step % (args.eval_every * per_epoch) == 0:
+        if first and (step in (warm, total) or step % (args.eval_every * per_epoch) == 0):
             measured = closeness(ema, val.images, device)
             if step > warm:                                  # before, the encoder is untrained
                 knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
                 measured |= dict(knn=knn, random_init=random_init)
             log.note(step, **measured)
-        if step == warm:
+        if step == warm and first:
             draw_samples(ema, shown, device, out / "samples_warmup.png")
         if leave:
             break
 
-    draw_samples(ema, shown, device, out / "samples.png")
-    log.curves(val_psnr="bicubic_psnr", val_ssim="bicubic_ssim", discriminator="chance",
-               knn="random_init")
+    if first:
+        draw_samples(ema, shown, device, out / "samples.png")
+        log.curves(val_psnr="bicubic_psnr", val_ssim="bicubic_ssim", discriminator="chance",
+                   knn="random_init")
     if step < total:
         stop.leave(args)
     print(f"done: {out}/checkpoint.pt, {out}/samples.png. "
@@ -593,4 +605,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main()
+    parallel.run(main)
