@@ -537,7 +537,7 @@ def denormalize(x):
 
 @functools.lru_cache
 def _mean_and_std(device):
-    """MEAN and STD (3, 1, 1): on a GPU once, for making a tensor there from numbers waits for it."""
+    """MEAN and STD (3, 1, 1), made once: to make them on a GPU is to wait for it."""
     return [torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD)]
 
 
@@ -861,9 +861,10 @@ def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl", "sync
     named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
     args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():
-        if name not in may_change and saved.get(name) != value:
-            p.error(f"the run in {args.out} has --{name.replace('_', '-')} {saved.get(name)}, not "
-                    f"{value}: a resumed run keeps its arguments")
+        had = saved.get(name, p.get_default(name))           # a flag may be younger than the run
+        if name not in may_change and had != value:
+            p.error(f"the run in {args.out} has --{name.replace('_', '-')} {had}, not {value}: "
+                    "a resumed run keeps its arguments")
     return args
 
 

@@ -102,8 +102,8 @@ def reorder(h, perm):
 
     h (B, K, D), tile k of image b being source tile perm[b, 0, k]; perm (B, Q, K) -> (B Q, K, D).
     """
-    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm).flatten(1)
-    every = fgssl.to_device(place, h.device)[:, :, None].expand(-1, -1, h.shape[2])     # (B, Q K, D)
+    place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm).flatten(1)  # (B, Q K)
+    every = fgssl.to_device(place, h.device)[:, :, None].expand(-1, -1, h.shape[2])
     return h.gather(1, every).view(-1, *h.shape[1:])
 
 
@@ -207,7 +207,7 @@ def main(argv=None):
     if args.sync_bn:
         parallel.synchronise(encoder, head)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
-                                  weight_decay=args.weight_decay)
+                                  weight_decay=args.weight_decay, fused=device.type == "cuda")
     rng = parallel.Generator().manual_seed(args.seed)        # of the puzzles
     state = dict(encoder=encoder, head=head, optimizer=optimizer)
     encode, classify = parallel.averaged(encoder, head)
@@ -231,7 +231,8 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x = fgssl.fetch(train.images, parallel.share(next(order)), device)   # (B, 3, C, C)
+        mine = parallel.share(next(order))                   # of the batch's images
+        x = fgssl.fetch(train.images, mine, device)          # (B, 3, C, C)
         x = fgssl.in_pieces(random_view, x, args, rng)
         target, perm, offset = draw_puzzles(len(x), perms, args, rng)
         tiles = kernels.tile_shuffle(x, perm[:, 0], args.grid, args.tile, offset, impl=args.impl)

@@ -159,6 +159,72 @@ def positive_rank(z):
     return 1 + (sim > sim[anchors, partner][:, None]).sum(1).float().mean()
 
 
+def embed(encoder, head, x, autocast):
+    """Views (B, 3, S, S) in [0, 1] -> z (B, 128), of unit length."""
+    x = fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
+    with autocast:
+        z = head(encoder(x))
+    return F.normalize(z.float(), dim=1)
+
+
+# ------------------------------------------------------------------------------------------------
+# Large batches: --chunk and --optimizer lars
+# ------------------------------------------------------------------------------------------------
+
+
+def two_pass(networks, averaged, x, args, autocast):
+    """The loss of all views x (2N, 3, S, S) at once and its gradients, in the memory of a chunk.
+
+    Adding up the gradients of small batches would not do: a view's negatives are the whole batch.
+    But the loss needs only z of each view, so (Gao et al. 2021) z is made first, without a graph;
+    the loss gives dL/dz; then chunk after chunk is embedded again, with the graph through which its
+    rows of dL/dz go back. Batch-norm normalises each chunk by itself, both times alike; its running
+    statistics learn in the second pass. networks: encoder and head; averaged: the same as
+    `parallel.averaged` has them, for the last chunk. Returns z, loss.
+    """
+    buffers = [buffer for network in networks for buffer in network.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    with torch.no_grad():
+        z = torch.cat([embed(*networks, chunk, autocast) for chunk in x.split(args.chunk)])
+        for buffer, value in zip(buffers, before):
+            buffer.copy_(value)
+    z.requires_grad_()
+    loss = kernels.nt_xent(z, args.temperature, args.impl, parallel.group())
+    loss.backward()
+    *others, (last, dz_last) = zip(x.split(args.chunk), z.grad.split(args.chunk))
+    for chunk, dz in others:
+        embed(*networks, chunk, autocast).backward(dz)       # the parameters' gradients add up
+    embed(*averaged, last, autocast).backward(dz_last)
+    return z, loss
+
+
+class LARS(torch.optim.Optimizer):
+    """SGD with momentum that moves each layer by a share of the length of its weights.
+
+    You, Gitman & Ginsburg 2017, Algorithm 1, for weights w with gradient g:
+        ratio = trust |w| / (|g| + decay |w|);  v = momentum v + lr ratio (g + decay w);  w = w - v
+    As in SimCLR's code, biases and batch-norm (whatever has one dimension) have neither ratio nor
+    decay; and the ratio of weights that are all zero is 1.
+    """
+
+    def __init__(self, parameters, lr, weight_decay, momentum=0.9, trust=1e-3):
+        super().__init__(parameters, dict(lr=lr, weight_decay=weight_decay, momentum=momentum,
+                                          trust=trust))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for w in group["params"]:
+                g, lr, decay = w.grad, group["lr"], group["weight_decay"]
+                if w.dim() > 1:
+                    length = w.norm()
+                    ratio = group["trust"] * length / (g.norm() + decay * length).clamp(min=1e-30)
+                    lr = lr * torch.where(length > 0, ratio, 1.0)
+                    g = g + decay * w
+                v = self.state[w].setdefault("momentum", torch.zeros_like(w))
+                w.sub_(v.mul_(group["momentum"]).add_(lr * g))
+
+
 def draw_views(images, args, file):
     """A picture of what the network is shown: eight images, and two views of each below."""
     rng = torch.Generator().manual_seed(args.seed)
@@ -184,10 +250,21 @@ def arguments(argv):
     p.add_argument("--view", choices=VIEWS, default="original",
                    help="change one of the two views further; see VIEWS in the source")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
-    p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
+    p.add_argument("--optimizer", choices=("adamw", "lars"), default="adamw",
+                   help="lars is for batches of 1,024 and more; it wants --weight-decay 1e-6 and "
+                        "an --lr of 0.3 for every 256 images")
+    p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4,
+                   help="of the optimizer")
+    p.add_argument("--chunk", type=fgssl.number(int, 2),
+                   help="views whose graph a process has in memory at once: large batches in "
+                        "little memory, for a third more time; batch-norm sees one chunk at a time")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
                    help="epochs between k-NN checks on val")
-    return fgssl.parse(p, argv)
+    args = fgssl.parse(p, argv)
+    views = 2 * args.batch // parallel.ranks()
+    if args.chunk and views % args.chunk:
+        p.error(f"--chunk {args.chunk} does not divide the {views} views of a process")
+    return args
 
 
 def main(argv=None):
@@ -205,8 +282,12 @@ def main(argv=None):
     head = ProjectionHead(encoder.dim, args.hidden, 128).to(device)
     if args.sync_bn:
         parallel.synchronise(encoder, head)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
-                                  weight_decay=args.weight_decay)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    if args.optimizer == "lars":
+        optimizer = LARS(parameters, args.lr, args.weight_decay)
+    else:
+        optimizer = torch.optim.AdamW(parameters, args.lr, weight_decay=args.weight_decay,
+                                      fused=device.type == "cuda")
     rng = parallel.Generator().manual_seed(args.seed)        # of the views
     state = dict(encoder=encoder, head=head, optimizer=optimizer)
     encode, project = parallel.averaged(encoder, head)
@@ -228,15 +309,17 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        x = fgssl.fetch(train.images, parallel.share(next(order)), device)   # (N, 3, C, C), then two views of each
+        mine = parallel.share(next(order))                   # of the batch's images
+        x = fgssl.fetch(train.images, mine, device)          # (N, 3, C, C), then two views of each
         x = fgssl.in_pieces(random_view, x.repeat(2, 1, 1, 1), args, rng)
-        x = fgssl.normalize(change_one(x, args.view, rng))
-        with autocast:
-            z = project(encode(x.contiguous(memory_format=torch.channels_last)))
-        z = F.normalize(z.float(), dim=1)                    # (2N, 128)
-        loss = kernels.nt_xent(z, args.temperature, args.impl, parallel.group())
+        x = change_one(x, args.view, rng)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        if args.chunk:
+            z, loss = two_pass((encoder, head), (encode, project), x, args, autocast)
+        else:
+            z = embed(encode, project, x, autocast)          # (2N, 128)
+            loss = kernels.nt_xent(z, args.temperature, args.impl, parallel.group())
+            loss.backward()
         optimizer.step()
 
         leave, late = parallel.either(step == total or bool(stop), time.time() - saved > 60)
