@@ -155,10 +155,17 @@ def tile_shuffle(x, perm, grid, tile, offset=None, mean=None, std=None, image=Fa
     tables = _check_tiles(x, perm, grid, tile, offset)
     wide = torch.promote_types(x.dtype, torch.float32)
     unit = 255 if x.dtype == torch.uint8 else 1
-    mean, std = (torch.as_tensor(value, dtype=wide, device=x.device).expand(x.shape[1])
+    mean, std = (_beside(torch.as_tensor(value, dtype=wide), x).expand(x.shape[1])
                  for value in (0. if mean is None else mean, 1. if std is None else std))
     shuffle = torch.ops.fgssl.tile_shuffle if _use_kernel(impl, x) else Gathered.apply
     return shuffle(x, *tables, mean * unit, 1 / (std * unit), grid, tile, image)
+
+
+def _beside(table, x):
+    """A table, often made on the CPU, where x is. By way of pinned memory no GPU is waited for."""
+    if x.is_cuda and not table.is_cuda:
+        table = table.pin_memory()
+    return table.to(x.device, non_blocking=True)
 
 
 def _check_tiles(x, perm, grid, tile, offset):
@@ -171,11 +178,11 @@ def _check_tiles(x, perm, grid, tile, offset):
         raise ValueError(f"a grid of {grid}, tiles of {tile} do not fit {height} x {width} pixels")
     if perm.shape != (b, k) or perm.is_floating_point():
         raise ValueError(f"perm is {perm.dtype} {tuple(perm.shape)}; wanted integers ({b}, {k}).")
-    limit = torch.tensor(room, device=x.device)
-    offset = limit // 2 if offset is None else torch.as_tensor(offset, device=x.device)
+    limit = _beside(torch.tensor(room), x)
+    offset = limit // 2 if offset is None else _beside(torch.as_tensor(offset), x)
     if offset.is_floating_point() or offset.shape[-1:] != (2,):
         raise ValueError(f"offset is {offset.dtype} {tuple(offset.shape)}; wanted integers (.., 2)")
-    perm, offset = perm.to(x.device, torch.int64), offset.to(torch.int64).expand(b, k, 2)
+    perm, offset = _beside(perm, x).long(), offset.long().expand(b, k, 2)
     whole = perm.sort(1).values == torch.arange(k, device=x.device)
     torch._assert_async(whole.all(), f"a row of perm is not a permutation of 0 .. {k - 1}")
     torch._assert_async(((offset >= 0) & (offset <= limit)).all(),
