@@ -66,14 +66,16 @@ def gamma(x, rng, low=0.5, high=2.5):
 def dropout(x, rng, fewest=5, most=20, share=(1 / 16, 1 / 8)):
     """Coarse dropout: 5 to 20 black rectangles, each side 1/16 to 1/8 of the image's."""
     n, size = len(x), x.shape[-1]
-    height, width = (size * fgssl.uniform(rng, *share, n, most, 1) for _ in range(2))
-    top, left = ((size - side) * fgssl.uniform(rng, 0, 1, n, most, 1) for side in (height, width))
-    centre = torch.arange(size) + 0.5                        # of each pixel: (n, most, size) below
-    rows, columns = ((start <= centre) & (centre < start + side)
-                     for start, side in ((top, height), (left, width)))
+
+    def pair(low, high):                                     # for rows and for columns
+        return torch.stack([fgssl.uniform(rng, low, high, n, most, 1) for _ in range(2)])
+
+    side = pair(*share) * size
+    start = pair(0, 1) * (size - side)
+    centre = torch.arange(size) + 0.5
+    rows, columns = ((start <= centre) & (centre < start + side)).float()  # (n, most, size) each
     holes = fgssl.integers(rng, fewest, most + 1, n, 1, 1)
-    rows = rows & (torch.arange(most)[:, None] < holes)
-    covered = rows.float().mT @ columns.float() > 0
+    covered = (rows * (torch.arange(most)[:, None] < holes)).mT @ columns > 0
     return x.masked_fill(fgssl.to_device(covered[:, None], x.device), 0)
 
 

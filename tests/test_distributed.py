@@ -37,12 +37,14 @@ STOPPED_AT = 4
 
 
 def networks(kind, batch_norm):
+    """Without biases, whose gradients all but cancel, or ReLU, which rounding may switch."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d if batch_norm else nn.Identity
-    encoder = nn.Sequential(nn.Conv2d(3, 5, 3), norm(5), nn.ReLU(), nn.Conv2d(5, 7, 3), norm(7),
-                            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    head = nn.Sequential(nn.Linear(7, 6), nn.BatchNorm1d(6) if batch_norm else nn.ReLU(),
-                         nn.Linear(6, 16))
+    encoder = nn.Sequential(
+        nn.Conv2d(3, 5, 3, 2, bias=False), norm(5), nn.Tanh(), nn.Conv2d(5, 7, 3, bias=False),
+        norm(7), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    head = nn.Sequential(nn.Linear(7, 6, bias=False), nn.BatchNorm1d(6) if batch_norm else
+                         nn.Tanh(), nn.Linear(6, 16, bias=False))
     parallel.synchronise(encoder, head)
     return encoder.to(kind), head.to(kind)
 
@@ -70,7 +72,7 @@ def contrast(kind, batch_norm=False, chunk=None):
 
 
 CASES = {"float32": (torch.float32,), "float64": (torch.float64,),
-         "batch-norm": (torch.float64, True), "chunks": (torch.float32, False, 3)}
+         "batch-norm": (torch.float64, True), "chunks": (torch.float32, False, 4)}
 
 
 def train(trainer, photos, out, *more):
@@ -166,8 +168,9 @@ def run(photos, tmp_path_factory):
 
 
 def error(ours, wanted):
-    """Relative Frobenius error; of a wanted 0, the absolute one."""
-    return ((ours - wanted).norm() / wanted.norm().clamp(min=1e-9)).item()
+    """Relative Frobenius error."""
+    ours, wanted = ours.double(), wanted.double()
+    return ((ours - wanted).norm() / wanted.norm()).item()
 
 
 @pytest.mark.parametrize("case, alone, limit", [
@@ -180,8 +183,7 @@ def test_loss_and_every_gradient_are_those_of_one_process(run, case, alone, limi
     for rank in run.ranks:
         assert rank[case].keys() == wanted.keys()
         for name, value in rank[case].items():
-            if value.is_floating_point() and wanted[name].norm() > 1e-9:  # 0 but for rounding:
-                assert error(value, wanted[name]) <= limit, name          # a bias before batch-norm
+            assert error(value, wanted[name]) <= limit, name
     assert all(torch.equal(a, b) for a, b in zip(*(r[case].values() for r in run.ranks)))
 
 
@@ -203,9 +205,11 @@ def test_trainers_log_and_leave_what_one_process_does(run, trainer):
     assert alone["encoder"].keys() == both["encoder"].keys(), "names of the plain modules"
     logs = [[r for r in fgssl.read_log(folder / "log.jsonl") if "lr" in r] for folder in (one, two)]
     assert [r["step"] for r in logs[0]] == [r["step"] for r in logs[1]]
-    for name, value in logs[0][0].items():
-        if not name.endswith("per_s"):  # after a step of Adam rounding has grown: only the first
-            assert logs[1][0][name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
+    first, ours = ({name: value for record in reversed(log) for name, value in record.items()}
+                   for log in logs)  # of each number; later ones have Adam's rounding in them
+    for name, value in first.items():
+        if not name.endswith("per_s"):
+            assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-7), name
 
 
 def test_rank_0_alone_prints_and_writes(run):
@@ -227,7 +231,7 @@ def test_a_run_goes_on_with_another_number_of_processes(run, path):
     assert [r["step"] for r in starts] == [0, STOPPED_AT]
     assert [r["processes"] for r in starts] == ([2, 1] if path == "two_then_one" else [1, 2])
     for name, value in wanted["encoder"].items():
-        assert error(ours["encoder"][name].float(), value.float()) < 1e-4, name
+        assert error(ours["encoder"][name], value) < 1e-4, name
 
 
 def test_a_batch_must_divide(run):
@@ -236,7 +240,7 @@ def test_a_batch_must_divide(run):
 
 def test_a_rank_that_fails_ends_all_with_its_error(photos, tmp_path):
     program = torchrun(__file__, "fail", photos, tmp_path)
-    _, errors = program.communicate(timeout=60)
+    _, errors = program.communicate(timeout=300)
     assert program.returncode == 1
     assert "ValueError: no such bird" in errors and "(rank 1 of 2)" in errors
     assert errors.count("File \"" + __file__) <= 4, "rank 0, which lost its partner, is silent"
@@ -250,7 +254,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(photos, tmp_path):
         if "loss" in line:
             break
     program.send_signal(signal.SIGINT)
-    rest, _ = program.communicate(timeout=60)
+    rest, _ = program.communicate(timeout=300)
     assert program.returncode != 0
     assert re.search(r"torchrun --nproc-per-node 2 train_simclr.py --out \S+ --resume", rest)
     step = fgssl.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
