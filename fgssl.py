@@ -842,14 +842,19 @@ def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl", "sync
     `may_change`. An existing run is refused without --resume. Errors end the script, with usage.
     """
     args = p.parse_args(argv)
-    if args.batch % parallel.ranks():
-        p.error(f"--batch {args.batch} does not divide among {parallel.ranks()} processes: pass a "
-                f"multiple of {parallel.ranks()}")
-    file = Path(args.out) / "checkpoint.pt"
-    if not args.resume and file.exists():
+    file, ranks = Path(args.out) / "checkpoint.pt", parallel.ranks()
+    if args.resume:
+        args = resumed(p, argv, args, file, may_change)
+    elif file.exists():
         p.error(f"{args.out} holds a run: --resume goes on with it, --out FOLDER starts another")
-    if not args.resume:
-        return args
+    if args.batch % ranks:
+        p.error(f"--batch {args.batch} does not divide among {ranks} processes: the run wants a "
+                "number of them that divides it, or another --batch")
+    return args
+
+
+def resumed(p, argv, args, file, may_change):
+    """The arguments of the run that `file` is a checkpoint of, changed where argv may do so."""
     if not file.exists():
         p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
     try:
