@@ -1,4 +1,4 @@
-"""Several processes that train as one: whatever a trainer needs under torchrun, and its own file.
+"""Several processes that train as one: all that the trainers need of torch.distributed.
 
     torchrun --nproc-per-node 2 train_simclr.py      # gloo between CPUs, NCCL between GPUs
 
