@@ -29,7 +29,7 @@ STEPS, DECODED = 20, 128
 def main():
     args = train_simclr.arguments([*sys.argv[1:], "--out", "nowhere"])
     device, autocast = fgssl.device_and_precision(args.precision)
-    data = fgssl.load_data(args.data, args.root, args.skip_bad, args.workers)
+    data = fgssl.data_of(args)
     side, seconds = fgssl.cache_side(args.size), defaultdict(list)
     images = data.cached("train", side).images
 
