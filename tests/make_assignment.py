@@ -140,8 +140,9 @@ def cuda_kernels(file):
 def find(name):
     """The one function called NAME, or FILE:NAME. Raises ValueError for none or several."""
     of_file, _, short = name.rpartition(":")
-    files = [*ROOT.glob("*.py"), *ROOT.glob("datasets/*.py"), *ROOT.glob("kernels/*.py"), *ROOT.glob("kernels/*.cu")]
-    found = [f for file in sorted(files) if str(file).endswith(of_file)
+    files = (file for pattern in ("*.py", "datasets/*.py", "kernels/*.py", "kernels/*.cu")
+             for file in sorted(ROOT.glob(pattern)))
+    found = [f for file in files if str(file).endswith(of_file)
              for f in (cuda_kernels if file.suffix == ".cu" else python_functions)(file)
              if f.name == short]
     if not found:
