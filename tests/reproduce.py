@@ -45,7 +45,20 @@ class Table(NamedTuple):
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
 TUNED = {title: f"fine-tuned {title.split()[0]}" for title in ("1 label", "5", "10", "all")}
 
-TABLES = {}
+FEW = "--shots 1 5 10 all --draws 2 --finetune --steps 1200 --batch 32"
+
+TABLES = {
+    "grocery": Table("grocery", 8, FROZEN | TUNED, (
+        Run("random weights; from scratch", "", (FEW,)),
+        Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08", (FEW,)),
+        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW,), 1),
+        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW,), 1))),
+    "toy": Table("toy", 3, FROZEN | TUNED, (
+        Run("random weights; from scratch", "", (FEW,)),
+        Run("SimCLR", "train_simclr.py", (FEW,)),
+        Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
+        Run("SRGAN", "train_srgan.py", (FEW,), 1))),
+}
 
 
 def runs(name):
