@@ -878,10 +878,10 @@ def arguments(argv):
     tune = p.add_argument_group("fine-tuning")
     tune.add_argument("--finetune", action="store_true",
                       help="train the encoder too: for every K of --shots, or on all labels")
-    tune.add_argument("--steps", type=fgssl.number(int, 1), default=600,
+    tune.add_argument("--steps", type=fgssl.number(int, 1), default=1200,
                       help="length of training, the same for few labels and for many")
     tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3, help="of the head")
-    tune.add_argument("--batch", type=fgssl.number(int, 2), default=64, help="images a step")
+    tune.add_argument("--batch", type=fgssl.number(int, 2), default=32, help="images a step")
     tune.add_argument("--head", choices=("probe", "zero"),
                       help="where the head starts: as the frozen probe (Kumar et al. 2022), the "
                            "default, or from zeros, the default with --init random")

@@ -45,7 +45,7 @@ class Table(NamedTuple):
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
 TUNED = {title: f"fine-tuned {title.split()[0]}" for title in ("1 label", "5", "10", "all")}
 
-FEW = "--shots 1 5 10 all --draws 2 --finetune --steps 1200 --batch 32"
+FEW = "--shots 1 5 10 all --draws 2 --finetune"
 
 TABLES = {
     "grocery": Table("grocery", 8, FROZEN | TUNED, (
