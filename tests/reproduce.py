@@ -52,8 +52,8 @@ TABLES = {
         Run("random weights; from scratch", "", (FEW,), 2),
         Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08", (FEW,),
             2),
-        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW,), 1),
-        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW,), 1))),
+        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", seeds=1),
+        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", seeds=1))),
     "toy": Table("toy", 3, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW,)),
         Run("SimCLR", "train_simclr.py", (FEW,)),
