@@ -1,6 +1,6 @@
 """Reruns a table of the README from scratch and writes it there.
 
-    python tests/reproduce.py                      # names the tables, and the hours each took
+    python tests/reproduce.py                      # names the tables, and their hours
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
     python tests/reproduce.py grocery --dry-run    # prints the commands
 
@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 
 class Table(NamedTuple):
-    """columns: {title: its name among an encoder's figures in eval.json, or "METHOD SHOTS"}; the
+    """hours: an estimate. columns: {title: its name among an encoder's figures in eval.json, or "METHOD SHOTS"}; the
     figures are those of each run's first evaluation, the few-label results those of all."""
     data: str
     hours: float
