@@ -34,8 +34,9 @@ class Run(NamedTuple):
 
 
 class Table(NamedTuple):
-    """hours: an estimate. columns: {title: its name among an encoder's figures in eval.json, or "METHOD SHOTS"}; the
-    figures are those of each run's first evaluation, the few-label results those of all."""
+    """hours: an estimate. columns: {title: its name among an encoder's figures in eval.json, or
+    "METHOD SHOTS"}; the figures are those of each run's first evaluation, the few-label results
+    those of all."""
     data: str
     hours: float
     columns: dict
