@@ -5,10 +5,13 @@
     python tests/reproduce.py grocery --dry-run    # prints the commands
 
 Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
-command, and not run again: remove a record to start from scratch. Ctrl-C loses nothing.
+command, and not run again: remove a record to start from scratch. Ctrl-C loses nothing. Started in
+several terminals, the same command shares the runs out; give each OMP_NUM_THREADS=1.
 """
 
 import argparse
+import contextlib
+import fcntl
 import json
 import shlex
 import subprocess
@@ -47,19 +50,29 @@ FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
 TUNED = {title: f"fine-tuned {title.split()[0]}" for title in ("1 label", "5", "10", "all")}
 
 FEW = "--shots 1 5 10 all --draws 2 --finetune"
+NEAREST = {"linear": "linear", "k-NN": "knn"}
+VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
+
+
+def views(flags):
+    return (Run("random weights", ""),
+            *(Run(view, f"train_simclr.py {flags} --view {view}") for view in VIEWS))
+
 
 TABLES = {
     "grocery": Table("grocery", 4, FROZEN | TUNED, (
-        Run("random weights; from scratch", "", (FEW,), 2),
-        Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08", (FEW,),
-            2),
-        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", seeds=1),
-        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", seeds=1))),
-    "toy": Table("toy", 3, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW,)),
-        Run("SimCLR", "train_simclr.py", (FEW,)),
+        Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08", (FEW,)),
+        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW,), 1),
+        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW,), 1))),
+    "toy": Table("toy", 2, FROZEN | TUNED, (
+        Run("random weights; from scratch", "", (FEW,), 2),
+        Run("SimCLR", "train_simclr.py", (FEW,), 2),
         Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
         Run("SRGAN", "train_srgan.py", (FEW,), 1))),
+    "views-grocery": Table("grocery", 2, NEAREST,
+                           views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08")),
+    "views-toy": Table("toy", 2, NEAREST, views("--epochs 20")),
 }
 
 
@@ -85,28 +98,47 @@ def recorded(name):
 
 
 def execute(name):
-    """Run what is not recorded yet. A training that was stopped goes on."""
+    """Run what is neither recorded yet nor being run by another process. A training that was
+    stopped goes on."""
     for _, _, folder, train, evaluations in runs(name):
-        todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
-        finished = folder / "finished"                       # written when training is
-        if todo and train and not finished.exists():
-            python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
-            finished.touch()
-        for command in todo:
-            python(*command)
-            result = json.loads((Path(command[-1]) / "eval.json").read_text())
-            result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
-                                    for cell in result["few_labels"]]
-            record(name, command, {key: result[key] for key in KEPT if key in result})
+        with locked(folder, wait=False) as free:
+            todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
+            finished = folder / "finished"                   # written when training is
+            if free and todo and train and not finished.exists():
+                python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
+                finished.touch()
+            for command in todo if free else ():
+                python(*command)
+                record(name, command)
 
 
-def record(name, command, result):
-    RECORDS.mkdir(parents=True, exist_ok=True)
-    partial = RECORDS / f"{name}.part"
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}"
-             for key, value in (recorded(name) | {shlex.join(command): result}).items()]
-    partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    partial.replace(RECORDS / f"{name}.json")
+@contextlib.contextmanager
+def locked(folder, wait=True):
+    """Hold the folder's lock meanwhile; yields whether it could be had. The system frees it when
+    the process ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def record(name, command):
+    """Keep what a call of linear_eval.py found, of eval.json the part that is shown."""
+    result = json.loads((Path(command[-1]) / "eval.json").read_text())
+    result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
+                            for cell in result["few_labels"]]
+    result = {key: result[key] for key in KEPT if key in result}
+    with locked(OUT / name):
+        RECORDS.mkdir(parents=True, exist_ok=True)
+        partial = RECORDS / f"{name}.part"
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}"
+                 for key, value in (recorded(name) | {shlex.join(command): result}).items()]
+        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        partial.replace(RECORDS / f"{name}.json")
 
 
 def python(*command):
@@ -164,6 +196,11 @@ def main(argv=None):
                 print(f"python {shlex.join(command)}")
         return
     execute(args.table)
+    missing = [command for *_, evaluations in runs(args.table) for command in evaluations
+               if shlex.join(command) not in recorded(args.table)]
+    if missing:
+        print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")
+        return
     table = render(args.table)
     write(args.table, table)
     print(f"\n{table}\n\nwritten into {README.name}")

@@ -43,6 +43,18 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     assert ran[3:] == ["linear_eval.py"], "what is recorded is not run again, nor what is trained"
 
 
+def test_a_run_of_another_process_is_left_to_it(tiny, capsys):
+    folder, ran = tiny
+    (folder / "README.md").write_text("<!-- tiny -->\nold\n<!-- /tiny -->\n")
+    with reproduce.locked(folder / "out" / "tiny" / "Sim_CLR_0"):
+        reproduce.main(["tiny"])
+    assert ran == ["linear_eval.py"] and "old" in (folder / "README.md").read_text()
+    assert "The last 1 are run by other processes" in capsys.readouterr().out
+    reproduce.main(["tiny"])
+    assert ran[1:] == ["train_simclr.py", "linear_eval.py"]
+    assert "Sim CLR" in (folder / "README.md").read_text()
+
+
 def test_a_readme_without_the_markers_is_left_as_it_is(tiny):
     (tiny[0] / "README.md").write_text("nothing here\n")
     with pytest.raises(ValueError, match="<!-- tiny -->"):
