@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import fgssl  # noqa: E402
 import linear_eval  # noqa: E402
 
 README, RECORDS, OUT = ROOT / "README.md", ROOT / "assets" / "results", Path("out/reproduce")
@@ -37,9 +38,9 @@ class Run(NamedTuple):
 
 
 class Table(NamedTuple):
-    """hours: an estimate. columns: {title: its name among an encoder's figures in eval.json, or
-    "METHOD SHOTS"}; the figures are those of each run's first evaluation, the few-label results
-    those of all."""
+    """hours: an estimate. columns: {title: what of a run}: "linear", "knn", ... of its first
+    evaluation, "1 linear" of its second; "frozen 5", "fine-tuned all" of any; "log val_puzzles",
+    what its training wrote last."""
     data: str
     hours: float
     columns: dict
@@ -59,6 +60,12 @@ def views(flags):
             *(Run(view, f"train_simclr.py {flags} --view {view}") for view in VIEWS))
 
 
+def variants(train, flags, evaluate=("",)):
+    """A row for each {what it is: its flags}, of one seed."""
+    return tuple(Run(f"{what}, `{more}`", f"{train} {more}", evaluate, 1)
+                 for what, more in flags.items())
+
+
 TABLES = {
     "grocery": Table("grocery", 4, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW,)),
@@ -72,7 +79,22 @@ TABLES = {
         Run("SRGAN", "train_srgan.py", (FEW,), 1))),
     "views-grocery": Table("grocery", 2, NEAREST,
                            views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08")),
-    "views-toy": Table("toy", 2, NEAREST, views("--epochs 20")),
+    "moved-simclr": Table("grocery", 1, NEAREST, (
+        Run("random weights", "", seeds=1),
+        *variants("train_simclr.py --epochs 20", {
+            "the paper's, for ImageNet": "--color 0.5 --gray 0.2 --blur 0.5 --min-crop 0.2",
+            "without blur": "--color 0.5 --gray 0.2 --min-crop 0.2",
+            "and with colours kept": "--color 0.1 --gray 0 --min-crop 0.2",
+            "and with smaller crops": "--color 0.1 --gray 0 --min-crop 0.08"}))),
+    "moved-jigsaw": Table("grocery", 1, {
+        "val puzzles": "log val_puzzles", "linear, stage 2": "linear", "stage 4": "1 linear"},
+        variants("train_jigsaw.py --epochs 12 --eval-every 12", {
+            "colours kept": "--color 0 --gray 0",
+            "one puzzle an image, not eight": "--color 0 --gray 0 --puzzles 1",
+            "each tile less its mean, over its deviation": "--color 0 --gray 0 --tile-norm",
+            "tiles jittered apart, one in five images grey": "--color 0.5 --gray 0.2",
+            "all three guards": "--color 0.5 --gray 0.3 --tile-norm",
+            "no gap": "--color 0 --gray 0 --tile 21"}, ("--layer 2", "--layer 4"))),
 }
 
 
@@ -132,6 +154,9 @@ def record(name, command):
     result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
                             for cell in result["few_labels"]]
     result = {key: result[key] for key in KEPT if key in result}
+    log = fgssl.read_log(Path(command[-1]).with_name("log.jsonl"))
+    result["log"] = {key: value for line in log for key, value in line.items()
+                     if isinstance(value, float)}
     with locked(OUT / name):
         RECORDS.mkdir(parents=True, exist_ok=True)
         partial = RECORDS / f"{name}.part"
@@ -153,12 +178,14 @@ def figures(name, label):
         for i, command in enumerate(evaluations if run.label == label else ()):
             result = recorded(name)[shlex.join(command)]
             for title, where in TABLES[name].columns.items():
-                method, _, shots = where.partition(" ")
-                if shots:
-                    found[title] += [cell["test"] for cell in result["few_labels"] if shots
-                                     == str(cell["shots"]) and cell["method"] == method]
-                elif i == 0:
-                    found[title].append(result.get("encoder", result["random_init"])[where])
+                kind, _, what = where.rpartition(" ")
+                if kind in ("frozen", "fine-tuned"):
+                    found[title] += [cell["test"] for cell in result["few_labels"] if what
+                                     == str(cell["shots"]) and cell["method"] == kind]
+                elif kind == "log" and i == 0:
+                    found[title].append(result["log"][what])
+                elif kind != "log" and i == int(kind or 0):
+                    found[title].append(result.get("encoder", result["random_init"])[what])
     return found
 
 

@@ -1,6 +1,7 @@
 """Tables rerun: what runs, what is not run again, what is written where."""
 
 import importlib
+import json
 
 import pytest
 import reproduce
@@ -53,6 +54,21 @@ def test_a_run_of_another_process_is_left_to_it(tiny, capsys):
     reproduce.main(["tiny"])
     assert ran[1:] == ["train_simclr.py", "linear_eval.py"]
     assert "Sim CLR" in (folder / "README.md").read_text()
+
+
+def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
+    table = reproduce.TABLES["tiny"]
+    columns = {"stage 2": "linear", "stage 4": "1 linear", "k-NN": "log knn"}
+    run = Run("jigsaw", "train_jigsaw.py --size 16 --batch 8 --epochs 1",
+              ("--size 16 --layer 2", "--size 16 --layer 4"), 1)
+    monkeypatch.setitem(reproduce.TABLES, "tiny", table._replace(columns=columns, runs=(run,)))
+    reproduce.execute("tiny")
+    found, files = reproduce.figures("tiny", "jigsaw"), reproduce.OUT / "tiny" / "jigsaw_0"
+    for i, stage in enumerate(("stage 2", "stage 4")):
+        result = json.loads((files / f"eval{i}" / "eval.json").read_text())
+        assert found[stage] == [result["encoder"]["linear"]]
+    (last,) = (line for line in open(files / "log.jsonl") if '"step": 4, "knn"' in line)
+    assert found["k-NN"] == [json.loads(last)["knn"]]
 
 
 def test_a_readme_without_the_markers_is_left_as_it_is(tiny):
