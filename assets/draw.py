@@ -1,7 +1,7 @@
 """Draws two of the README's pictures: what the three methods see and do, by networks trained here,
 and the seven views.
 
-    python assets/draw.py                                    # after the three trainers' default runs
+    python assets/draw.py              # after the default runs of the three trainers
     python assets/draw.py out/reproduce/toy:7 out/reproduce/grocery:30
 
 A row for each FOLDER:IMAGE. FOLDER holds the runs, in folders named simclr, jigsaw and srgan; IMAGE
@@ -41,7 +41,7 @@ def row(images, files, args):
 
 
 def puzzle(file, images):
-    """The first of the images as shuffled, and as the network of the checkpoint puts it together."""
+    """The first image as shuffled, and as the network of the checkpoint puts it together."""
     checkpoint = fgssl.read_checkpoint(file)
     args, perms = Namespace(**checkpoint["args"]), checkpoint["head"]["perms"]
     encoder = fgssl.resnet(args.arch)

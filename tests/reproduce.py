@@ -38,7 +38,7 @@ class Run(NamedTuple):
 
 
 class Table(NamedTuple):
-    """hours: an estimate. columns: {title: what of a run}: "linear", "knn", ... of its first
+    """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
     evaluation, "1 linear" of its second; "frozen 5", "fine-tuned all" of any; "log val_puzzles",
     what its training wrote last."""
     data: str
@@ -215,7 +215,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if not args.table:
         for name, table in TABLES.items():
-            print(f"{name:<12}about {table.hours:g} hours on 2 CPU cores")
+            print(f"{name:<16}{table.hours:g} h on 2 CPU cores")
         return
     if args.dry_run:
         for _, _, _, train, evaluations in runs(args.table):
