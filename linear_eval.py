@@ -311,7 +311,7 @@ def finetune(model, train, val, args, how, title, file, stop):
     The length is counted in steps, so that one label a class gets the time that all get. AdamW,
     warm-up, cosine. Val is looked at LOOKS times; of equals the last look is kept. The run is saved
     in `file` every minute, and when `stop` asks; found there, it goes on to the same end as if
-    never stopped. Returns the step of the best look.
+    never stopped. It stays there until its results are written. Returns the step of the best look.
     """
     _, device, autocast = how
     total, batch = args.steps, min(args.batch, len(train.labels))
@@ -371,7 +371,6 @@ def finetune(model, train, val, args, how, title, file, stop):
         if leave:
             leave_by(stop)
     model.load_state_dict(state["best"].state_dict())
-    file.unlink(missing_ok=True)
     return best["step"]
 
 
@@ -431,6 +430,8 @@ def few_labels(frozen, args, out, done=()):
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f}, "
               f"test {cell['test']:.1f}", flush=True)
         yield cell
+        if cell["method"] == "fine-tuned":
+            (out / "finetuning.pt").unlink(missing_ok=True)
 
 
 def few_label_cell(frozen, args, out, cell, title, stop):

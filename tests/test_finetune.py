@@ -158,7 +158,7 @@ def test_a_stopped_run_ends_like_one_that_was_never_stopped(splits, frozen, tmp_
         assert finetune(model, splits, tmp_path, arguments()) == best
         for name, tensor in whole.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name
-        assert not (tmp_path / "finetuning.pt").exists(), "a finished run leaves nothing to resume"
+        (tmp_path / "finetuning.pt").unlink()
 
 
 @pytest.mark.parametrize("other", ["recipe", "images"])
@@ -296,6 +296,15 @@ def test_a_stop_between_cells_is_obeyed_and_keeps_those_that_are_done(shades, tm
     assert "the same command goes on from here" in capsys.readouterr().out
     monkeypatch.setattr(linear_eval, "few_label_cell", cell)
     assert len(run(shades, tmp_path, *study)["few_labels"]) == 4
+
+
+def test_a_run_is_kept_until_its_results_are_written(splits, frozen, tmp_path, monkeypatch):
+    """It was removed before val and test were read: killed in those minutes, it was lost."""
+    args, file = arguments(), tmp_path / "finetuning.pt"
+    monkeypatch.setattr(linear_eval, "finetune", lambda *_: file.touch() or 0)
+    cells = linear_eval.few_labels(frozen, args, tmp_path)
+    assert [next(cells)["method"] for _ in range(2)] == ["frozen", "fine-tuned"] and file.exists()
+    assert not list(cells) and not file.exists(), "a finished run leaves nothing to resume"
 
 
 def test_a_class_with_fewer_images_is_said_and_used(shades, tmp_path, capsys):
