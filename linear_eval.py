@@ -753,7 +753,7 @@ def compare(files, out):
     Deviations are over seeds and, for few labels, draws. ValueError where data, splits or size of
     the images differ.
     """
-    runs, few, first = {}, {}, None        # {name: [result, ...]}, {method: {name: {k: [score]}}}
+    runs, few, first = {}, {}, None   # {name: [result, ...]}, {(method, name, shots): [score, ...]}
     for argument in files:
         parts = argument.split("=")                          # name and folder may hold more of it
         cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
@@ -767,28 +767,28 @@ def compare(files, out):
         name = name or Path(file).resolve().parent.name
         runs.setdefault(name, []).append(result)
         for cell in result["few_labels"]:
-            of_run = few.setdefault(cell["method"], {}).setdefault(name, {})
-            of_run.setdefault(cell["shots"], []).append(cell["test"])
+            few.setdefault((cell["method"], name, cell["shots"]), []).append(cell["test"])
 
-    shots = sorted({k for method in few.values() for scores in method.values() for k in scores},
-                   key=lambda k: math.inf if k == "all" else k)
-    rows = [["test, %", *COLUMNS.values(), *(f"{method} {k}" for method in few for k in shots)]]
+    methods = list(dict.fromkeys(method for method, _, _ in few))
+    ks = sorted({k for _, _, k in few}, key=lambda k: math.inf if k == "all" else k)
+    rows = [["test, %", *COLUMNS.values(), *(f"{method} {k}" for method in methods for k in ks)]]
     for name, results in runs.items():
         measured = [result.get("encoder", result["random_init"]) for result in results]
         rows.append([name, *(text([row[column] for row in measured]) for column in COLUMNS),
-                     *(text(few[m].get(name, {}).get(k, [])) for m in few for k in shots)])
+                     *(text(few.get((method, name, k), [])) for method in methods for k in ks)])
     print(table(rows))
     panels = []
-    for method, of_runs in few.items():
+    for method in methods:
         curves = {}
         for i, name in enumerate(runs):                      # beside each other, not on top
-            scores, shift = of_runs.get(name, {}), 0.04 * (i - (len(runs) - 1) / 2)
-            ks = [k for k in shots if k in scores]
-            curves[name] = ([shots.index(k) + shift for k in ks],
-                            [np.mean(scores[k]) for k in ks],
-                            [np.std(scores[k], ddof=1) if len(scores[k]) > 1 else 0 for k in ks])
+            shift = 0.04 * (i - (len(runs) - 1) / 2)
+            points = [(x + shift, few[method, name, k]) for x, k in enumerate(ks)
+                      if (method, name, k) in few]
+            curves[name] = ([x for x, _ in points], [np.mean(scores) for _, scores in points],
+                            [np.std(scores, ddof=1) if len(scores) > 1 else 0
+                             for _, scores in points])
         panels.append(pictures.curve(curves, {"majority class": first["majority"]}, f"{method}: "
-                                  "test accuracy, %, by labels a class", xnames=[*map(str, shots)]))
+                                     "test accuracy, %, by labels a class", xnames=[*map(str, ks)]))
     if panels:
         out.mkdir(parents=True, exist_ok=True)
         pictures.stack(panels).save(out / "compare.png")
