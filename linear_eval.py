@@ -989,7 +989,8 @@ def main(argv=None):
               "argv": sys.argv, "commit": fgssl.commit()}
     done = finished_cells(out / "eval.json", result, args)
     print(f"{data.name}, {len(names)} classes, {args.size} px, {args.arch}: "
-          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test\n")
+          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test\n",
+          flush=True)
 
     result["random_init"], frozen = evaluate(untrained, splits, names, how, args.layer)
     if encoder:

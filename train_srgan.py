@@ -427,7 +427,7 @@ def arguments(argv):
     p.add_argument("--discriminator", choices=("resnet", "vgg"), default="resnet",
                    help="resnet: --arch, the encoder of the other trainers; vgg: the paper's own")
     p.add_argument("--warmup", type=fgssl.number(int, 0), default=20,
-                   help="how many of the epochs are the pixel phase, at --lr")
+                   help="how many of the epochs are the warm-up, at --lr")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
                    help="epochs between measurements on val")
     game = p.add_argument_group("adversarial phase, after the warm-up")
@@ -439,7 +439,7 @@ def arguments(argv):
                       help="weight of the adversarial loss beside the content loss; more is "
                            "sharper and further from the truth")
     game.add_argument("--content", choices=("pixel", "features"), default="pixel",
-                      help="what the content loss compares fake and high by")
+                      help="what the content loss compares generated and true images by")
     game.add_argument("--content-from", metavar="FILE",
                       help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
                            "weights (default: the discriminator's own)")
@@ -449,7 +449,8 @@ def arguments(argv):
     use = p.add_argument_group("in place of training")
     use.add_argument("--upscale", nargs="+", metavar="IMAGE",
                      help="enlarge these, into --out or beside them")
-    use.add_argument("--from", dest="source", metavar="CHECKPOINT", help="of the run that does it")
+    use.add_argument("--from", dest="source", metavar="CHECKPOINT",
+                     help="of the run whose generator does it")
     args = p.parse_args(argv, argparse.Namespace(out=None))  # --upscale needs no folder
     if bool(args.upscale) != bool(args.source):
         p.error("--upscale IMAGE and --from CHECKPOINT go together")
