@@ -911,6 +911,8 @@ def arguments(argv):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
     if (args.predict or args.export or args.encoder == "generator") and not args.checkpoint:
         p.error("--predict, --export and --encoder generator take a checkpoint")
+    if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
+        p.error("--export would overwrite the checkpoint: name another FILE")
     args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]
     args.head = args.head or ("zero" if args.init else "probe")
     return args
@@ -963,6 +965,7 @@ def main(argv=None):
         raise ValueError(f"the {args.encoder} in {args.checkpoint} is no ResNet: it is read as it "
                          "is, without --finetune or --export")
     if args.export:
+        Path(args.export).parent.mkdir(parents=True, exist_ok=True)
         torch.save(encoder.state_dict(), args.export)
         return print(f"wrote {args.export}")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)

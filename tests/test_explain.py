@@ -321,7 +321,7 @@ def test_a_pretrained_encoder_alone_predicts_nothing(tmp_path):
 
 
 def test_export_is_a_plain_state_dict_that_loads_anywhere(evaluated, tmp_path):
-    file = tmp_path / "encoder.pt"
+    file = tmp_path / "new" / "encoder.pt"
     linear_eval.main([str(evaluated / "probe.pt"), "--export", str(file)])
     state = torch.load(file, weights_only=True)
     assert "layer1.0.conv1.weight" in state and not any(key.startswith("fc.") for key in state)
@@ -339,6 +339,7 @@ def test_shots_asked_for_twice_are_run_once():
 
 @pytest.mark.parametrize("argv, wanted", [
     (["--init", "random", "--predict", "a.jpg"], "take a checkpoint"),
+    (["a.pt", "--export", "./a.pt"], "overwrite the checkpoint"),
     (["--init", "random", "--shots", "0"], "--shots"), (["--init", "random", "--shots", "few"],
                                                         "--shots"),
     (["--init", "random", "--stages", "5"], "--stages")])
