@@ -627,6 +627,12 @@ def boxes_in_view(records, rows, size):
     return np.stack(masks)
 
 
+def outline(mask):
+    """The outermost pixels of masks (B, 1, H, W); one that is cut off is closed at the rim."""
+    outside = F.pad(1 - mask, (1, 1, 1, 1), value=1.0)
+    return mask * F.max_pool2d(outside, 3, 1) > 0
+
+
 def energy_inside(cam, masks):
     """Percent of the sum of each map (N, h, w) that lies inside its mask (N, H, W): (N,); NaN for a
     map of zeros, which has none to share."""
@@ -647,8 +653,7 @@ def grad_cam_study(file, frozen, records, count=8, most=512):
     rows = [x, overlay(x, said), other, overlay(x, alike)]
     if records.boxes is not None:
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
-        edge = F.max_pool2d(mask, 3, 1, 1) > mask
-        rows[0] = torch.where(edge, torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
+        rows[0] = torch.where(outline(mask), torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
     pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
     if records.boxes is None:
         return {}

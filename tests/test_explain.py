@@ -163,6 +163,15 @@ def test_a_box_lies_on_what_it_was_drawn_around(tmp_path, size):
         assert white.any() and (mask & white).sum() / (mask | white).sum() > 0.9, "an edge apart"
 
 
+def test_the_outline_of_a_box_beyond_the_view_is_closed_at_its_rim():
+    """Left open, the box of a bird that fills the view was two lines across the picture."""
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[0, 0, 1:5, 3:] = 1
+    inner = torch.zeros(6, 6, dtype=torch.bool)
+    inner[2:4, 4] = True
+    assert torch.equal(linear_eval.outline(mask)[0, 0], (mask[0, 0] > 0) & ~inner)
+
+
 def test_energy_is_shared_as_the_area_is():
     masks = np.zeros((2, 32, 32), bool)
     masks[:, :, :8] = True
