@@ -16,8 +16,9 @@ stand the controls without which it means nothing: the majority class, and the n
     python linear_eval.py out/simclr/checkpoint.pt --export encoder.pt     # torchvision's names
     python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
 
-What is not given (data, size, seed) is as in the run that made the checkpoint. Prints one table;
-writes eval.json, probe.pt and pictures beside the checkpoint, or into --out.
+What is not given (data, size, seed) is as in the run that made the checkpoint; without a run, the
+toy set at 64 pixels. Prints one table; writes eval.json, probe.pt and pictures beside the
+checkpoint, or into --out.
 """
 
 import copy
@@ -29,6 +30,7 @@ import os
 import sys
 import time
 from argparse import Namespace
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,9 +43,11 @@ from torch import nn
 import fgssl
 import pictures
 import train_srgan
+from datasets import downloads
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
+SPLITS = ("train", "val", "test")
 LAYERS = ("4", "4:2x2", "3", "3:2x2", "2", "2:2x2", "1", "1:2x2")
 LOOKS = 20  # times that fine-tuning looks at val
 COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
@@ -51,9 +55,7 @@ GREEN, RED = (0.2, 0.65, 0.3), (0.85, 0.15, 0.2)
 # `how`, below, is always (size, device, autocast): how images are shown to a network.
 
 
-# ------------------------------------------------------------------------------------------------
-# Features: an encoder read at a layer
-# ------------------------------------------------------------------------------------------------
+# Features: an encoder read at a layer -------------------------------------------------------------
 
 
 class Layers(nn.Module):
@@ -74,11 +76,6 @@ class Layers(nn.Module):
         self.dims = [each.shape[1] for each in h]
         return torch.cat(h, 1)
 
-    def read(self, images, *how):
-        """{layer: features (N, d)} of uint8 images; `how` as for fgssl.features."""
-        h = fgssl.features(self, images, *how)
-        return dict(zip(self.names, h.split(self.dims, 1)))
-
 
 def stage(layer):
     """Where a layer's map stands among those of encoder.stages."""
@@ -90,9 +87,22 @@ def pooled(maps, layer):
     return F.adaptive_avg_pool2d(maps.float(), 2 if ":" in layer else 1).flatten(1)
 
 
-# ------------------------------------------------------------------------------------------------
-# Probe: a linear classifier and k nearest neighbours
-# ------------------------------------------------------------------------------------------------
+def features(network, images, how, what):
+    """fgssl.features, with a line of progress where they take long."""
+    h = (fgssl.features(network, images[i:i + 256], *how) for i in range(0, len(images), 256))
+    return torch.stack(list(progress(chain.from_iterable(h), len(images), f"features of {what}")))
+
+
+def progress(items, total, what, patience=5):
+    """Yield the items; after `patience` seconds, say on stderr how many came and when all will."""
+    items, start = iter(items), time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if done < total and time.monotonic() - start > patience:
+            yield from downloads.progress(items, total, what, done=done)
+
+
+# Probe: a linear classifier and k nearest neighbours ----------------------------------------------
 
 
 def fit_linear(h, labels, classes, l2, weight=None):
@@ -118,41 +128,31 @@ def fit_linear(h, labels, classes, l2, weight=None):
     return weight.detach()
 
 
-def predict_linear(h, weight):
-    """(N, D) -> the most probable class of each, (N,)."""
-    return (h @ weight[:-1] + weight[-1]).argmax(1)
+def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"):
+    """Fit for every strength in L2, each from the last, and take the best on val.
 
-
-def choose_linear(h, labels, h_val, labels_val, classes):
-    """Fit for every strength in L2, each from the last: (accuracy on val, weight, l2) of the best.
-
-    Where two do equally well, the more strongly regularised.
+    scale: mean and deviation, (D,) each, by which features are standardised: L2 counts on that
+    scale. Returns the accuracy on val, the nn.Linear over h itself that scores as the fit does over
+    h standardised, and l2. Where two strengths do equally well, the stronger.
     """
+    mean, std = scale
+    x, x_val = (h - mean) / std, (h_val - mean) / std
     best, weight = (-1.0,), None
-    for l2 in L2:
-        weight = fit_linear(h, labels, classes, l2, weight)
-        score = fgssl.accuracy(predict_linear(h_val, weight), labels_val)
+    for l2 in progress(L2, len(L2), f"fitting {what}"):
+        weight = fit_linear(x, labels, classes, l2, weight)
+        score = fgssl.accuracy((x_val @ weight[:-1] + weight[-1]).argmax(1), labels_val)
         if score > best[0]:
             best = score, weight, l2
-    return best
-
-
-def scale(h):
-    """Mean and deviation of each feature over the training images: the scale on which L2 counts."""
-    return h.mean(0), h.std(0).clamp(min=1e-6)
-
-
-def standardised(train, *others):
-    mean, std = scale(train)
-    return [(h - mean) / std for h in (train, *others)]
-
-
-def as_head(weight, mean, std):
-    """The nn.Linear over h itself that scores as `weight` does over h standardised."""
-    head = nn.Linear(len(weight) - 1, weight.shape[1]).requires_grad_(False)
+    score, weight, l2 = best
+    head = nn.Linear(len(mean), classes).requires_grad_(False)
     head.weight.copy_((weight[:-1] / std[:, None]).T)
     head.bias.copy_(weight[-1] - head.weight @ mean)
-    return head
+    return score, head, l2
+
+
+def scale_of(h):
+    """Mean and deviation of each feature, as choose_linear takes them."""
+    return h.mean(0), h.std(0).clamp(min=1e-6)
 
 
 def choose_neighbours(h, labels, h_val, labels_val, classes):
@@ -179,39 +179,37 @@ def evaluate(encoder, splits, names, how, layer="4"):
 
     splits: train, val and test. layer: one of LAYERS, or "best": the linear classifier and k-NN
     each read the layer that does best on val. Returns percentages and choices, and the Frozen.
+    Raises ValueError for features that are not finite.
     """
     encoder.to(how[1], memory_format=torch.channels_last)
     layers = Layers(encoder, LAYERS if layer == "best" else (layer,))
-    read = [layers.read(split.images, *how) for split in splits]
-    h = {name: [each[name] for each in read] for name in layers.names}
+    read = [features(layers, split.images, how, what).split(layers.dims, 1)
+            for what, split in zip(SPLITS, splits)]
+    if not all(part.isfinite().all() for of_split in read for part in of_split):
+        raise ValueError("the features hold NaN or infinity: the checkpoint is of a run that "
+                         "diverged, or --precision bf16 is too coarse for it")
+    h = dict(zip(layers.names, zip(*read)))
     labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in splits)
-    neighbours, linear = (-1.0,), (-1.0,)
-    for name, (train, val, _) in h.items():                  # of equals, the last layer
-        score, k = choose_neighbours(train, labels, val, labels_val, len(names))
-        if score > neighbours[0]:
-            neighbours = score, name, k
-        x, x_val = standardised(train, val)
-        score, weight, l2 = choose_linear(x, labels, x_val, labels_val, len(names))
-        if score > linear[0]:
-            linear = score, name, weight, l2
-    val_knn, knn_layer, k = neighbours
-    val_linear, linear_layer, weight, l2 = linear
-    frozen = Frozen(encoder, splits, names, how, h, linear_layer,
-                    as_head(weight, *scale(h[linear_layer][0])))
+    knn, linear = {}, {}
+    for name, (train, val, _) in h.items():
+        data = train, labels, val, labels_val, len(names)
+        knn[name] = choose_neighbours(*data)
+        linear[name] = choose_linear(*data, scale_of(train), f"the probe of layer {name}")
+    knn_layer, linear_layer = (max(found, key=lambda name: found[name][0])
+                               for found in (knn, linear))   # of equals, the last stage
+    (val_knn, k), (val_linear, head, l2) = knn[knn_layer], linear[linear_layer]
 
     train, _, test = h[knn_layer]
-    detail, _ = report(frozen.head(h[linear_layer][2]), labels_test, names)
+    detail, _ = report(head(h[linear_layer][2]), labels_test, names)
     return {"linear": detail["top1"],
             "knn": fgssl.accuracy(fgssl.knn(train, labels, test, k, len(names)), labels_test),
             **{name: detail[name] for name in ("top5", "mean_per_class", "macro_f1")},
             **retrieval(test, labels_test, len(names)), "val_linear": val_linear,
             "val_knn": val_knn, "linear_layer": linear_layer, "l2": l2, "knn_layer": knn_layer,
-            "k": k}, frozen
+            "k": k}, Frozen(encoder, splits, names, how, h, linear_layer, head)
 
 
-# ------------------------------------------------------------------------------------------------
-# Retrieval: each test image against all others
-# ------------------------------------------------------------------------------------------------
+# Retrieval: each test image against all others ----------------------------------------------------
 
 
 def retrieval(h, labels, classes):
@@ -236,8 +234,9 @@ def retrieval(h, labels, classes):
 def ranking(h, labels, chunk=512):
     """Leave-one-out retrieval: (N, D), (N,) -> of each query that has a class mate, the rank of the
     first it finds, and its average precision. `chunk` queries are ranked at a time."""
-    h, place, first, precision = F.normalize(h, dim=1), torch.arange(1, len(h)), [], []
-    for query in torch.arange(len(h)).split(chunk):
+    h, place, first, precision = F.normalize(h, dim=1), torch.arange(len(h))[1:], [], []
+    queries = torch.arange(len(h)).split(chunk)
+    for query in progress(queries, len(queries), "ranking"):
         sim = h[query] @ h.T
         sim[torch.arange(len(query)), query] = -torch.inf    # a query does not find itself
         order = sim.argsort(1, descending=True)[:, :-1]
@@ -249,9 +248,7 @@ def ranking(h, labels, chunk=512):
     return torch.cat(first), torch.cat(precision)
 
 
-# ------------------------------------------------------------------------------------------------
-# Fine-tuning: the encoder and a linear head learn together
-# ------------------------------------------------------------------------------------------------
+# Fine-tuning: the encoder and a linear head learn together ----------------------------------------
 
 
 class Classifier(nn.Module):
@@ -314,11 +311,12 @@ def finetune(model, train, val, args, how, title, file, stop):
     The length is counted in steps, so that one label a class gets the time that all get. AdamW,
     warm-up, cosine. Val is looked at LOOKS times; of equals the last look is kept. The run is saved
     in `file` every minute, and when `stop` asks; found there, it goes on to the same end as if
-    never stopped. Returns the step of the best look.
+    never stopped. It stays there until its results are written. Returns the step of the best look.
     """
     _, device, autocast = how
     total, batch = args.steps, min(args.batch, len(train.labels))
-    what = {"title": title, "recipe": recipe(args), "weights": digest_weights(model)}
+    what = {"title": title, "recipe": recipe(args), "weights": digest_weights(model),
+            "data": digest(train.images, train.labels, val.images, val.labels)}
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(model, args.stages, args.layer_decay),
                                   weight_decay=1e-4)
@@ -351,35 +349,38 @@ def finetune(model, train, val, args, how, title, file, stop):
         optimizer.step()
 
         leave = bool(stop)
-        save = leave or time.time() - saved > 60
-        if (save or step in looks) and not math.isfinite(loss.item()):
+        save, show = leave or time.time() - saved > 60, time.time() - shown > 10
+        if (save or show or step in looks) and not math.isfinite(loss.item()):
             raise FloatingPointError(f"{title}: loss {loss.item()} at step {step}, learning rate "
                                      f"{lr:.1e}. Try a smaller --lr.")
         if step in looks:
-            scores = fgssl.features(model, val.images, *how)
+            scores = features(model, val.images, how, "val")
             score = fgssl.accuracy(scores.argmax(1), torch.from_numpy(val.labels))
             if score >= best["val"]:
                 best = {"val": score, "step": step}
                 state["best"].load_state_dict(model.state_dict())
-            if time.time() - shown > 10:
-                shown, rate = time.time(), (step - begun) / (time.time() - start)
-                print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  val {score:.1f}  "
-                      f"{rate * batch:.0f} img/s  eta {fgssl.minutes((total - step) / rate)}",
-                      flush=True)
+        if show:
+            shown, rate = time.time(), (step - begun) / (time.time() - start)
+            val_yet = f"best val {best['val']:.1f}  " if best["step"] else ""
+            print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  {val_yet}"
+                  f"{rate * batch:.0f} img/s  eta {fgssl.minutes((total - step) / rate)}",
+                  flush=True)
         if save:
             fgssl.save(file, step, Namespace(what=what, best=best), rng, **state)
             saved = time.time()
         if leave:
-            print("saved; the same command goes on from here")
-            raise SystemExit(128 + stop.signal)
+            leave_by(stop)
     model.load_state_dict(state["best"].state_dict())
-    file.unlink(missing_ok=True)
     return best["step"]
 
 
-# ------------------------------------------------------------------------------------------------
-# Few labels
-# ------------------------------------------------------------------------------------------------
+def leave_by(stop):
+    """End the script as a StopSignal asks."""
+    print("saved; the same command goes on from here")
+    raise SystemExit(128 + stop.signal)
+
+
+# Few labels ---------------------------------------------------------------------------------------
 
 
 def draw_shots(labels, k, draw):
@@ -408,25 +409,29 @@ def few_labels(frozen, args, out, done=()):
     Features are standardised over all of train, which takes no labels. A cell's "val" is of the
     whole of val, for choosing a recipe; its "test" is for the report. With "all" there is one draw.
     """
-    methods = ("frozen", "fine-tuned") if args.finetune else ("frozen",)
-    todo = [{"method": method, "shots": k, "draw": draw,
-             "recipe": recipe(args) if method == "fine-tuned" else None} for method in methods
-            for k in args.shots for draw in range(1 if k == "all" else args.draws)]
+    methods = {"frozen": None} | ({"fine-tuned": recipe(args)} if args.finetune else {})
+    todo = [{"method": method, "shots": k, "draw": draw, "recipe": how}
+            for method, how in methods.items() for k in args.shots
+            for draw in range(1 if k == "all" else args.draws)]
     known = [{key: cell[key] for key in ("method", "shots", "draw", "recipe")} for cell in done]
     counts = np.bincount(frozen.splits[0].labels, minlength=len(frozen.names))
     for k in args.shots:
         fewer = [] if k == "all" else [frozen.names[i] for i in np.flatnonzero(counts < k)]
         if fewer:
             print(f"shots {k}: of {len(fewer)} classes with fewer images, such as {fewer[0]}, all")
-    stop = fgssl.StopSignal() if args.finetune else None
+    stop = fgssl.StopSignal() if todo else None
     for i, cell in enumerate(todo, 1):
         if cell in known:
             continue
+        if stop:
+            leave_by(stop)
         title = f"{cell['method']}, shots {cell['shots']}, draw {cell['draw']}"
         cell |= few_label_cell(frozen, args, out, cell, title, stop)
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f}, "
               f"test {cell['test']:.1f}", flush=True)
         yield cell
+        if cell["method"] == "fine-tuned":
+            (out / "finetuning.pt").unlink(missing_ok=True)
 
 
 def few_label_cell(frozen, args, out, cell, title, stop):
@@ -435,13 +440,12 @@ def few_label_cell(frozen, args, out, cell, title, stop):
     h, h_val, h_test = frozen.h[frozen.layer]
     labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in frozen.splits)
     rows, few = (draw_shots(split.labels, cell["shots"], cell["draw"]) for split in (train, val))
-    found, head = {"images": len(rows)}, nn.Linear(h.shape[1], len(names))
+    found = {"images": len(rows)}
     if cell["method"] == "frozen" or args.head == "probe":
-        x, x_val = standardised(h, h_val)
-        _, weight, found["l2"] = choose_linear(x[rows], labels[rows], x_val[few], labels_val[few],
-                                               len(names))
-        head = as_head(weight, *scale(h))
+        _, head, found["l2"] = choose_linear(h[rows], labels[rows], h_val[few], labels_val[few],
+                                             len(names), scale_of(h))
     else:
+        head = nn.Linear(h.shape[1], len(names))
         nn.init.zeros_(head.weight)
         nn.init.zeros_(head.bias)
     if cell["method"] == "frozen":
@@ -453,7 +457,8 @@ def few_label_cell(frozen, args, out, cell, title, stop):
         choose = fgssl.Split(val.images[few], val.labels[few])
         found["step"] = finetune(model, train, choose, args, how, title, out / "finetuning.pt",
                                  stop)
-        scores_val, scores = (fgssl.features(model, split.images, *how) for split in (val, test))
+        scores_val, scores = (features(model, split.images, how, what)
+                              for split, what in ((val, "val"), (test, "test")))
     detail, confusion = report(scores, labels_test, names)
     if (cell["method"], cell["shots"]) == ("fine-tuned", "all"):
         found["report"] = detail
@@ -463,9 +468,7 @@ def few_label_cell(frozen, args, out, cell, title, stop):
                     "mean_per_class": detail["mean_per_class"]}
 
 
-# ------------------------------------------------------------------------------------------------
-# Report: what is taken for what
-# ------------------------------------------------------------------------------------------------
+# Report: what is taken for what -------------------------------------------------------------------
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -517,9 +520,7 @@ def write_confusion(out, name, confusion, names):
     pictures.heatmap(out / f"{name}.png", share, "true class", "taken for", names)
 
 
-# ------------------------------------------------------------------------------------------------
-# Pictures
-# ------------------------------------------------------------------------------------------------
+# Pictures -----------------------------------------------------------------------------------------
 
 
 def evenly(n, count):
@@ -531,19 +532,18 @@ def retrieval_sheet(file, h, split, names, count=8):
     """A picture: test images, and the five nearest others of each by cosine, in a green frame where
     the class is the same and in a broken red one where it is not."""
     h, rows, titles = F.normalize(h, dim=1), [], []
+    place = torch.arange(split.images.shape[-1])
+    width = len(place) // 14
+    frame = torch.ones(len(place), len(place), dtype=torch.bool)
+    frame[width:-width, width:-width] = False
+    broken = frame & ((place + place[:, None]) // width % 3 > 0)
     for query in evenly(len(h), count):
         sim = h @ h[query]
         sim[query] = -torch.inf
         near = [query, *sim.topk(min(5, len(h) - 1)).indices.tolist()]
         x = fgssl.to_float(torch.from_numpy(split.images[near]))
-        width = x.shape[-1] // 14
-        edge = torch.ones(x.shape[2:], dtype=torch.bool)
-        edge[width:-width, width:-width] = False
-        place = torch.arange(x.shape[-1])
-        dash = (place + place[:, None]) // width % 3 > 0
         for image, right in zip(x[1:], split.labels[near[1:]] == split.labels[query]):
-            frame = edge if right else edge & dash
-            image[:, frame] = torch.tensor(GREEN if right else RED)[:, None]
+            image[:, frame if right else broken] = torch.tensor(GREEN if right else RED)[:, None]
         rows.append(x)
         titles.append(names[split.labels[query]][:28])
     pictures.grid(file, rows, titles, side=112)
@@ -627,6 +627,12 @@ def boxes_in_view(records, rows, size):
     return np.stack(masks)
 
 
+def outline(mask):
+    """The outermost pixels of masks (B, 1, H, W); one that is cut off is closed at the rim."""
+    outside = F.pad(1 - mask, (1, 1, 1, 1), value=1.0)
+    return mask * F.max_pool2d(outside, 3, 1) > 0
+
+
 def energy_inside(cam, masks):
     """Percent of the sum of each map (N, h, w) that lies inside its mask (N, H, W): (N,); NaN for a
     map of zeros, which has none to share."""
@@ -644,46 +650,52 @@ def grad_cam_study(file, frozen, records, count=8, most=512):
     test, (size, *_) = frozen.splits[2], frozen.how
     rng, shown = torch.Generator().manual_seed(0), evenly(len(test.labels), count)
     x, other, said, alike = explain(frozen, test.images[shown], rng)
-    rows, shares = [x, overlay(x, said), other, overlay(x, alike)], []
+    rows = [x, overlay(x, said), other, overlay(x, alike)]
     if records.boxes is not None:
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
-        edge = F.max_pool2d(mask, 3, 1, 1) > mask
-        rows[0] = torch.where(edge, torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
-        measured = evenly(len(test.labels), most)
-        for places in np.array_split(measured, math.ceil(len(measured) / 64)):
-            mask = boxes_in_view(records, test.rows[places], size)
-            _, _, *cams = explain(frozen, test.images[places], rng)
-            shares.append([*(energy_inside(cam, mask) for cam in cams), 100 * mask.mean((1, 2))])
+        rows[0] = torch.where(outline(mask), torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
     pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
-    if not shares:
+    if records.boxes is None:
         return {}
-    finite = [column[np.isfinite(column)] for column in np.concatenate(shares, 1)]
+
+    def shares(places):
+        mask = boxes_in_view(records, test.rows[places], size)
+        _, _, *cams = explain(frozen, test.images[places], rng)
+        return zip(*(energy_inside(cam, mask) for cam in cams), 100 * mask.mean((1, 2)))
+
+    measured = evenly(len(test.labels), most)
+    found = map(shares, np.array_split(measured, math.ceil(len(measured) / 64)))
+    found = progress(chain.from_iterable(found), len(measured), "Grad-CAM inside boxes")
+    finite = [column[np.isfinite(column)] for column in np.array(list(found)).T]
     return {name: float(column.mean()) if len(column) else None for name, column in
             zip(("class_score_in_box", "similarity_in_box", "box_of_view"), finite)}
 
 
-# ------------------------------------------------------------------------------------------------
-# Results on file, and of several encoders side by side
-# ------------------------------------------------------------------------------------------------
+# Results on file, and of several encoders side by side --------------------------------------------
+
+
+def digest(*parts):
+    """16 hex digits that tell these bytes or arrays from others."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()[:16]
 
 
 def digest_weights(model):
-    """16 hex digits that tell these weights from others."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest(*(name.encode() + tensor.cpu().numpy().tobytes()
+                    for name, tensor in sorted(model.state_dict().items())))
 
 
 def digest_data(data, splits):
-    """16 hex digits that tell these classes, file names, labels, splits and crops from others."""
-    digest = hashlib.sha256(json.dumps(data.classes).encode())
+    """Of the classes, file names, labels, splits and crops."""
+    parts = [json.dumps(data.classes).encode()]
     for split in splits:
         files = ["/".join(data.records.paths[row].parts[-2:]) for row in split.rows]
-        digest.update(json.dumps([files, split.labels.tolist()]).encode())
+        parts.append(json.dumps([files, split.labels.tolist()]).encode())
         if data.crops is not None:
-            digest.update(data.crops[split.rows].tobytes())
-    return digest.hexdigest()[:16]
+            parts.append(data.crops[split.rows].tobytes())
+    return digest(*parts)
 
 
 def read_result(file):
@@ -746,11 +758,13 @@ def compare(files, out):
     Deviations are over seeds and, for few labels, draws. ValueError where data, splits or size of
     the images differ.
     """
-    runs, few = {}, {}                     # {name: [result, ...]}, {method: {name: {k: [score]}}}
+    runs, few, first = {}, {}, None   # {name: [result, ...]}, {(method, name, shots): [score, ...]}
     for argument in files:
-        name, _, file = argument.rpartition("=")
+        parts = argument.split("=")                          # name and folder may hold more of it
+        cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+        name, file = next((cut for cut in cuts if Path(cut[1]).is_file()), cuts[-1])
         result = read_result(file)
-        first, *_ = next(iter(runs.values()), [result])
+        first = first or result
         if any(result[key] != first[key] for key in ("digest", "size")):
             raise ValueError(f"{file} is not of the same data, splits and size as {files[0]} "
                              f"({result['data']} at {result['size']} px, {first['data']} at "
@@ -758,37 +772,35 @@ def compare(files, out):
         name = name or Path(file).resolve().parent.name
         runs.setdefault(name, []).append(result)
         for cell in result["few_labels"]:
-            of_run = few.setdefault(cell["method"], {}).setdefault(name, {})
-            of_run.setdefault(cell["shots"], []).append(cell["test"])
+            few.setdefault((cell["method"], name, cell["shots"]), []).append(cell["test"])
 
-    shots = sorted({k for method in few.values() for scores in method.values() for k in scores},
-                   key=lambda k: math.inf if k == "all" else k)
-    rows = [["test, %", *COLUMNS.values(), *(f"{method} {k}" for method in few for k in shots)]]
+    methods = list(dict.fromkeys(method for method, _, _ in few))
+    ks = sorted({k for _, _, k in few}, key=lambda k: math.inf if k == "all" else k)
+    rows = [["test, %", *COLUMNS.values(), *(f"{method} {k}" for method in methods for k in ks)]]
     for name, results in runs.items():
         measured = [result.get("encoder", result["random_init"]) for result in results]
         rows.append([name, *(text([row[column] for row in measured]) for column in COLUMNS),
-                     *(text(few[m].get(name, {}).get(k, [])) for m in few for k in shots)])
+                     *(text(few.get((method, name, k), [])) for method in methods for k in ks)])
     print(table(rows))
     panels = []
-    for method, of_runs in few.items():
+    for method in methods:
         curves = {}
         for i, name in enumerate(runs):                      # beside each other, not on top
-            scores, shift = of_runs.get(name, {}), 0.04 * (i - (len(runs) - 1) / 2)
-            ks = [k for k in shots if k in scores]
-            curves[name] = ([shots.index(k) + shift for k in ks],
-                            [np.mean(scores[k]) for k in ks],
-                            [np.std(scores[k], ddof=1) if len(scores[k]) > 1 else 0 for k in ks])
+            shift = 0.04 * (i - (len(runs) - 1) / 2)
+            points = [(x + shift, few[method, name, k]) for x, k in enumerate(ks)
+                      if (method, name, k) in few]
+            curves[name] = ([x for x, _ in points], [np.mean(scores) for _, scores in points],
+                            [np.std(scores, ddof=1) if len(scores) > 1 else 0
+                             for _, scores in points])
         panels.append(pictures.curve(curves, {"majority class": first["majority"]}, f"{method}: "
-                                  "test accuracy, %, by labels a class", xnames=[*map(str, shots)]))
+                                     "test accuracy, %, by labels a class", xnames=[*map(str, ks)]))
     if panels:
         out.mkdir(parents=True, exist_ok=True)
         pictures.stack(panels).save(out / "compare.png")
         print(f"\nwrote {out}/compare.png")
 
 
-# ------------------------------------------------------------------------------------------------
-# A classifier on file
-# ------------------------------------------------------------------------------------------------
+# A classifier on file -----------------------------------------------------------------------------
 
 
 def save_classifier(file, model, args, names):
@@ -799,11 +811,11 @@ def save_classifier(file, model, args, names):
 
 def load_classifier(file):
     """The Classifier in a probe.pt or finetuned.pt, and the arguments of its run."""
-    encoder, run = fgssl.load_encoder(file)
-    if "class_names" not in run:
+    checkpoint = fgssl.read_checkpoint(file)
+    if "class_names" not in checkpoint.get("args", {}):
         raise ValueError(f"{file} holds no classifier. Run python linear_eval.py {file}, then "
                          "predict with the probe.pt that it writes.")
-    state = fgssl.read_checkpoint(file)["head"]
+    (encoder, run), state = fgssl.load_encoder(file), checkpoint["head"]
     model = Classifier(encoder, nn.Linear(*reversed(state["weight"].shape)), run["layer"])
     fgssl.load_weights(model.head, state, f"head in {file}")
     return model, run
@@ -832,16 +844,13 @@ def predict(file, images, precision):
         raise SystemExit(1)
 
 
-# ------------------------------------------------------------------------------------------------
-# Main
-# ------------------------------------------------------------------------------------------------
+# Main ---------------------------------------------------------------------------------------------
 
 
 def labelled_splits(data, size):
     """The train, val and test Splits of a set. Raises ValueError where they cannot be used."""
-    splits = [data.cached(split, fgssl.cache_side(size), labelled=True)
-              for split in ("train", "val", "test")]
-    for name, split in zip(("train", "val", "test"), splits):
+    splits = [data.cached(name, fgssl.cache_side(size), labelled=True) for name in SPLITS]
+    for name, split in zip(SPLITS, splits):
         if not len(split.labels):
             raise ValueError(f"{data.name} has no {name} images, or only some without labels. "
                              "Evaluation needs labels: put images into one folder a class; see "
@@ -857,36 +866,43 @@ def shots(text):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
-    p.add_argument("checkpoint", nargs="?", help="of a trainer, or a torchvision state dict")
-    p.add_argument("--init", choices=("random",), help="evaluate an untrained encoder alone")
-    p.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
-                   help="which network of a run of train_srgan.py")
-    p.add_argument("--layer", choices=(*LAYERS, "best"), default="4",
-                   help="stage whose features are read, averaged over the image or its quarters; "
-                        "best: chosen on val, for each encoder and classifier")
-    p.add_argument("--compare", nargs="+", metavar="[NAME=]FILE",
-                   help="print and draw the results in these eval.json; one NAME, seeds of one run")
-    p.add_argument("--predict", nargs="+", metavar="IMAGE",
-                   help="name the classes of these images; CHECKPOINT is a probe.pt, finetuned.pt")
-    p.add_argument("--export", metavar="FILE",
-                   help="write the encoder alone, its weights named as torchvision's")
+    p.add_argument("checkpoint", nargs="?",
+                   help="of a trainer, or a torchvision state dict with its --arch")
+    what = p.add_argument_group("what is evaluated")
+    what.add_argument("--init", choices=("random",),
+                      help="in place of a checkpoint: an untrained encoder alone")
+    what.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
+                      help="which network of a run of train_srgan.py")
+    what.add_argument("--layer", choices=(*LAYERS, "best"), default="4",
+                      help="stage whose features are read, averaged over the image or its "
+                           "quarters; best: chosen on val, for each encoder and classifier")
+    other = p.add_argument_group("in place of an evaluation")
+    other.add_argument("--compare", nargs="+", metavar="[NAME=]FILE",
+                       help="print and draw the results in these eval.json side by side; files of "
+                            "one NAME are seeds of one run")
+    other.add_argument("--predict", nargs="+", metavar="IMAGE",
+                       help="name the classes of these images; the checkpoint is a probe.pt or a "
+                            "finetuned.pt")
+    other.add_argument("--export", metavar="FILE",
+                       help="write the encoder alone, its weights named as torchvision's")
     few = p.add_argument_group("few labels")
     few.add_argument("--shots", nargs="+", type=shots, metavar="K",
                      help="learn from K images a class; all: from every one")
     few.add_argument("--draws", type=fgssl.number(int, 1), default=5,
-                     help="times that the K images are drawn; their mean and deviation is reported")
+                     help="how often the K images are drawn; mean and deviation are printed")
     tune = p.add_argument_group("fine-tuning")
     tune.add_argument("--finetune", action="store_true",
                       help="train the encoder too: for every K of --shots, or on all labels")
     tune.add_argument("--steps", type=fgssl.number(int, 1), default=1200,
                       help="length of training, the same for few labels and for many")
-    tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3, help="of the head")
+    tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3,
+                      help="peak learning rate, of the head; see --layer-decay")
     tune.add_argument("--batch", type=fgssl.number(int, 2), default=32, help="images a step")
     tune.add_argument("--head", choices=("probe", "zero"),
                       help="where the head starts: as the frozen probe (Kumar et al. 2022), the "
                            "default, or from zeros, the default with --init random")
     tune.add_argument("--stages", type=fgssl.number(int, 0, 4), default=4,
-                      help="last stages of the encoder that learn; 4 is all of it")
+                      help="last stages of the encoder that learn; 4: all of it; 0: the head alone")
     tune.add_argument("--layer-decay", type=fgssl.number(float, above=0, high=1), default=1.0,
                       help="each stage's rate is this times that of the one after it")
     tune.add_argument("--batch-norm", choices=("batch", "kept"), default="batch",
@@ -900,7 +916,9 @@ def arguments(argv):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
     if (args.predict or args.export or args.encoder == "generator") and not args.checkpoint:
         p.error("--predict, --export and --encoder generator take a checkpoint")
-    args.shots = args.shots or (["all"] if args.finetune else [])
+    if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
+        p.error("--export would overwrite the checkpoint: name another FILE")
+    args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]
     args.head = args.head or ("zero" if args.init else "probe")
     return args
 
@@ -917,9 +935,17 @@ def load_network(file, arch, which):
     return encoder, lambda: fgssl.resnet(run.get("arch", arch)), run
 
 
-def print_details(result):
-    """What the table leaves out of the linear probe and the pictures."""
-    detail, cam = result["report"], result["grad_cam"]
+def print_result(result):
+    """The table, and beside it the layers, the worst classes and what Grad-CAM found."""
+    rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
+            for name in ("chance", "majority class")} | {"random init": result["random_init"]}
+    if "encoder" in result:
+        rows[result["checkpoint"]] = result["encoder"]
+    print(table([["test, %", *COLUMNS.values()]] + [
+        [name, *(text([row.get(column)]) for column in COLUMNS)] for name, row in rows.items()]))
+    measured, detail, cam = list(rows.values())[-1], result["report"], result["grad_cam"]
+    if result["layer"] == "best":
+        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
     print(f"\nlinear: top-5 {detail['top5']:.1f}, mean over classes "
           f"{detail['mean_per_class']:.1f}; worst classes:")
     for row in detail["worst"][:3]:
@@ -944,19 +970,19 @@ def main(argv=None):
         raise ValueError(f"the {args.encoder} in {args.checkpoint} is no ResNet: it is read as it "
                          "is, without --finetune or --export")
     if args.export:
+        Path(args.export).parent.mkdir(parents=True, exist_ok=True)
         torch.save(encoder.state_dict(), args.export)
         return print(f"wrote {args.export}")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
     if args.data is None:                                    # another set has other labels, boxes
         defaults |= dict.fromkeys(fgssl.DATA_FLAGS)
     for name, default in defaults.items():
-        if getattr(args, name) is None:  # what is not asked for is as in the run
+        if getattr(args, name) is None:                      # what is not given is as in the run
             setattr(args, name, run.get(name, default))
     beside = Path(args.checkpoint).parent if args.checkpoint else Path("out/random")
     out = Path(args.out or (beside / "generator" if args.encoder == "generator" else beside))
     out.mkdir(parents=True, exist_ok=True)
-    device, autocast = fgssl.device_and_precision(args.precision)
-    how = args.size, device, autocast
+    how = args.size, *fgssl.device_and_precision(args.precision)
     data = fgssl.data_of(args)
     splits, names = labelled_splits(data, args.size), data.classes
     torch.manual_seed(args.seed)
@@ -965,27 +991,19 @@ def main(argv=None):
     result = {"data": data.name, "digest": digest_data(data, splits), "classes": len(names),
               "size": args.size, "arch": args.arch, "layer": args.layer, "seed": args.seed,
               "checkpoint": args.checkpoint, "weights": digest_weights(encoder or untrained),
-              "n": {name: len(s.labels) for name, s in zip(("train", "val", "test"), splits)},
+              "n": {name: len(split.labels) for name, split in zip(SPLITS, splits)},
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
               "argv": sys.argv, "commit": fgssl.commit()}
     done = finished_cells(out / "eval.json", result, args)
     print(f"{data.name}, {len(names)} classes, {args.size} px, {args.arch}: "
-          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test\n")
+          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test\n",
+          flush=True)
 
     result["random_init"], frozen = evaluate(untrained, splits, names, how, args.layer)
-    if encoder is not None:
+    if encoder:
         result["encoder"], frozen = evaluate(encoder, splits, names, how, args.layer)
-    print(table([["test, %", *COLUMNS.values()]] + [
-        [name, *(text([row.get(column)]) for column in COLUMNS)] for name, row in (
-            ("chance", dict.fromkeys(("linear", "knn"), result["chance"])),
-            ("majority class", dict.fromkeys(("linear", "knn"), result["majority"])),
-            ("random init", result["random_init"]), (args.checkpoint, result.get("encoder", {})))
-        if row]))
     measured = result.get("encoder", result["random_init"])
-    if args.layer == "best":
-        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
-
     h = frozen.h[frozen.layer][2]
     result["report"], confusion = report(frozen.head(h), torch.from_numpy(test.labels), names)
     write_confusion(out, "confusion", confusion, names)
@@ -999,7 +1017,7 @@ def main(argv=None):
         written = "eval.json, probe.pt and pictures"
     result["few_labels"] = done
     write_result(out / "eval.json", result)
-    print_details(result)
+    print_result(result)
 
     for cell in few_labels(frozen, args, out, list(done)):
         result["few_labels"].append(cell)

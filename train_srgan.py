@@ -35,8 +35,7 @@ import kernels
 import parallel
 import pictures
 
-# Images -------------------------------------------------------------------------------------------
-# high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), all in [0, 1]
+# Images: high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), in [0, 1] ------
 
 
 def random_crops(x, size, rng):
@@ -56,8 +55,7 @@ def random_crops(x, size, rng):
 def shrink(high, scale):
     """(B, 3, H, W) -> (B, 3, H / scale, W / scale): antialiased bicubic, as Pillow and MATLAB have
     it, in the 256 levels that an image file has."""
-    low = F.interpolate(high, scale_factor=1 / scale, mode="bicubic", antialias=True)
-    return to_8_bits(low)
+    return to_8_bits(F.interpolate(high, scale_factor=1 / scale, mode="bicubic", antialias=True))
 
 
 def enlarge(low, scale):
@@ -227,22 +225,23 @@ def load_network(file, which):
     if not {"encoder", "ema", "args"} <= state.keys():
         raise ValueError(f"{file} holds no {which}: it is no checkpoint of train_srgan.py")
     args = argparse.Namespace(**state["args"])
-    if which == "generator":
-        name, part = which, "ema"
-        build = lambda: Generator(args.blocks, args.width, args.scale)
-    else:
-        name, part = f"{args.discriminator} {which}", "encoder"
-        build = lambda: discriminator_for(args).encoder
-    network = build()
+
+    def build():
+        if which == "generator":
+            return Generator(args.blocks, args.width, args.scale)
+        return discriminator_for(args).encoder
+
+    network, part = build(), "ema" if which == "generator" else "encoder"
     fgssl.load_weights(network, state[part], f"{part} in {file}")
+    name = which if which == "generator" else f"{args.discriminator} {which}"
     return network, build, state["args"] | {"arch": name}
 
 
 def content_network(file, arch):
     """A network to compare images by: one of our encoders, or torchvision's VGG19 weights."""
     state = fgssl.read_checkpoint(file)
-    if "features.34.weight" not in state:
-        return fgssl.load_encoder(file, arch)[0]
+    if "features.34.weight" not in state:                    # a bare state dict is of --arch
+        return fgssl.load_encoder(file, None if "args" in state else arch)[0]
     network = VGG19()
     state = {name: value for name, value in state.items() if not name.startswith("classifier.")}
     fgssl.load_weights(network, state, file)
@@ -401,8 +400,6 @@ def upscale(files, checkpoint, out):
     generator, _, _ = load_network(checkpoint, "generator")
     freeze(generator).to(device, memory_format=torch.channels_last)
     for file in map(Path, files):
-        if not file.is_file():
-            raise FileNotFoundError(f"no image {file}")
         try:
             with Image.open(file) as image:
                 low = np.array(fgssl.to_rgb(fgssl.upright(image)))
@@ -422,8 +419,6 @@ def upscale(files, checkpoint, out):
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/srgan", size=64, arch="resnet10",
                      epochs=50, batch=16, lr=1e-3, seed=0)
-    p.add_argument("--warmup", type=fgssl.number(int, 0), default=20,
-                   help="how many of the epochs are the pixel phase, at --lr")
     p.add_argument("--scale", type=int, choices=(2, 4, 8), default=4, help="enlargement")
     p.add_argument("--blocks", type=fgssl.number(int, 1), default=6,
                    help="residual blocks of the generator; 16 in the paper, for GPUs")
@@ -431,25 +426,31 @@ def arguments(argv):
                    help="channels of the generator; 64 in the paper")
     p.add_argument("--discriminator", choices=("resnet", "vgg"), default="resnet",
                    help="resnet: --arch, the encoder of the other trainers; vgg: the paper's own")
-    p.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
-                   help="weight of the discriminator's second task, to tell of which photograph "
-                        "a small view is; 0: the paper's game")
-    p.add_argument("--content", choices=("pixel", "features"), default="pixel",
-                   help="what fake and high are compared by in the adversarial phase")
-    p.add_argument("--content-from", metavar="FILE",
-                   help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
-                        "weights (default: the discriminator's own)")
-    p.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
-                   help="weight of the adversarial loss beside the content loss; more is sharper "
-                        "and further from the truth")
-    p.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
-                   help="peak learning rate in the adversarial phase")
-    p.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=1e-3,
-                   help="peak learning rate of the discriminator")
+    p.add_argument("--warmup", type=fgssl.number(int, 0), default=20,
+                   help="how many of the epochs are the warm-up, at --lr")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
                    help="epochs between measurements on val")
-    p.add_argument("--upscale", nargs="+", metavar="IMAGE", help="enlarge these, and do no more")
-    p.add_argument("--from", dest="source", metavar="CHECKPOINT", help="a run, for --upscale")
+    game = p.add_argument_group("adversarial phase, after the warm-up")
+    game.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
+                      help="the generator's peak learning rate")
+    game.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=1e-3,
+                      help="the discriminator's")
+    game.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
+                      help="weight of the adversarial loss beside the content loss; more is "
+                           "sharper and further from the truth")
+    game.add_argument("--content", choices=("pixel", "features"), default="pixel",
+                      help="what the content loss compares generated and true images by")
+    game.add_argument("--content-from", metavar="FILE",
+                      help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
+                           "weights (default: the discriminator's own)")
+    game.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
+                      help="weight of the discriminator's second task, to tell of which photograph "
+                           "a small view is; 0: the paper's game")
+    use = p.add_argument_group("in place of training")
+    use.add_argument("--upscale", nargs="+", metavar="IMAGE",
+                     help="enlarge these, into --out or beside them")
+    use.add_argument("--from", dest="source", metavar="CHECKPOINT",
+                     help="of the run whose generator does it")
     args = p.parse_args(argv, argparse.Namespace(out=None))  # --upscale needs no folder
     if bool(args.upscale) != bool(args.source):
         p.error("--upscale IMAGE and --from CHECKPOINT go together")

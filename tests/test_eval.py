@@ -52,34 +52,40 @@ def test_the_start_does_not_change_the_probe():
                                atol=5e-4, rtol=0)  # both within the optimizer's tolerance
 
 
-def test_the_head_over_h_scores_as_the_probe_over_standardised_h():
-    h, labels = problem()
-    h = 7 * h + 3
-    x, = linear_eval.standardised(h)
-    weight = linear_eval.fit_linear(x, labels, 3, 0.01)
-    scores = linear_eval.as_head(weight, *linear_eval.scale(h))(h)
-    torch.testing.assert_close(scores, x @ weight[:-1] + weight[-1], atol=1e-4, rtol=1e-4)  # fp32
-    assert not scores.requires_grad
-
-
-def test_choices_rest_on_val_and_ties_take_the_stronger_l2(monkeypatch):
-    h, labels = problem(n=30, dim=40)  # more features than images: any weak l2 fits train exactly
-    h_val, labels_val = problem(n=300, dim=40, seed=1)
-    tried = {}
-    fit = linear_eval.fit_linear
+@pytest.fixture
+def fits(monkeypatch):
+    """{l2: weight}, filled by each call of fit_linear."""
+    tried, fit = {}, linear_eval.fit_linear
 
     def spy(h, labels, classes, l2, weight=None):
         tried[l2] = fit(h, labels, classes, l2, weight)
         return tried[l2]
 
     monkeypatch.setattr(linear_eval, "fit_linear", spy)
-    best, weight, l2 = linear_eval.choose_linear(h, labels, h_val, labels_val, 3)
-    score = {s: fgssl.accuracy(linear_eval.predict_linear(h_val, w), labels_val)
-             for s, w in tried.items()}
-    assert sorted(tried, reverse=True) == list(linear_eval.L2)
+    return tried
+
+
+def test_the_head_over_h_scores_as_the_fit_over_standardised_h(fits):
+    h, labels = problem()
+    h = 7 * h + 3
+    mean, std = linear_eval.scale_of(h)
+    _, head, l2 = linear_eval.choose_linear(h, labels, h, labels, 3, (mean, std))
+    wanted = (h - mean) / std @ fits[l2][:-1] + fits[l2][-1]
+    torch.testing.assert_close(head(h), wanted, atol=1e-4, rtol=1e-4)  # fp32
+    assert not head(h).requires_grad
+
+
+def test_choices_rest_on_val_and_ties_take_the_stronger_l2(fits):
+    h, labels = problem(n=30, dim=40)  # more features than images: any weak l2 fits train exactly
+    h_val, labels_val = problem(n=300, dim=40, seed=1)
+    as_it_is = torch.zeros(40), torch.ones(40)
+    best, head, l2 = linear_eval.choose_linear(h, labels, h_val, labels_val, 3, as_it_is)
+    score = {s: fgssl.accuracy((h_val @ w[:-1] + w[-1]).argmax(1), labels_val)
+             for s, w in fits.items()}
+    assert sorted(fits, reverse=True) == list(linear_eval.L2)
     assert best == max(score.values())
     assert l2 == max(s for s in score if score[s] == best)
-    assert torch.equal(weight, tried[l2])
+    assert torch.equal(head.weight.T, fits[l2][:-1])
 
 
 def test_knn_never_asks_more_neighbours_than_there_are():
@@ -207,6 +213,24 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(checkpoint):
     torch.save(saved, checkpoint)
     with pytest.raises(ValueError, match=r"conv1.weight is \(32, 3, 3, 3\), wanted \(64"):
         linear_eval.main([str(checkpoint)])
+
+
+def test_features_that_are_not_finite_are_no_result(checkpoint):
+    """A diverged checkpoint scored like a constant guess, or ended in an error of the pictures."""
+    saved = torch.load(checkpoint, weights_only=True)
+    saved["encoder"]["layer4.0.conv1.weight"][0, 0, 0, 0] = torch.nan
+    torch.save(saved, checkpoint)
+    with pytest.raises(ValueError, match="NaN or infinity.*diverged"):
+        linear_eval.main([str(checkpoint), "--precision", "fp32"])
+    assert not (checkpoint.parent / "eval.json").exists()
+
+
+def test_progress_is_silent_unless_work_is_slow_and_passes_every_item_on(capsys):
+    assert list(linear_eval.progress("abcd", 4, "reading")) == list("abcd")
+    assert capsys.readouterr() == ("", "")
+    assert list(linear_eval.progress("abcd", 4, "reading", patience=-1)) == list("abcd")
+    out, err = capsys.readouterr()
+    assert "reading  4/4" in err and not out, "a table on stdout stays a table"
 
 
 def test_neither_checkpoint_nor_init_is_an_error_and_both_too(capsys):

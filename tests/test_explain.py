@@ -59,6 +59,12 @@ def test_retrieval_is_the_plain_loop(chunk):
     assert result["unseen_rank1"] == pytest.approx(100 * np.mean(alone.numpy() == 1))
 
 
+def test_a_test_split_without_the_later_classes_has_no_unseen_rank():
+    """Of nothing to rank came "upper bound and lower bound inconsistent", after all the fitting."""
+    result = linear_eval.retrieval(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), 4)
+    assert result["unseen_rank1"] is None and result["queries"] == 4
+
+
 def test_one_image_a_class_leaves_nothing_to_retrieve(shades, tmp_path):
     """Every query is excluded: no number, rather than NaN or 0; and the rest still runs."""
     for split in ("train", "val", "test"):
@@ -157,6 +163,15 @@ def test_a_box_lies_on_what_it_was_drawn_around(tmp_path, size):
         assert white.any() and (mask & white).sum() / (mask | white).sum() > 0.9, "an edge apart"
 
 
+def test_the_outline_of_a_box_beyond_the_view_is_closed_at_its_rim():
+    """Left open, the box of a bird that fills the view was two lines across the picture."""
+    mask = torch.zeros(1, 1, 6, 6)
+    mask[0, 0, 1:5, 3:] = 1
+    inner = torch.zeros(6, 6, dtype=torch.bool)
+    inner[2:4, 4] = True
+    assert torch.equal(linear_eval.outline(mask)[0, 0], (mask[0, 0] > 0) & ~inner)
+
+
 def test_energy_is_shared_as_the_area_is():
     masks = np.zeros((2, 32, 32), bool)
     masks[:, :, :8] = True
@@ -241,6 +256,17 @@ def test_compare_pools_the_seeds_of_a_name(evaluated, tmp_path, capsys):
     Image.open(tmp_path / "compare.png").verify()
 
 
+def test_a_name_and_a_folder_may_hold_an_equals_sign(evaluated, tmp_path, capsys):
+    """A run with --out out/lr=0.1 ended in "is no eval.json", after all its work."""
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    (folder / "eval.json").write_bytes((evaluated / "eval.json").read_bytes())
+    for argument, name in ((f"{folder}/eval.json", "lr=0.1"), (f"a={folder}/eval.json", "a"),
+                           (f"b=c={folder}/eval.json", "b=c")):
+        linear_eval.main(["--compare", argument, "--out", str(folder)])
+        assert capsys.readouterr().out.split("\n")[2].split("|")[1].strip() == name
+
+
 def test_compare_refuses_other_data_splits_and_sizes(evaluated, tmp_path):
     """Two methods on two splits (pitfall 31)."""
     result = json.loads((evaluated / "eval.json").read_text())
@@ -295,15 +321,16 @@ def test_the_saved_probe_scores_as_the_reported_one(shades, evaluated):
 
 
 def test_a_pretrained_encoder_alone_predicts_nothing(tmp_path):
-    args = dict(data="toy", root=None, size=24, arch="resnet10", seed=0)
-    torch.save({"encoder": fgssl.resnet("resnet10").state_dict(), "args": args},
-               tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="no classifier.*probe.pt"):
-        linear_eval.main([str(tmp_path / "checkpoint.pt"), "--predict", "a.jpg"])
+    """Whatever it is: a list of keys that do not fit a ResNet is no answer."""
+    args, state = dict(size=24, arch="resnet10"), fgssl.resnet("resnet10").state_dict()
+    for held in ({"encoder": state, "args": args}, {"encoder": {}, "args": args}, state):
+        torch.save(held, tmp_path / "checkpoint.pt")
+        with pytest.raises(ValueError, match="no classifier.*probe.pt"):
+            linear_eval.main([str(tmp_path / "checkpoint.pt"), "--predict", "a.jpg"])
 
 
 def test_export_is_a_plain_state_dict_that_loads_anywhere(evaluated, tmp_path):
-    file = tmp_path / "encoder.pt"
+    file = tmp_path / "new" / "encoder.pt"
     linear_eval.main([str(evaluated / "probe.pt"), "--export", str(file)])
     state = torch.load(file, weights_only=True)
     assert "layer1.0.conv1.weight" in state and not any(key.startswith("fc.") for key in state)
@@ -313,8 +340,15 @@ def test_export_is_a_plain_state_dict_that_loads_anywhere(evaluated, tmp_path):
         assert torch.equal(tensor, encoder.state_dict()[name])
 
 
+def test_shots_asked_for_twice_are_run_once():
+    """Their results were pooled as if they were other draws."""
+    args = linear_eval.arguments(["--init", "random", "--shots", "5", "all", "5"])
+    assert args.shots == [5, "all"]
+
+
 @pytest.mark.parametrize("argv, wanted", [
     (["--init", "random", "--predict", "a.jpg"], "take a checkpoint"),
+    (["a.pt", "--export", "./a.pt"], "overwrite the checkpoint"),
     (["--init", "random", "--shots", "0"], "--shots"), (["--init", "random", "--shots", "few"],
                                                         "--shots"),
     (["--init", "random", "--stages", "5"], "--stages")])

@@ -158,13 +158,19 @@ def test_a_stopped_run_ends_like_one_that_was_never_stopped(splits, frozen, tmp_
         assert finetune(model, splits, tmp_path, arguments()) == best
         for name, tensor in whole.state_dict().items():
             assert torch.equal(model.state_dict()[name], tensor), name
-        assert not (tmp_path / "finetuning.pt").exists(), "a finished run leaves nothing to resume"
+        (tmp_path / "finetuning.pt").unlink()
 
 
-def test_the_saved_run_of_another_recipe_is_not_taken_up(splits, frozen, tmp_path):
-    stop = types.SimpleNamespace(signal=2)
+@pytest.mark.parametrize("other", ["recipe", "images"])
+def test_the_saved_run_of_another_recipe_or_other_data_is_not_taken_up(splits, frozen, tmp_path,
+                                                                       other):
+    """From scratch the weights are the same whatever the data: a trial on --subset, stopped, was
+    continued on all images, with the optimizer and the best val of the trial."""
+    stop, before, flags = types.SimpleNamespace(signal=2), splits, ["--lr", "0.5"]
+    if other == "images":
+        before, flags = [splits[0]._replace(images=255 - splits[0].images), *splits[1:]], []
     with pytest.raises(SystemExit):
-        finetune(classifier(frozen), splits, tmp_path, arguments("--lr", "0.5"), stop)
+        finetune(classifier(frozen), before, tmp_path, arguments(*flags), stop)
     resumed, fresh = classifier(frozen), classifier(frozen)
     finetune(resumed, splits, tmp_path, arguments())
     finetune(fresh, splits, tmp_path, arguments())
@@ -199,9 +205,9 @@ def test_a_cell_chooses_with_as_few_labels_as_it_learns_from(splits, frozen, tmp
     """Five labels a class, tuned with hundreds more, are not five labels (30, 31)."""
     sizes, choose = [], linear_eval.choose_linear
 
-    def spy(h, labels, h_val, labels_val, classes):
+    def spy(h, labels, h_val, labels_val, classes, scale):
         sizes.append((len(h), len(h_val)))
-        return choose(h, labels, h_val, labels_val, classes)
+        return choose(h, labels, h_val, labels_val, classes, scale)
 
     monkeypatch.setattr(linear_eval, "choose_linear", spy)
     args = linear_eval.arguments([*TINY, "--shots", "1", "4", "all", "--draws", "2"])
@@ -270,6 +276,35 @@ def test_finished_cells_are_not_run_again_but_another_recipe_is(shades, tmp_path
     assert "±" in capsys.readouterr().out, "draws are reported with their deviation"
     with pytest.raises(ValueError, match="8 few-label results of other data.*--out"):
         run(shades, tmp_path, "--seed", "1")
+
+
+def test_a_stop_between_cells_is_obeyed_and_keeps_those_that_are_done(shades, tmp_path, monkeypatch,
+                                                                      capsys):
+    """Frozen cells never asked: Ctrl-C said "stopping" and went on for all of them."""
+    cell, ran = linear_eval.few_label_cell, []
+
+    def stopped(*how):
+        ran.append(how)
+        how[-1].signal = 2
+        return cell(*how)
+
+    study = "--shots", "1", "2", "--draws", "2"
+    monkeypatch.setattr(linear_eval, "few_label_cell", stopped)
+    with pytest.raises(SystemExit) as left:
+        run(shades, tmp_path, *study)
+    assert left.value.code == 130 and len(ran) == 1
+    assert "the same command goes on from here" in capsys.readouterr().out
+    monkeypatch.setattr(linear_eval, "few_label_cell", cell)
+    assert len(run(shades, tmp_path, *study)["few_labels"]) == 4
+
+
+def test_a_run_is_kept_until_its_results_are_written(splits, frozen, tmp_path, monkeypatch):
+    """It was removed before val and test were read: killed in those minutes, it was lost."""
+    args, file = arguments(), tmp_path / "finetuning.pt"
+    monkeypatch.setattr(linear_eval, "finetune", lambda *_: file.touch() or 0)
+    cells = linear_eval.few_labels(frozen, args, tmp_path)
+    assert [next(cells)["method"] for _ in range(2)] == ["frozen", "fine-tuned"] and file.exists()
+    assert not list(cells) and not file.exists(), "a finished run leaves nothing to resume"
 
 
 def test_a_class_with_fewer_images_is_said_and_used(shades, tmp_path, capsys):

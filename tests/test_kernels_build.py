@@ -89,6 +89,12 @@ def fake_nvcc(folder, version):
     return wrapper.parent
 
 
+def test_an_empty_cache_variable_is_none(monkeypatch):
+    """It put the builds into ./build, where the scripts' caches did not go."""
+    monkeypatch.setenv("FGSSL_CACHE", "")
+    assert build.cache() == build.Path.home() / ".cache" / "fgssl" / "build"
+
+
 def test_toolkit_behind_a_wrapper(fresh, monkeypatch):
     """The folder above a wrapper script is no toolkit; $CUDA_HOME is believed."""
     monkeypatch.setenv("PATH", f"{fake_nvcc(fresh, '13.0')}:/usr/bin:/bin")
