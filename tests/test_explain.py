@@ -110,6 +110,16 @@ def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-6)  # the same sums, reordered
 
 
+def test_grad_cam_of_an_uneven_score_has_one_weight_a_channel():
+    """Gradients taken place by place, or averaged over the batch too, are another map."""
+    rng = torch.Generator().manual_seed(0)
+    maps, slope = torch.randn(2, 2, 5, 3, 4, generator=rng)
+    cam = linear_eval.grad_cam(maps, lambda m: (m * slope).sum((1, 2, 3)))
+    wanted = torch.einsum("bc,bchw->bhw", slope.mean((2, 3)), maps).clamp(min=0)
+    torch.testing.assert_close(cam, wanted, msg=lambda said: "the mean over places of a channel's "
+                               f"gradient weighs the whole channel\n{said}")
+
+
 def test_similarity_of_two_views_lights_what_they_share():
     """Of a map with one feature on each side, the side that the other view has too."""
     maps = torch.zeros(1, 2, 4, 8)
