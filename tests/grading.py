@@ -83,7 +83,9 @@ def state(exercise, stats):
     return "not run", exercise["command"]
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)                # after pytest's own summaries
 def pytest_terminal_summary(terminalreporter):
+    yield
     terminalreporter.section("exercises")
     for exercise in exercises():
         is_now, more = state(exercise, terminalreporter.stats)

@@ -108,8 +108,8 @@ EXERCISES = (
     Exercise(("barrier_before_reuse_removed",), "test_kernels_nt_xent.py",
              "near_float64 and emulated and bfloat16 or same_bits and emulated", 60,
              "a race: where a __syncthreads is missing, and what can go wrong without it",
-             "who may still read what is written next? CUDA_ON_CPU_ORDER=reverse before a command "
-             "runs the threads in another order; forward and random:1 are others"),
+             "in each loop: who may still read what is written next? CUDA_ON_CPU_ORDER=reverse "
+             "before the command runs the threads in another order; so does random:1"),
 )
 
 
@@ -190,7 +190,7 @@ def exercise_for(name):
             node.name for node in ast.parse(source).body
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
             and re.search(rf"\b{short}\(", ast.get_source_segment(source, node))]
-    file = max(graders, key=lambda file: len(graders[file]))
+    file = max(graders, key=lambda file: (short in " ".join(graders[file]), len(graders[file])))
     if not graders[file]:
         raise ValueError(f"no test calls {name}: nothing would grade it")
     return Exercise((name,), file, " or ".join(graders[file]), 0, "", "its tests say more")
@@ -200,9 +200,13 @@ def command(exercise):
     return f'python -m pytest tests/{exercise.tests} -k "{exercise.match}"'
 
 
+def hint(exercise):
+    return f"Hint: {exercise.hint}{'' if exercise.hint.endswith('?') else '.'}"
+
+
 def blank(text, function, exercise):
     """The file's text with the function's body replaced by an error that says what to do."""
-    says = (f"exercise {function.name}: write it; {function.says}. Hint: {exercise.hint}. "
+    says = (f"exercise {function.name}: write it; {function.says}. {hint(exercise)} "
             f"Graded by: {command(exercise)}").replace('"', "'")
     if function.file.suffix == ".cu":
         body = f'\n    EXERCISE("{says}");\n'
@@ -289,16 +293,16 @@ def page(places):
     for name, exercise, place in places:
         text += f"## {name}, {place}\n\n"
         text += f"Learn: {exercise.learn}.\n\n" if exercise.learn else ""
-        text += f"Hint: {exercise.hint}{'' if exercise.hint.endswith('?') else '.'}\n\n"
+        text += f"{hint(exercise)}\n\n"
         text += f"About {exercise.minutes} minutes.\n\n" if exercise.minutes else ""
         text += f"    {command(exercise)}\n\n"
     return text
 
 
 def table():
-    """The suggested exercises as the README's Markdown table."""
-    rows = [("exercise", "what to learn", "minutes"), ("---", "---", "--:")]
-    rows += [(", ".join(f"`{name}`" for name in e.names), e.learn, str(e.minutes))
+    """The suggested exercises as the Markdown table of tests/README.md."""
+    rows = [("exercise", "what to learn", "minutes", "graded by"), ("---", "---", "--:", "---")]
+    rows += [(", ".join(f"`{name}`" for name in e.names), e.learn, str(e.minutes), f"`{e.tests}`")
              for e in EXERCISES]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

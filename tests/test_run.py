@@ -26,7 +26,7 @@ def test_the_rate_rises_through_warm_up_never_after_it_and_ends_at_0(total, warm
     """A cosine with a wrong period, or stepped once an epoch, rebounds or never comes down."""
     rate = [fgssl.cosine_lr(step, total, warmup, 0.3) for step in range(total + 1)]
     rise, fall = rate[:warmup + 1], rate[warmup:]
-    straight = np.linspace(0, 0.3, warmup + 1) if warmup else [0.3]
+    straight = [0.3 * step / warmup for step in range(warmup)] + [0.3]
     assert rise == pytest.approx(straight), "a straight line: 0 at step 0, the peak at `warmup`"
     assert all(b < a for a, b in itertools.pairwise(fall)), "after the peak it must only fall"
     assert rate[total] == 0, "the last step is the end of the half cosine"
