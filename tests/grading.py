@@ -64,19 +64,20 @@ def state(exercise, stats):
     of = {kind: [report for report in stats.get(kind, ()) if grades(exercise, report.nodeid)]
           for kind in ("passed", "failed", "error", "skipped")}
     passed, failed = len(of["passed"]), of["failed"] + of["error"]
+    share = f"{passed} of {passed + len(failed)} tests pass"
     if any(blanks(exercise, report) for report in failed):
         return "to write", exercise["hint"]
     if failed:
         crash = getattr(failed[0].longrepr, "reprcrash", None)
-        why = crash.message.splitlines()[0] if crash else str(failed[0].longrepr)[:99]
+        why = (crash.message if crash else str(failed[0].longrepr)).splitlines()[0]
         test = failed[0].nodeid.partition("::")[2]
-        return "not yet", f"{passed} of {passed + len(failed)} tests pass; {test}: {why}"
+        return "not yet", f"{share}; {test}: {why.removeprefix('AssertionError: ')}"
     reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in of["skipped"]]
     waits = [reason for reason in reasons if reason.startswith("waits for")]
     if waits or reasons and not passed:
         return "skipped", (waits or reasons)[0]
     if passed:
-        return "solved", f"{passed} tests pass"
+        return "solved", share
     for report in stats.get("error", ()):                    # the file was not even collected
         if Path(report.nodeid).name == exercise["tests"]:
             return "not yet", str(report.longrepr).split("\nE ")[-1].strip()
@@ -87,6 +88,7 @@ def state(exercise, stats):
 def pytest_terminal_summary(terminalreporter):
     yield
     terminalreporter.section("exercises")
-    for exercise in exercises():
+    tasks = {", ".join(exercise["names"]): exercise for exercise in exercises()}
+    for name, exercise in tasks.items():
         is_now, more = state(exercise, terminalreporter.stats)
-        terminalreporter.line(f"{', '.join(exercise['names']):24}  {is_now:8}  {more}")
+        terminalreporter.line(f"{name:{max(map(len, tasks))}}  {is_now:8}  {more}")

@@ -57,7 +57,7 @@ def test_solutions_are_graded_each_by_itself_and_by_the_tests_handed_out(tmp_pat
     """A right, a wrong and a broken one; the wrong one brings a test that lets all pass."""
     folder = made(tmp_path / "assignment", [e for e in EXERCISES if e.names == ("cosine_lr",)])
     text, body = (ROOT / "fgssl.py").read_text(), make_assignment.find("cosine_lr")
-    wanted = {"ann": (text, "solved", "6 tests pass"),
+    wanted = {"ann": (text, "solved", "6 of 6 tests pass"),
               "bob": (text[:body.start] + "return peak" + text[body.end:], "not yet", "0 of 6"),
               "cid": (text[:body.start] + "return (" + text[body.end:], "not yet", "SyntaxError"),
               "dan": ((folder / "fgssl.py").read_text(), "to write", "a straight line from 0")}

@@ -172,7 +172,7 @@ def test_hflip_mirrors_columns_exactly_in_a_share_p(p):
     x = images(3000, 3, 2, 5)
     y = fgssl.hflip(x, seeded(3), p)
     flipped = (y != x).flatten(1).any(1)
-    assert torch.equal(y[flipped], x[flipped][..., [4, 3, 2, 1, 0]]), "columns alone turn round"
+    assert torch.equal(y[flipped], x[flipped][..., [4, 3, 2, 1, 0]]), "columns reversed, rows kept"
     assert_share(flipped, p, "flipped")
 
 
