@@ -180,11 +180,12 @@ def exercise_for(name):
     for exercise in EXERCISES:
         if name.rpartition(":")[2] in exercise.names:
             return exercise
-    source = patch(name).read_text() if patch(name).exists() else str(find(name).file)
+    is_mutant = patch(name).exists()
+    source = patch(name).read_text() if is_mutant else find(name).file.name
     if ".cu" in source:
-        tiles = "tile_shuffle" in source
-        return Exercise((name,), f"test_kernels_{'tiles' if tiles else 'nt_xent'}.py", "emulated",
-                        60 * patch(name).exists(), "", "the head of the file has the formula, and who owns what")
+        tests = f"test_kernels_{'tiles' if 'tile_shuffle.cu' in source else 'nt_xent'}.py"
+        return Exercise((name,), tests, "emulated", 60 * is_mutant, "",
+                        "the head of the file has the formula, and who owns what")
     short, graders = name.rpartition(":")[2].partition(".")[0], {}
     for file in sorted({*HERE.glob("test_*.py")} - {HERE / "test_assignment.py"}):
         source = file.read_text()
