@@ -69,7 +69,8 @@ def state(exercise, stats):
         return "to write", exercise["hint"]
     if failed:
         crash = getattr(failed[0].longrepr, "reprcrash", None)
-        why = (crash.message if crash else str(failed[0].longrepr)).splitlines()[0]
+        lines = (crash.message if crash else str(failed[0].longrepr)).strip().splitlines()
+        why = lines[-1 if lines[0].rstrip().endswith(":") else 0]     # another process's: the last
         test = failed[0].nodeid.partition("::")[2]
         return "not yet", f"{share}; {test}: {why.removeprefix('AssertionError: ')}"
     reasons = [report.longrepr[2].removeprefix("Skipped: ") for report in of["skipped"]]
