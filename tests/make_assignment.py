@@ -229,6 +229,7 @@ CUDA_ERROR = """
 #endif
 """
 
+
 def make(out, names):
     """Write the assignment into a new folder; returns [(name, Exercise, its place)]."""
     out, tasks = Path(out), {}                               # {name: (Exercise, Function or None)}
@@ -276,11 +277,11 @@ def patch(name):
 
 def grade(homework, solution):
     """The lines on its exercises with which pytest ends for a solution of `homework`."""
+    files = {f"tests/{e['tests']}" for e in json.loads(Path(homework, GRADING).read_text())}
     with tempfile.TemporaryDirectory() as top:
         copy = Path(shutil.copytree(homework, Path(top, "copy")))
         shutil.copytree(solution, copy, dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns(*LITTER, "tests"))
-        files = {f"tests/{e['tests']}" for e in json.loads((copy / GRADING).read_text())}
         try:
             said = subprocess.run([sys.executable, "-m", "pytest", "-m", "exercise", "-p",
                                    "no:cacheprovider", "--continue-on-collection-errors", *files],
@@ -314,24 +315,22 @@ def table():
 def main(argv=None):
     p = argparse.ArgumentParser(description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("out", nargs="?", help="a new folder")
+    p.add_argument("out", nargs="?", help="a new folder; to grade, the one handed out")
     p.add_argument("names", nargs="*", help="functions (NAME or FILE:NAME), kernels, mutants")
     p.add_argument("--list", action="store_true", help="show the suggested exercises")
     p.add_argument("--grade", action="store_true", help="names are folders with solutions of OUT")
     args = p.parse_args(argv)
     if args.list:
         return print(page([(", ".join(e.names), e, e.tests) for e in EXERCISES]))
-    if args.grade and args.names:
-        for solution in args.names:
-            print(f"== {solution}\n{grade(args.out, solution)}", flush=True)
-        return None
     if not args.names:
         p.error("name a new folder and at least one function; --list shows exercises")
     try:
-        places = make(args.out, args.names)
-    except (ValueError, FileExistsError) as error:
+        for solution in args.names if args.grade else ():
+            print(f"== {solution}\n{grade(args.out, solution)}", flush=True)
+        if not args.grade:
+            print(page(make(args.out, args.names)) + f"wrote {args.out}/ASSIGNMENT.md")
+    except (ValueError, OSError) as error:
         p.error(str(error))
-    print(page(places) + f"wrote {args.out} and {args.out}/ASSIGNMENT.md")
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def test_every_file_compiles_with_any_function_blank():
 def test_what_cannot_be_made_is_said(tmp_path, capsys):
     for argv, wanted in ((["out"], "at least one function"), (["out", "nonsense"], "no function"),
                          (["out", "main"], "py:main or"),
-                         ([str(tmp_path), "cosine_lr"], "name a new folder")):
+                         ([str(tmp_path), "cosine_lr"], "name a new folder"),
+                         (["--grade", str(tmp_path), "nobody"], "tests/assignment.json")):
         with pytest.raises(SystemExit):
             make_assignment.main(argv)
         assert wanted in capsys.readouterr().err

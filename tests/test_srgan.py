@@ -233,7 +233,10 @@ def test_the_average_follows_the_generator():
     generator, ema = trained_like(), srgan.freeze(trained_like())
     with torch.no_grad():
         generator.first.weight.add_(1)
-    gap = lambda: (generator.first.weight - ema.first.weight).mean().item()
+
+    def gap():
+        return (generator.first.weight - ema.first.weight).mean().item()
+
     srgan.follow(ema, generator, 1)
     assert gap() == pytest.approx(0.1, rel=1e-3), "quick at first"
     srgan.follow(ema, generator, 10 ** 6)
