@@ -431,7 +431,7 @@ def evaluation_view(x, size):
 
 
 def hflip(x, rng, p=0.5):
-    """Mirror each image left to right with probability p."""
+    """Mirror each image of (B, C, H, W) left to right with probability p, one draw of rng each."""
     flip = to_device(uniform(rng, 0, 1, len(x)) < p, x.device)
     return torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
 
@@ -761,8 +761,8 @@ def accuracy(predicted, labels):
 
 
 def cosine_lr(step, total, warmup, peak):
-    """The rate at step 1..total: linear from 0 to `peak` over `warmup` steps, then half a cosine
-    to 0 at the last (Loshchilov & Hutter 2017). Pure: there is no scheduler to step wrongly."""
+    """The rate at step 0..total: linear from 0 to `peak` at step `warmup`, then half a cosine to 0
+    at step `total` (Loshchilov & Hutter 2017). Pure: there is no scheduler to step wrongly."""
     if step < warmup:
         return peak * step / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

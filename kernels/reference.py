@@ -10,7 +10,8 @@ import torch.nn.functional as F
 # ------------------------------------------------ NT-Xent: Chen et al. 2020, equation 1
 
 def nt_xent_dense(z, temperature):
-    """The specification of nt_xent, in the fewest words. Keeps several (2N, 2N) matrices."""
+    """The specification of nt_xent, in the fewest words: the mean loss of the rows of z (2N, D),
+    taken as they are; rows i and i + N are a pair. Keeps several (2N, 2N) matrices."""
     sim = z @ z.T / temperature
     sim = sim.fill_diagonal_(-torch.inf)                     # a row is not its own negative
     positive = torch.arange(len(z), device=z.device).roll(len(z) // 2)
@@ -82,7 +83,12 @@ def _corners(cell, offset, grid, height, width):
 
 
 def gather_forward(x, perm, offset, shift, scale, grid, tile, image):
-    """out[b, k] = (tile perm[b, k] of x[b] - shift) * scale; (B, K, C, tile, tile) or the image."""
+    """out[b, k] = (tile perm[b, k] of x[b] - shift) * scale; (B, K, C, tile, tile) or the image.
+
+    x (B, C, H, W); perm (B, K), K = grid * grid; offset (B, K, 2), the place of each source tile in
+    its cell; shift, scale (C,), whose type a uint8 x becomes: others keep theirs. The image, if
+    `image`, is (B, C, grid * tile, grid * tile), the output tiles row by row.
+    """
     top, left = _corners(perm, offset, grid, *x.shape[2:])
     windows = x.unfold(2, tile, 1).unfold(3, tile, 1)        # a view: every place a tile could be
     tiles = windows[torch.arange(len(x), device=x.device)[:, None], :, top, left]
@@ -94,7 +100,10 @@ def gather_forward(x, perm, offset, shift, scale, grid, tile, image):
 
 
 def gather_backward(grad, inverse, offset, scale, grid, tile, image, height, width):
-    """d x: the gradient of output tile inverse[b, s], times scale, goes back to cell s; else 0."""
+    """d x: the gradient of output tile inverse[b, s], times scale, goes back to cell s; else 0.
+
+    grad has the shape and type of gather_forward's result; d x, (B, C, height, width), that type.
+    """
     if image:
         grad = grad.unflatten(3, (grid, tile)).unflatten(2, (grid, tile)).permute(0, 2, 4, 1, 3, 5)
         grad = grad.flatten(1, 2)

@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import grading
 import make_assignment
 import pytest
 from make_assignment import EXERCISES, ROOT
@@ -41,7 +42,7 @@ def test_grading_tests_fail_with_a_hint_and_no_others(exercises, tmp_path):
     outcomes, said = run(folder, files, match)
     for e in exercises:
         graded = {test: outcome for test, outcome in outcomes.items()
-                  if f"/{e.tests}::" in test and make_assignment.grades(e.match, test)}
+                  if f"/{e.tests}::" in test and grading.chosen(e.match, test)}
         if e.names[0].endswith("_removed"):                  # a bug, which a part of them finds
             assert "FAILED" in graded.values(), f"{e.names} is not found"
         else:
@@ -52,15 +53,24 @@ def test_grading_tests_fail_with_a_hint_and_no_others(exercises, tmp_path):
     assert set(outcomes.values()) <= {"graded", "PASSED"}, outcomes
 
 
-def test_a_right_solution_passes_and_a_wrong_one_fails(tmp_path):
+def test_solutions_are_graded_each_by_itself_and_by_the_tests_handed_out(tmp_path, capsys):
+    """A right, a wrong and a broken one; the wrong one brings a test that lets all pass."""
     folder = made(tmp_path / "assignment", [e for e in EXERCISES if e.names == ("cosine_lr",)])
-    graded, text = (["tests/test_run.py"], "rate_rises"), (ROOT / "fgssl.py").read_text()
-    (folder / "fgssl.py").write_text(text)
-    assert set(run(folder, *graded)[0].values()) == {"PASSED"}
-    body = make_assignment.find("cosine_lr")
-    (folder / "fgssl.py").write_text(text[:body.start] + "return peak" + text[body.end:])
-    outcomes, said = run(folder, *graded)
-    assert set(outcomes.values()) == {"FAILED"} and "NotImplementedError" not in said
+    text, body = (ROOT / "fgssl.py").read_text(), make_assignment.find("cosine_lr")
+    wanted = {"ann": (text, "solved", "6 of 6 tests pass"),
+              "bob": (text[:body.start] + "return peak" + text[body.end:], "not yet", "0 of 6"),
+              "cid": (text[:body.start] + "return (" + text[body.end:], "not yet", "SyntaxError"),
+              "dan": ((folder / "fgssl.py").read_text(), "to write", "a straight line from 0")}
+    for name, (solution, *_) in wanted.items():
+        (tmp_path / name / "tests").mkdir(parents=True)
+        (tmp_path / name / "fgssl.py").write_text(solution)
+        (tmp_path / name / "tests" / "test_run.py").write_text("def test_rate_rises(): pass")
+    capsys.readouterr()
+    make_assignment.main(["--grade", str(folder), *(str(tmp_path / name) for name in wanted)])
+    said = capsys.readouterr().out.split("== ")[1:]
+    for lines, (name, (_, is_now, more)) in zip(said, wanted.items(), strict=True):
+        assert lines.startswith(str(tmp_path / name)), said
+        assert "cosine_lr" in lines and is_now in lines and more in lines, lines
 
 
 def test_every_file_compiles_with_any_function_blank():
@@ -75,7 +85,8 @@ def test_every_file_compiles_with_any_function_blank():
 def test_what_cannot_be_made_is_said(tmp_path, capsys):
     for argv, wanted in ((["out"], "at least one function"), (["out", "nonsense"], "no function"),
                          (["out", "main"], "py:main or"),
-                         ([str(tmp_path), "cosine_lr"], "name a new folder")):
+                         ([str(tmp_path), "cosine_lr"], "name a new folder"),
+                         (["--grade", str(tmp_path), "nobody"], "tests/assignment.json")):
         with pytest.raises(SystemExit):
             make_assignment.main(argv)
         assert wanted in capsys.readouterr().err
@@ -87,6 +98,6 @@ def test_the_list_names_every_exercise(capsys):
     assert all(e.hint in said and make_assignment.command(e) in said for e in EXERCISES)
 
 
-def test_the_readme_has_the_table_of_exercises():
-    assert make_assignment.table() in (ROOT / "README.md").read_text(), (
+def test_the_page_has_the_table_of_exercises():
+    assert make_assignment.table() in (ROOT / "tests" / "README.md").read_text(), (
         "paste what tests/make_assignment.py's table() returns")

@@ -202,7 +202,7 @@ MODES = {  # name: (image, file type, the colour that a viewer shows)
 
 @pytest.mark.parametrize("name", MODES)
 def test_every_kind_of_file_becomes_the_rgb_that_a_viewer_shows(name, tmp_path):
-    """16 bit clipped to white, clear pixels in a hidden colour, greyscale left out (pitfall 18)."""
+    """16 bit clipped to white, clear pixels in a hidden colour, greyscale left out."""
     image, kind, colour = MODES[name]
     image.save(tmp_path / "image", kind)
     pixels = fgssl.decode(tmp_path / "image", 5)

@@ -89,14 +89,14 @@ def test_choices_rest_on_val_and_ties_take_the_stronger_l2(fits):
 
 
 def test_knn_never_asks_more_neighbours_than_there_are():
-    """k = 200 on a set with 30 images a class asks mostly other classes (pitfall 33)."""
+    """k = 200 on a set with 30 images a class asks mostly other classes."""
     h, labels = problem(n=4)
     score, k = linear_eval.choose_neighbours(h, labels, h, labels, 3)
     assert k in (1, 3)
 
 
 def test_confusion_rows_are_true_classes():
-    """Exchanged rows and columns turn recall into precision (pitfall 32)."""
+    """Exchanged rows and columns turn recall into precision."""
     labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 1, 0])
     confusion = linear_eval.confusion_matrix(labels, predicted, 4)
     assert confusion.tolist() == [[1, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
@@ -119,7 +119,7 @@ def test_the_encoder_is_frozen_to_the_bit(shades):
 
 
 def test_test_labels_change_the_score_and_no_choice(shades):
-    """Choosing on the split that is reported flatters every method (30)."""
+    """Choosing on the split that is reported flatters every method."""
     splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     torch.manual_seed(0)
     encoder = fgssl.resnet("resnet10")
@@ -156,7 +156,7 @@ def test_the_best_layer_is_the_best_on_val(shades):
         chosen = max(scores, key=scores.get)                 # of equals, the first: the last stage
         assert best[f"{probe}_layer"] == chosen
         assert best[probe] == alone[chosen][probe]
-    assert best["map"] == alone[best["knn_layer"]]["map"], "retrieval has no choice of its own (34)"
+    assert best["map"] == alone[best["knn_layer"]]["map"], "retrieval has no choice of its own"
     assert frozen.layer == best["linear_layer"]
 
 
@@ -201,7 +201,7 @@ def test_torchvision_weights_take_the_place_of_a_checkpoint(shades, tmp_path):
 
 
 def test_a_missing_checkpoint_is_not_scored_as_a_random_network(tmp_path):
-    """A wrong file name once gave a number all the same (pitfall 19)."""
+    """A wrong file name once gave a number all the same."""
     with pytest.raises(FileNotFoundError, match="nowhere.pt"):
         linear_eval.main([str(tmp_path / "nowhere.pt")])
     assert not list(tmp_path.iterdir()), "nothing was written"

@@ -106,7 +106,7 @@ def test_confusion_csv_is_the_matrix(evaluated):
 
 def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
     """For a linear head on averaged maps it is the map weighted by the class's row (Zhou et al.
-    2016): of the whole stage's output, for half of that came through the shortcut (35)."""
+    2016): of the whole stage's output, for half of that came through the shortcut."""
     images = torch.randint(0, 256, (3, 3, 72, 72), dtype=torch.uint8).numpy()
     x, _, said, _ = linear_eval.explain(frozen, images, torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -114,6 +114,16 @@ def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
         row = frozen.head.weight[frozen.head(maps.mean((2, 3))).argmax(1)]
         expected = (row[:, :, None, None] * maps).sum(1).clamp(min=0) / maps[0, 0].numel()
     torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-6)  # the same sums, reordered
+
+
+def test_grad_cam_of_an_uneven_score_has_one_weight_a_channel():
+    """Gradients taken place by place, or averaged over the batch too, are another map."""
+    rng = torch.Generator().manual_seed(0)
+    maps, slope = torch.randn(2, 2, 5, 3, 4, generator=rng)
+    cam = linear_eval.grad_cam(maps, lambda m: (m * slope).sum((1, 2, 3)))
+    wanted = torch.einsum("bc,bchw->bhw", slope.mean((2, 3)), maps).clamp(min=0)
+    torch.testing.assert_close(cam, wanted, msg=lambda said: "the mean over places of a channel's "
+                               f"gradient weighs the whole channel\n{said}")
 
 
 def test_similarity_of_two_views_lights_what_they_share():
@@ -135,7 +145,7 @@ def test_a_map_of_zeros_is_no_division_by_zero():
 
 
 def test_an_overlay_on_a_wide_image_is_lit_where_the_map_is():
-    """A map stretched to a square, or with its axes exchanged, lights another place (35)."""
+    """A map stretched to a square, or with its axes exchanged, lights another place."""
     cam = torch.zeros(1, 3, 9)
     cam[0, 2, 7] = 5.0
     lit = linear_eval.overlay(torch.ones(1, 3, 30, 90), cam)[0].mean(0)
@@ -268,7 +278,7 @@ def test_a_name_and_a_folder_may_hold_an_equals_sign(evaluated, tmp_path, capsys
 
 
 def test_compare_refuses_other_data_splits_and_sizes(evaluated, tmp_path):
-    """Two methods on two splits (pitfall 31)."""
+    """Two methods on two splits."""
     result = json.loads((evaluated / "eval.json").read_text())
     files = [str(evaluated / "eval.json"), str(tmp_path / "eval.json")]
     for key, value in (("digest", "0123456789abcdef"), ("size", 32)):
@@ -306,7 +316,7 @@ def test_predict_names_what_it_cannot_read_and_does_the_others(shades, evaluated
     out, err = capsys.readouterr()
     assert "broken.png" in err and "absent.png" in err
     first, second = out.split(paths[2])
-    assert first.replace(paths[0], "") == second, "grey is read as RGB, not skipped (18)"
+    assert first.replace(paths[0], "") == second, "grey is read as RGB, not skipped"
     lines = second.split("\n")[1:-1]
     assert [line.split("%")[1].strip() for line in lines][0] == "oak" and len(lines) == 3
     assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.2)

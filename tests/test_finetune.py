@@ -62,7 +62,7 @@ def test_draws_are_paired_nested_and_stratified():
 
 
 def test_class_weights_are_inverse_frequencies_of_mean_one():
-    """Weights equal to the frequency make rare classes rarer (pitfall 25)."""
+    """Weights equal to the frequency make rare classes rarer."""
     weight = linear_eval.class_weights(np.array([0] * 8 + [1] * 2 + [3] * 4), 4)
     assert weight[2] == 0, "a class without images is not part of the mean"
     torch.testing.assert_close(weight * torch.tensor([8.0, 2, 0, 4]), weight[0] * 8 *
@@ -121,7 +121,7 @@ def test_stages_are_counted_from_the_one_that_the_head_reads():
 
 
 def test_the_weights_kept_are_those_of_the_best_look_at_val(splits, frozen, tmp_path, monkeypatch):
-    """Saved at the first worse look (7), or the last one whatever its score (30)."""
+    """Saved at the first worse look, or the last one whatever its score."""
     model, seen = classifier(frozen), []
     scores = iter([50.0, 80.0, 80.0, 60.0, 70.0, 10.0])
 
@@ -231,7 +231,7 @@ def test_fine_tuning_is_shown_few_images_of_train_and_val_alone(splits, frozen, 
 
 
 def test_test_labels_change_no_choice_of_any_cell(splits, frozen, tmp_path):
-    """The best epoch on test flatters every method (pitfall 30)."""
+    """The best epoch on test flatters every method."""
     args = arguments("--shots", "4", "--draws", "1")
     shuffled = splits[2]._replace(labels=(splits[2].labels + 1) % 3)
     honest, other = (list(linear_eval.few_labels(frozen._replace(splits=[*splits[:2], test]), args,

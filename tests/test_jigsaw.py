@@ -30,11 +30,11 @@ def distances(perms):
 @pytest.mark.parametrize("grid, count, least", [
     (2, 2, 4), (2, 24, 2), (3, 9, 9), (3, 64, 7), (3, 100, 6), (4, 100, 13), (5, 100, 22)])
 def test_permutations_are_far_apart(grid, count, least):
-    """Chosen by the greatest mean, or in far-apart pairs, some differ in 2 places of 9 (13)."""
+    """Chosen by the greatest mean, or in far-apart pairs, some differ in 2 places of 9."""
     perms = permutation_set(grid, count, seed=0)
     assert perms.shape == (count, grid ** 2) and perms.dtype == np.int64
     assert (np.sort(perms, 1) == np.arange(grid ** 2)).all(), "each row is a permutation"
-    assert min(distances(perms)) == least
+    assert min(distances(perms)) == least, "always take the one farthest from its nearest"
 
 
 def test_the_choice_is_greedy_by_minimum_then_by_sum():
@@ -44,12 +44,15 @@ def test_the_choice_is_greedy_by_minimum_then_by_sum():
         apart = (everything[:, None] != perms[:n]).sum(2)    # (24, n)
         best = max((row.min(), row.sum()) for row in apart)
         chosen = (perms[:n] != perms[n]).sum(1)
-        assert (chosen.min(), chosen.sum()) == best
+        assert (chosen.min(), chosen.sum()) == best, (
+            f"number {n} has least distance and sum {chosen.min(), chosen.sum()} to those before "
+            f"it; there is one with {best}")
 
 
 def test_permutations_repeat_with_the_seed_and_change_with_it():
     first, again, other = (permutation_set(3, 20, seed) for seed in (0, 0, 1))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.array_equal(first, again), "one seed, two answers: draw from default_rng(seed)"
+    assert not np.array_equal(first, other), "the seed must decide the first and break ties"
 
 
 def test_more_permutations_than_there_are_is_an_error():
@@ -58,7 +61,7 @@ def test_more_permutations_than_there_are_is_an_error():
 
 
 def test_every_permutation_is_drawn_equally_often():
-    """A shuffle made of swaps with the first tile leaves most permutations out (14)."""
+    """A shuffle made of swaps with the first tile leaves most permutations out."""
     perms = torch.from_numpy(permutation_set(2, 24, seed=0))
     rng = torch.Generator().manual_seed(0)
     target, perm, _ = train_jigsaw.draw_puzzles(3000, perms, settings(grid=2), rng)
@@ -69,7 +72,7 @@ def test_every_permutation_is_drawn_equally_often():
 
 
 def test_tiles_are_placed_anywhere_in_their_cells_each_on_its_own():
-    """Without a gap the edges of neighbours fit, and nothing else need be learned (16)."""
+    """Without a gap the edges of neighbours fit, and nothing else need be learned."""
     args = settings(size=66, tile=17)                        # cells of 22: room for 0 to 5
     perms = torch.from_numpy(permutation_set(3, 10, seed=0))
     _, _, offset = train_jigsaw.draw_puzzles(2000, perms, args, torch.Generator().manual_seed(0))
@@ -115,7 +118,7 @@ def test_features_reordered_are_the_features_of_tiles_reordered():
 
 
 def test_tile_norm_takes_brightness_and_contrast_from_every_tile():
-    """Drifts of light across the image would tell where a tile was (16)."""
+    """Drifts of light across the image would tell where a tile was."""
     rng = torch.Generator().manual_seed(0)
     tiles = torch.rand(2, 9, 3, 16, 16, generator=rng)
     args = settings(tile_norm=True, color=0)
@@ -129,7 +132,7 @@ def test_tile_norm_takes_brightness_and_contrast_from_every_tile():
 
 
 def test_neighbours_are_jittered_apart():
-    """One jitter for the whole image would leave its tiles matched by their colours (16)."""
+    """One jitter for the whole image would leave its tiles matched by their colours."""
     tiles = torch.full((1, 9, 3, 16, 16), 0.5)
     colors = train_jigsaw.finish(tiles, settings(color=1.0), torch.Generator().manual_seed(0))
     assert len(torch.unique(colors[:, 0, 0, 0])) > 4, "each tile is jittered with probability 0.8"

@@ -98,7 +98,14 @@ def test_the_dense_form_is_the_loop_of_the_paper():
     """The yardstick of all other tests here, measured itself."""
     z = views(14, 5)
     for t in (0.5, 0.1):
-        assert math.isclose(nt_xent_dense(z, t).item(), paper(z, t), rel_tol=1e-12)
+        ours, wanted = nt_xent_dense(z, t).item(), paper(z, t)
+        assert math.isclose(ours, wanted, rel_tol=1e-12), (
+            f"{ours} for 7 pairs at t = {t}; equation 1 says {wanted}. Which columns are below the "
+            "fraction's line, which is above it, and over what is the mean?")
+    equal = nt_xent_dense(torch.full((8, 4), 0.5), 1e-3).item()
+    assert math.isclose(equal, math.log(7), rel_tol=1e-4), (    # the spacing of floats at 1000
+        f"{equal} for equal rows, wanted ln 7: exp(1000) overflows where no maximum is subtracted")
+    assert torch.autograd.gradcheck(lambda z: nt_xent_dense(z, 0.5), z.requires_grad_())
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -174,7 +181,7 @@ def test_same_bits_every_run(impl, monkeypatch):
     """Also in every order in which threads may run: nothing may depend on who comes first."""
     orders = ["forward", "reverse", "random:1", "random:2"] if impl == "emulated" else ["-"] * 9
     for kind in (torch.float32, torch.bfloat16):
-        z = views(66, 33).to(device(impl), kind).requires_grad_()
+        z = views(130, 33).to(device(impl), kind).requires_grad_()
         first = nt_xent(z, 0.1, impl)
         grad, = torch.autograd.grad(first, z)
         for order in orders:
@@ -363,7 +370,8 @@ def test_rows_of_one_rank_against_columns_of_all(impl, kind):
     loss, top, log_sum = map(torch.cat, zip(*(forward(*part, t, "") for part in parts)))
     ours = torch.cat([backward(*part, t, top, log_sum, weights.to(loss)) for part in parts])
     limit = 1e-12 if kind == torch.float64 else 3e-3
-    assert error(loss, wanted) <= limit and error(ours, grad) <= limit
+    assert error(loss, wanted) <= limit and error(ours, grad) <= limit, (
+        "row i of these is row first + i of all: its diagonal, positive and statistics are there")
 
 
 def rank_of_two(rank, port, impl, report):

@@ -74,7 +74,8 @@ def test_normalised_values(impl):
     mean, std = torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.1])
     ours = tile_shuffle(x, perm, 1, 5, mean=mean, std=std, impl=impl)[:, 0].cpu()
     wanted = (x.cpu() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-    assert torch.allclose(ours, wanted, atol=1e-6)           # two float32 roundings of about 5
+    # two float32 roundings of about 5
+    assert torch.allclose(ours, wanted, atol=1e-6), "subtract the shift, then multiply by the scale"
     assert torch.allclose(tile_shuffle(x, perm, 1, 5, impl=impl)[:, 0].cpu(), x.cpu() / 255)
 
 
@@ -107,7 +108,9 @@ def test_backward_is_the_adjoint(impl, shape):
         out = tile_shuffle(x, perm, grid, tile, offset, 0., (0.5, 2., 3.), image, impl)
         y = torch.randn(out.shape, generator=torch.Generator().manual_seed(3)).to(out)
         grad, = torch.autograd.grad(out, x, y)
-        assert math.isclose((out * y).sum().item(), (x * grad).sum().item(), rel_tol=1e-10)
+        left, right = (out * y).sum().item(), (x * grad).sum().item()
+        assert math.isclose(left, right, rel_tol=1e-10), (
+            f"<A x, y> = {left}, <x, A' y> = {right}: whose gradient goes where, times what?")
         assert (grad != 0).sum() == y.numel(), "gradient 0 under no tile, and only there"
 
 
@@ -123,7 +126,7 @@ def test_gradient_type(impl, kind):
         out = tile_shuffle(z, perm, 3, 8, offset, std=(0.2, 0.3, 0.1), impl=run)
         y = torch.linspace(-1, 1, out.numel(), device=x.device).to(kind).view_as(out)
         grads.append(torch.autograd.grad(out, z, y.to(z.dtype))[0])
-    assert grads[0].dtype == kind
+    assert grads[0].dtype == kind, "a gradient has the type of what it is the gradient of"
     assert torch.allclose(grads[0].double(), grads[1], rtol=2 * torch.finfo(kind).eps, atol=0)
 
 

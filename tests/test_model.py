@@ -206,7 +206,7 @@ def test_our_checkpoint_brings_its_architecture_and_arguments(checkpoint):
 
 
 def test_an_architecture_asked_for_in_vain_is_an_error(checkpoint):
-    """Else an evaluation would report one network under the name of another (pitfall 31)."""
+    """Else an evaluation would report one network under the name of another."""
     with pytest.raises(ValueError, match="resnet10.*resnet18"):
         fgssl.load_encoder(checkpoint[0], "resnet18")
 
@@ -331,7 +331,8 @@ def test_knn_is_the_weighted_vote_of_wu_et_al(k):
         for similarity, label in sorted(near, reverse=True)[:k]:
             votes[label] += math.exp(similarity / 0.07)
         wanted.append(votes.index(max(votes)))
-    assert fgssl.knn(h, labels, h_test, k, 6).tolist() == wanted
+    assert fgssl.knn(h, labels, h_test, k, 6).tolist() == wanted, (
+        f"the {k} of greatest cosine (of 40 at most all) vote with the weight exp(cosine / 0.07)")
     scaled = fgssl.knn(1e3 * h, labels, 1e-3 * h_test, k, 6)
     assert scaled.tolist() == wanted, "the cosine knows no length"
 

@@ -21,16 +21,19 @@ import fgssl
 # ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("total, warmup", [(1, 0), (2, 1), (10, 0), (97, 31), (100, 5), (1000, 50)])
+@pytest.mark.parametrize("total, warmup", [(1, 0), (2, 1), (10, 0), (97, 31), (100, 4), (1000, 50)])
 def test_the_rate_rises_through_warm_up_never_after_it_and_ends_at_0(total, warmup):
     """A cosine with a wrong period, or stepped once an epoch, rebounds or never comes down."""
     rate = [fgssl.cosine_lr(step, total, warmup, 0.3) for step in range(total + 1)]
     rise, fall = rate[:warmup + 1], rate[warmup:]
-    assert rise == pytest.approx(np.linspace(0, 0.3, warmup + 1) if warmup else [0.3])
-    assert fall[0] == 0.3 and all(b < a for a, b in itertools.pairwise(fall)), "must only fall"
+    straight = [0.3 * step / warmup for step in range(warmup)] + [0.3]
+    assert rise == pytest.approx(straight), "a straight line: 0 at step 0, the peak at `warmup`"
+    assert all(b < a for a, b in itertools.pairwise(fall)), "after the peak it must only fall"
     assert rate[total] == 0, "the last step is the end of the half cosine"
     if (total - warmup) % 2 == 0:
         assert fall[(total - warmup) // 2] == pytest.approx(0.15), "half way down at half time"
+    if (total - warmup) % 3 == 0:
+        assert fall[(total - warmup) // 3] == pytest.approx(0.225), "3/4 of it at a third"
 
 
 def take(n, *args):

@@ -104,7 +104,7 @@ def test_an_untrained_generator_is_bicubic_and_a_trained_one_is_not_clamped(scal
     assert torch.equal(srgan.Generator(2, 8, scale)(low), srgan.enlarge(low, scale))
     fake = trained_like(scale)(20 * low)
     assert fake.shape == (2, 3, 5 * scale, 7 * scale)
-    assert fake.min() < 0 and fake.max() > 1, "clamped: no gradient beyond (pitfall 22)"
+    assert fake.min() < 0 and fake.max() > 1, "clamped: no gradient beyond"
 
 
 def test_tiles_leave_no_seam():
@@ -167,7 +167,7 @@ def game(request):
 
 @pytest.mark.parametrize("term", ["pixel", "features", "adversarial"])
 def test_each_term_of_the_generator_reaches_all_of_it_and_nothing_else(game, term):
-    """A content loss wrapped in a new tensor has no gradient (pitfall 20); a discriminator that is
+    """A content loss wrapped in a new tensor has no gradient; a discriminator that is
     not frozen learns to be fooled."""
     generator, discriminator, high, fake = game
     srgan.freeze(discriminator)
@@ -262,14 +262,17 @@ def test_brightness_is_that_of_bt601():
 
 
 def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
-    """On RGB, with the border or the image's own maximum it is another number (pitfall 24)."""
+    """On RGB, with the border or the image's own maximum it is another number."""
     x = (77 * noise(2, 3, 20, 17)).round() / 255  # dark: its own maximum would show
-    y = x + 1 / 255
+    rows = torch.tensor([0, 2]).repeat(10).view(20, 1)  # uneven: absolute differences would show
+    y = x + rows * torch.tensor([1, 2]).view(2, 1, 1, 1) / 255
     y[:, :, :4], y[:, :, -4:], y[:, :, :, :4], y[:, :, :, -4:] = 1, 0, 1, 0
     step = (65.481 + 128.553 + 24.966) / 255
     found = srgan.psnr(srgan.brightness(x, 4), srgan.brightness(y, 4))
-    assert found.tolist() == pytest.approx([20 * math.log10(255 / step)] * 2, abs=1e-3)
-    assert srgan.psnr(x, x).tolist() == pytest.approx([100, 100]), "a blank photograph"
+    wanted = [10 * math.log10(255 ** 2 / (square * step ** 2)) for square in (2, 8)]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-3), (
+        "10 log10 of 255 squared over the mean square, for each image alone")
+    assert srgan.psnr(x, x).tolist() == pytest.approx([100, 100]), "equal images: at most 100"
 
 
 def test_ssim_is_the_papers_formula_written_out():
@@ -290,7 +293,8 @@ def test_ssim_is_the_papers_formula_written_out():
             values.append((2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
                           / ((mx ** 2 + my ** 2 + c1) * (xx - mx ** 2 + yy - my ** 2 + c2)))
     a, b = (torch.from_numpy(v).view(1, 1, 13, 12) for v in (x, y))
-    assert srgan.ssim(a, b).item() == pytest.approx(np.mean(values), abs=1e-9)
+    assert srgan.ssim(a, b).item() == pytest.approx(np.mean(values), abs=1e-9), (
+        "a window whose weights sum to 1, only where it fits; constants for values to 255, squared")
     assert srgan.ssim(torch.cat([a, b]), torch.cat([a, a])).tolist() == pytest.approx(
         [1, np.mean(values)]), "each pair on its own"
 
@@ -320,7 +324,7 @@ def test_a_run_leaves_checkpoint_log_and_pictures(run):
 
 def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
         photos, tmp_path, monkeypatch):
-    """Three generator forwards a step (pitfall 27); batch-norm moved by the generator's turn."""
+    """Three generator forwards a step; batch-norm moved by the generator's turn."""
     calls, forward = [], srgan.Generator.forward
 
     def counted(self, low):

@@ -126,7 +126,7 @@ def test_no_trainable_tensor_is_left_behind(trainer, photos, tmp_path):
 
 
 def test_validation_does_not_teach_batch_norm(trainer, photos, tmp_path):
-    """A check on val in train mode would move the running statistics (pitfall 6)."""
+    """A check on val in train mode would move the running statistics."""
     often, _ = train(trainer, photos, tmp_path / "often", "--eval-every", "1")
     once, _ = train(trainer, photos, tmp_path / "once", "--eval-every", "99")
     assert_same(often["encoder"], once["encoder"])
@@ -182,7 +182,7 @@ def test_too_few_images_for_a_batch_say_what_to_do(trainer, photos, tmp_path):
 
 
 def test_both_views_of_a_row_show_the_same_image():
-    """Partners zipped from two listings shift by one when a file is missing (pitfall 8)."""
+    """Partners zipped from two listings shift by one when a file is missing."""
     parser_defaults = train_simclr.arguments(["--out", "nowhere", "--size", "16", "--color", "0"])
     x = torch.zeros(6, 3, 24, 24, dtype=torch.uint8)
     for i in range(6):

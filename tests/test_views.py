@@ -40,7 +40,7 @@ def test_every_view_keeps_shape_range_and_input_and_follows_the_seed(name):
     assert torch.equal(x, before), "the input is another step's, too"
     assert torch.equal(y, VIEWS[name](x, seeded(1)))
     if name != "region":                                     # which draws nothing
-        assert not torch.equal(y, VIEWS[name](x, seeded(2))), "written once: always the same (9)"
+        assert not torch.equal(y, VIEWS[name](x, seeded(2))), "written once: always the same"
     assert (y != x).flatten(1).any(1).all(), "an image was left as it was"
 
 
@@ -84,7 +84,7 @@ def test_swap_exchanges_two_tiles_and_leaves_fourteen():
 
 
 def test_jigsaw_orders_are_uniform():
-    """Made of swaps with the first tile, no tile would ever stay (14)."""
+    """Made of swaps with the first tile, no tile would ever stay."""
     where = places(train_simclr.jigsaw(numbered(6000, 4), seeded()), 4).flatten(1)
     assert (where.sort(1).values == torch.arange(16)).all(), "none is lost or doubled"
     count = torch.stack([(where == tile).float().mean(0) for tile in range(16)])
@@ -130,12 +130,12 @@ def test_the_region_is_where_the_edges_are():
 
 
 def test_one_of_two_views_is_changed_either_equally_often():
-    """Only ever the first view distorted: the encoder learns which is which (11)."""
+    """Only ever the first view distorted: the encoder learns which is which."""
     x = images(2000, 4).repeat(2, 1, 1, 1)
     y = change_one(x, "gamma", seeded())
     first, second = (y != x).flatten(1).any(1).chunk(2)
     assert (first ^ second).all(), "exactly one of each pair"
     assert abs(first.float().mean() - 0.5) < 0.056, "2,000 draws: within 5 errors"
     rest = torch.where(first.view(-1, 1, 1, 1), y[2000:], y[:2000])
-    assert torch.equal(rest, x[:2000]), "its partner still shows the same image (8)"
+    assert torch.equal(rest, x[:2000]), "its partner still shows the same image"
     assert change_one(x, "original", seeded()) is x
