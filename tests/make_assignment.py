@@ -31,7 +31,8 @@ ROOT, MUTANTS = HERE.parent, HERE / "mutants"
 GRADING = "tests/assignment.json"       # in the copy: names, tests, hint, command of each exercise
 LITTER = ".*", "__pycache__", "out", "data", "build"
 UNWANTED = shutil.ignore_patterns(
-    *LITTER, "make_assignment.py", "test_assignment.py", "mutants", "test_kernels_mutants.py")
+    *LITTER, "make_assignment.py", "test_assignment.py", "test_readme.py", "mutants",
+    "test_kernels_mutants.py")
 HEAD = """# Assignment
 
 To write: the bodies that raise `NotImplementedError` or, in a .cu file, say `EXERCISE`. The
