@@ -13,10 +13,12 @@ import argparse
 import contextlib
 import fcntl
 import json
+import math
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from statistics import mean, variance
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,11 +42,12 @@ class Run(NamedTuple):
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
     evaluation, "1 linear" of its second; "frozen 5", "fine-tuned all" of any; "log val_puzzles",
-    what its training wrote last."""
+    what its training wrote last. against: the row with which the others are compared."""
     data: str
     hours: float
     columns: dict
     runs: tuple
+    against: str = ""
 
 
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
@@ -77,8 +80,9 @@ TABLES = {
         Run("SimCLR", "train_simclr.py", (FEW,), 2),
         Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
         Run("SRGAN", "train_srgan.py", (FEW,), 1))),
-    "views-grocery": Table("grocery", 2, NEAREST,
-                           views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08")),
+    "views-grocery": Table("grocery", 1, NEAREST,
+                           views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08"), "original"),
+    "views-toy": Table("toy", 1, NEAREST, views("--epochs 20"), "original"),
     "moved-simclr": Table("grocery", 1, NEAREST, (
         Run("random weights", "", seeds=1),
         *variants("train_simclr.py --epochs 20", {
@@ -190,11 +194,22 @@ def figures(name, label):
 
 
 def render(name):
-    """The table as Markdown; a figure of several runs is their mean ± standard deviation."""
-    rows = [[f"{TABLES[name].data}, test, %", *TABLES[name].columns]]
-    for run in TABLES[name].runs:
-        rows.append([run.label, *map(linear_eval.text, figures(name, run.label).values())])
-    return linear_eval.table(rows)
+    """The table as Markdown; a figure of several runs is their mean ± standard deviation.
+
+    Bold is what differs from the row `against` by more than two standard errors of the difference.
+    For those the variance within a cell is taken to be one for all trained rows of a column.
+    """
+    table, rows = TABLES[name], {run.label: figures(name, run.label) for run in TABLES[name].runs}
+    lines = [[f"{table.data}, test, %", *table.columns]]
+    for label, row in rows.items():
+        lines.append([label, *map(linear_eval.text, row.values())])
+    for i, column in enumerate(table.columns if table.against else (), 1):
+        trained = [rows[run.label][column] for run in table.runs if run.train]
+        error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
+        for line, row in zip(lines[1:], rows.values()):
+            if abs(mean(row[column]) - mean(rows[table.against][column])) > 2 * error:
+                line[i] = f"**{line[i]}**"
+    return linear_eval.table(lines)
 
 
 def write(name, table):

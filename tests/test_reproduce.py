@@ -71,6 +71,16 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
     assert found["k-NN"] == [json.loads(last)["knn"]]
 
 
+def test_what_exceeds_the_noise_is_bold(monkeypatch):
+    cells = {"plain": (10, 11, 12), "near": (11, 12, 13), "far": (12, 13, 14), "random": (1, 1, 1)}
+    runs = tuple(Run(label, label != "random" and "train_simclr.py") for label in cells)
+    table = Table("toy", 1, {"k-NN": "knn"}, runs, "plain")
+    monkeypatch.setattr(reproduce, "TABLES", {"views": table})
+    monkeypatch.setattr(reproduce, "figures", lambda name, label: {"k-NN": cells[label]})
+    rows = reproduce.render("views").splitlines()[2:]        # one standard error: sqrt(2 / 3)
+    assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["far", "random"]
+
+
 def test_a_readme_without_the_markers_is_left_as_it_is(tiny):
     (tiny[0] / "README.md").write_text("nothing here\n")
     with pytest.raises(ValueError, match="<!-- tiny -->"):
