@@ -491,9 +491,10 @@ def listed(path, listing):
 def within(folder, deep):
     """The folder and those up to `deep` levels below it, breadth first."""
     level = [folder]
-    for _ in range(deep + 1):
-        yield from level
+    yield folder
+    for _ in range(deep):
         level = [inner for place in level for inner in folders_in(place)]
+        yield from level
 
 
 def unnested(folder):

@@ -173,6 +173,15 @@ def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, erro
         datasets.read(put(tmp_path, *names), ".")
 
 
+def test_telling_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
+    """Of a million images each was asked whether it is a folder."""
+    put(tmp_path, "ash/1.jpg", "oak/2.jpg")
+    seen, folders_in = [], datasets.folders_in
+    monkeypatch.setattr(datasets, "folders_in", lambda top: seen.append(top) or folders_in(top))
+    assert list(datasets.within(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
+    assert seen == [tmp_path]
+
+
 def test_a_name_that_is_none_is_told_the_names(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder quetzal.*cub, .*grocery, toy"):
         datasets.read("quetzal", tmp_path)
