@@ -385,3 +385,18 @@ def test_data_looks_at_parts_boxes_and_unlabelled_images(root, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "loose: 3 images, 0 classes" in printed and "3 without a label" in printed
     assert (tmp_path / "loose.png").is_file()
+
+
+def test_data_prints_names_that_are_not_utf_8(tmp_path, capsys):
+    """As archives packed on an old Windows leave them: the first such name ended the look."""
+    gull = tmp_path / "gulls" / "M\udcf6we"                  # the byte f6, in Latin-1 an o with dots
+    try:
+        gull.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names alone")
+    tiny_sets.photo(gull.with_name("auk") / "1.png")
+    tiny_sets.photo(gull / "1.png")
+    (gull / "2.png").write_bytes((gull / "1.png").read_bytes())
+    fgssl.main(["data", str(tmp_path / "gulls"), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert r"2 classes (M\udcf6we, auk)" in printed and r"M\udcf6we/1.png = " in printed
