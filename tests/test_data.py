@@ -1,5 +1,7 @@
 """Folders of images: CUB's and Grocery Store's text files, class folders, splits, parts."""
 
+import errno
+import os
 from collections import Counter
 
 import numpy as np
@@ -171,6 +173,21 @@ def test_loose_images_are_train_images_without_a_label(tmp_path):
 def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, error, message):
     with pytest.raises(error, match=message):
         datasets.read(put(tmp_path, *names), ".")
+
+
+def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    """Passed over, its class would be missing, and no number would say so."""
+    put(tmp_path, "ash/1.jpg", "oak/2.jpg")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("oak"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match="oak"):
+        datasets.any_folder(tmp_path)
 
 
 def test_telling_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
