@@ -549,16 +549,18 @@ def parser(doc, training=True, **defaults):
 
     training: whether to add the flags of a training run.
     """
-    p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
+    usage = "%(prog)s [options]" if training else None       # 30 flags would hide an error
+    p = argparse.ArgumentParser(usage=usage, description=doc, formatter_class=_Help)
     data, run = p.add_argument_group("data"), p.add_argument_group("run")
     data.add_argument("--data", help=DATA_HELP)
     add_data_flags(data)
     data.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
     run.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
-    run.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
+    run.add_argument("--arch", choices=ARCHITECTURES, help="encoder; resnet10 is for CPUs")
     if training:
         run.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
-        run.add_argument("--batch", type=number(int, 2), help="images a step, of all processes")
+        run.add_argument("--batch", type=number(int, 2),
+                         help="images a step, of all processes together")
         run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
     run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
     run.add_argument("--out", help="folder for what is written")
