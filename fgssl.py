@@ -37,6 +37,7 @@ import parallel
 import pictures
 from datasets.cache import (  # noqa: F401, for the scripts
     Dataset, Source, Split, decode, load_data, to_rgb, upright)
+from datasets.progress import minutes
 
 # ------------------------------------------------------------------------------------------------
 # Data: an array of images -> batches
@@ -585,7 +586,7 @@ def add_data_flags(p):
     """The flags that `data_of` reads, but for --data and --skip-bad."""
     p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
     p.add_argument("--labels", metavar="LEVEL",
-                   help="of a set with several kinds of labels: coarse, family, species, ...")
+                   help="which labels, of a set with several kinds: coarse, family, ...")
     p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
                    help="crop images to their boxes")
     p.add_argument("--subset", type=number(float, above=0, high=1), metavar="SHARE",
@@ -829,12 +830,6 @@ def read_log(file):
         with contextlib.suppress(json.JSONDecodeError):
             records.append(json.loads(line))
     return records
-
-
-def minutes(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    m, s = divmod(round(seconds), 60)
-    return f"{m}:{s:02d}" if m < 60 else f"{m // 60}:{m % 60:02d}:{s:02d}"
 
 
 def describe(device):

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from . import Records, read, smaller
-from .downloads import progress
+from .progress import progress
 
 VERSION = 2  # part of every cache's name: raise it when something else is stored
 

@@ -15,7 +15,7 @@ from PIL import Image
 import pictures
 
 from .cache import decode
-from .downloads import progress
+from .progress import progress
 
 
 def survey(data, folder):
