@@ -112,7 +112,8 @@ def integers(rng, low, high, n, *shape):
 def in_pieces(view, x, args, rng):
     """view(x, args, rng); on a CPU a few images at a time, for a whole batch outgrows its cache and
     the memory that each step allocates costs more than the arithmetic. R ranks take an R-th of a
-    piece each: their draws then come in the order of one process."""
+    piece each: where R divides it (128 of 64 pixels, 10 of 224), they draw in the order of one
+    process, else in another."""
     _, ranks = parallel.share_of(rng)
     piece = max(1, 2**19 // args.size ** 2 // ranks) if x.device.type == "cpu" else len(x)
     return torch.cat([view(part, args, rng) for part in x.split(piece)])
