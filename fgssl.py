@@ -1,7 +1,7 @@
 """fgssl: the nouns that every script here shares, each with one right answer.
 
-    data           load_data, Dataset.cached, batches: files -> one uint8 array -> index batches;
-                   python fgssl.py data NAME_OR_FOLDER looks at a set
+    data           load_data, Dataset.cached, batches: files -> one uint8 array (datasets/cache.py)
+                   -> batches of indices; python fgssl.py data NAME_OR_FOLDER looks at a set
     augmentation   random_resized_crop, hflip, color_jitter, grayscale, gaussian_blur, normalize
     network        resnet("resnet10|18|34|50|101"), load_encoder
     evaluation     features, knn
@@ -14,9 +14,7 @@ CPU whatever the device.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
-import hashlib
 import json
 import math
 import os
@@ -26,50 +24,24 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import nn
 
 import datasets
 import parallel
 import pictures
+from datasets.cache import (  # noqa: F401, for the scripts
+    Dataset, Source, Split, decode, load_data, to_rgb, upright)
+from datasets.progress import minutes
 
 # ------------------------------------------------------------------------------------------------
-# Data: files -> uint8 cache -> batches of indices
+# Data: an array of images -> batches
 # ------------------------------------------------------------------------------------------------
-
-CACHE_VERSION = 1  # part of every cache's name: raise it when `decode` changes what it returns
-
-
-def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=None, bbox=None,
-              subset=None, classes=None):
-    """Find a data set by name, downloading it where it has a public source, or read any folder.
-
-    name_or_folder: "toy", "cub", ..., or a path (see datasets/ for the layouts).
-    root: where the named sets lie; None means $FGSSL_DATA, else ./data.
-    skip_bad: leave unreadable files out, with a count, where they would raise otherwise.
-    labels: which of a set's labels, such as "coarse"; None is the finest. bbox: show the box of
-    each image in place of its centre. subset, classes: a share of the images, a number of classes.
-    Returns a Dataset. Raises FileNotFoundError or ValueError saying what was wanted and where.
-    """
-    root = Path(root or os.environ.get("FGSSL_DATA") or "data")
-    records = datasets.smaller(datasets.read(name_or_folder, root, labels), subset, classes)
-    part = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images"]
-    data = Dataset(records, skip_bad, workers, part=", ".join(filter(None, part)))
-    if bbox:
-        if records.boxes is None:
-            raise ValueError(f"{records.name} has no boxes: leave --bbox out.")
-        data.records, data.crops = records._replace(boxes=None), records.boxes
-    return data
 
 
 def data_of(args):
@@ -78,229 +50,17 @@ def data_of(args):
                      *(getattr(args, flag) for flag in DATA_FLAGS))
 
 
-class Split(NamedTuple):
-    images: np.ndarray              # uint8 (N, 3, side, side)
-    labels: np.ndarray              # int64 (N,)
-    rows: np.ndarray | None = None  # int64 (N,): where each image stands in the records
-
-
-@dataclasses.dataclass
-class Dataset:
-    """The files of a data set and what is known of them, split into train, val and test.
-
-    records: paths, labels (int64, -1 where unknown), classes, splits, boxes; see datasets.Records.
-    crops: (N, 4), where images are cropped to their boxes. part: what of the set, in words.
-    """
-
-    records: datasets.Records
-    skip_bad: bool = False
-    workers: int | None = None
-    crops: np.ndarray | None = None
-    part: str = ""
-
-    @property
-    def name(self):
-        return f"{self.records.name}, {self.part}" if self.part else self.records.name
-
-    @property
-    def classes(self):
-        return self.records.classes
-
-    def cached(self, split, side, labelled=False):
-        """Every image of a split, decoded once: one square of each, `side` pixels wide.
-
-        labelled: leave out images whose label is unknown.
-        Returns images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 where
-        unknown; rows, int64 (N,), their places in `records`. N is 0 for a split without images.
-        The array lies in $FGSSL_CACHE (or ~/.cache/fgssl) under a digest of the files' paths, sizes
-        and times and of what is cropped, so that a changed file makes a new cache. It is written
-        under a temporary name and renamed when whole: an interrupted build leaves nothing that
-        could pass for a cache.
-        """
-        wanted = self.records.labels >= 0 if labelled else True
-        rows = np.flatnonzero((self.records.splits == split) & wanted)
-        sources, labels = [self.source(row) for row in rows], self.records.labels[rows]
-        if not sources:
-            return Split(np.empty((0, 3, side, side), np.uint8), labels, rows)
-        file = cache_file(f"{self.records.name}-{split}-{side}", sources)
-        if not file.exists():
-            what = f"decoding {self.name} {split}"
-            build_cache(file, sources, side, what, self.skip_bad, self.workers)
-        bad = json.loads(file.with_suffix(".bad.json").read_text())  # {row: why it was unreadable}
-        if bad:
-            refuse_bad(bad, len(sources), self.skip_bad)
-            labels, rows = (np.delete(v, [int(row) for row in bad]) for v in (labels, rows))
-        return Split(np.load(file, mmap_mode="c"), labels, rows)  # "c": stray writes go nowhere
-
-    def source(self, row):
-        """What is read of an image of the records, as `decode` takes it."""
-        box = None if self.crops is None else tuple(self.crops[row].tolist())
-        return Source(self.records.paths[row], box, self.records.banner)
-
-
-class Source(NamedTuple):
-    """A file, and what of its picture is shown: around a box (x, y, width, height, in pixels) or in
-    the middle; without the `banner`, rows of pixels at its foot."""
-    path: Path
-    box: tuple | None = None
-    banner: int = 0
-
-    def square(self, width, height, scale=1):
-        """What is shown of a picture of these sides: left, top and side of a square, in pixels.
-
-        The largest one in the middle; or the smallest that holds the box, moved and cut to lie in
-        the picture. scale: pixels of this picture for one of the file's. Raises ValueError for a
-        box outside of the picture.
-        """
-        height -= self.banner * scale
-        if self.box is None:
-            side = min(width, height)
-            return (width - side) / 2, (height - side) / 2, side
-        x, y, w, h = (scale * value for value in self.box)
-        if not (w > 0 and h > 0 and -w < x < width and -h < y < height):
-            raise ValueError(f"its box {self.box} is not in the picture")
-        side = min(max(w, h), width, height)
-        left, top = x + (w - side) / 2, y + (h - side) / 2
-        return min(max(left, 0), width - side), min(max(top, 0), height - side), side
-
-
-def refuse_bad(bad, total, skip):
-    """Raise ValueError for unreadable files, {row: why}; if `skip`, say how many on stderr."""
-    first = next(iter(bad.values()))
-    more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
-    if len(bad) == total:
-        raise ValueError(f"none of the {total} images can be read: {first}")
-    if not skip:
-        raise ValueError(f"{first}{more}. Remove or replace it, or pass --skip-bad.")
-    print(f"skipped {len(bad)} of {total} images: {first}{more}", file=sys.stderr)
-
-
 def cache_side(size):
     """The side at which images are cached for views of `size` pixels: 48 more (64 -> 112), so that
     a crop of a quarter of the image still has pixels of its own."""
     return size + 48
 
 
-def cache_folder():
-    return Path(os.environ.get("FGSSL_CACHE") or Path.home() / ".cache" / "fgssl")
-
-
-def cache_file(name, sources):
-    """The cache's path: `name` and a digest of every file's path, size and modification time, and
-    of what is cropped."""
-    digest = hashlib.sha256(f"{CACHE_VERSION}".encode())
-    for path, *crop in sources:
-        stat = os.stat(path)
-        name_of_file = os.fsencode(os.path.abspath(path))
-        digest.update(b"%s\0%d\0%d\n" % (name_of_file, stat.st_size, stat.st_mtime_ns))
-        if crop != [None, 0]:
-            digest.update(repr(crop).encode())
-    return cache_folder() / f"{name}-{digest.hexdigest()[:16]}.npy"
-
-
-def build_cache(file, sources, side, what, skip_bad=False, workers=None):
-    """Decode `sources` on all cores into `file` (.npy); list the unreadable in .bad.json beside it.
-
-    Raises OSError naming the folder where it cannot be written to; ValueError for unreadable
-    images, unless `skip_bad`, and where all are. Either way nothing half-done is left.
-    """
-    def read(source):
-        try:
-            return decode(source, side)
-        except ValueError as error:
-            return str(error)
-
-    def header(n):
-        return {"descr": "|u1", "fortran_order": False, "shape": (n, 3, side, side)}
-
-    partial, bad = file.with_name(f"{file.name}.{os.getpid()}.part"), {}
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with (open(partial, "wb") as out, warnings.catch_warnings(),
-              ThreadPoolExecutor(workers or os.cpu_count()) as pool):
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            np.lib.format.write_array_header_1_0(out, header(len(sources)))
-            images = (pool.map(read, sources[i:i + 256]) for i in range(0, len(sources), 256))
-            images = datasets.downloads.progress(chain.from_iterable(images), len(sources), what)
-            for row, image in enumerate(images):
-                if isinstance(image, str):
-                    bad[row] = image
-                else:
-                    out.write(image.tobytes())  # not by memory map: there a full disk is a crash
-            if bad:  # fewer images than promised; NumPy pads its header so that N can shrink
-                out.seek(0)
-                np.lib.format.write_array_header_1_0(out, header(len(sources) - len(bad)))
-        if bad and (not skip_bad or len(bad) == len(sources)):
-            refuse_bad(bad, len(sources), skip_bad)
-        file.with_suffix(".bad.json").write_text(json.dumps(bad))
-        os.replace(partial, file)
-    except OSError as error:
-        raise OSError(f"cannot write the image cache in {file.parent}: {error}. Free some space, "
-                      "or set FGSSL_CACHE to a folder you can write to.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-def decode(source, side):
-    """Read one image file of any mode and orientation: a square of it, uint8 (3, side, side).
-
-    source: a path, or a Source, which says what of the picture. EXIF rotation is applied first;
-    grey, palette, CMYK and 16-bit images become RGB, transparency becomes white. A JPEG of which
-    the middle is shown is decoded at the smallest DCT scale that still covers the target (Pillow's
-    draft mode). Raises ValueError naming the file where it cannot be read.
-    """
-    source = source if isinstance(source, Source) else Source(source)
-    path = source.path
-    try:
-        with Image.open(path) as image:
-            longest = max(image.size)
-            if source.box is None:
-                image.draft("RGB", (side + source.banner, side + source.banner))
-            scale = max(image.size) / longest
-            image = to_rgb(upright(image))
-            left, top, length = source.square(*image.size, scale)
-            image = image.resize((side, side), Image.BILINEAR,
-                                 (left, top, left + length, top + length))
-            return np.asarray(image).transpose(2, 0, 1)
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"cannot read image {path}: {error}") from error
-
-
-def upright(image):
-    """The image turned as its EXIF orientation says; damaged EXIF is no reason to lose it."""
-    turn = Image.Transpose
-    image.load()  # a TIFF is turned by Pillow itself while it loads, and its orientation erased
-    try:
-        orientation = image.getexif().get(0x0112)
-    except Exception:  # of many kinds, as for the image itself
-        return image
-    turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM,
-             5: turn.TRANSPOSE, 6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}
-    return image.transpose(turns[orientation]) if orientation in turns else image
-
-
-def to_rgb(image):
-    """An 8-bit RGB copy of a Pillow image of any mode. Raises ValueError for NaN pixels."""
-    if image.mode == "F" or image.mode.startswith("I"):  # one channel of 16 or 32 bits
-        grey = np.asarray(image, np.float64)
-        if not np.isfinite(grey).all():
-            raise ValueError("it holds pixels that are not finite")
-        white = next((w for w in (1, 255, 65535) if grey.max() <= w), grey.max())
-        if image.mode.startswith("I;16"):
-            white = 65535
-        image = Image.fromarray((grey / white * 255).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
 def steps_per_epoch(n, batch):
     """n // batch. Raises ValueError where the images do not fill one batch."""
     if n < batch:
-        raise ValueError(f"{n} training images do not fill a batch of {batch}: "
-                         f"pass --batch {max(n // 2, 2)}, or add images.")
+        lower = f"pass --batch {max(n // 2, 2)}, or " if n > 1 else ""
+        raise ValueError(f"{n} training images do not fill a batch of {batch}: {lower}add images.")
     return n // batch
 
 
@@ -329,12 +89,6 @@ def to_device(x, device):
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
-def minutes(seconds):
-    """Seconds as m:ss or h:mm:ss."""
-    m, s = divmod(round(seconds), 60)
-    return f"{m}:{s:02d}" if m < 60 else f"{m // 60}:{m % 60:02d}:{s:02d}"
-
-
 # ------------------------------------------------------------------------------------------------
 # Augmentation: batched tensor code, one random draw an image
 # ------------------------------------------------------------------------------------------------
@@ -358,7 +112,8 @@ def integers(rng, low, high, n, *shape):
 def in_pieces(view, x, args, rng):
     """view(x, args, rng); on a CPU a few images at a time, for a whole batch outgrows its cache and
     the memory that each step allocates costs more than the arithmetic. R ranks take an R-th of a
-    piece each: their draws then come in the order of one process."""
+    piece each: where R divides it (128 of 64 pixels, 10 of 224), they draw in the order of one
+    process, else in another."""
     _, ranks = parallel.share_of(rng)
     piece = max(1, 2**19 // args.size ** 2 // ranks) if x.device.type == "cpu" else len(x)
     return torch.cat([view(part, args, rng) for part in x.split(piece)])
@@ -498,9 +253,7 @@ def gaussian_blur(x, rng, sigma=(0.1, 2.0), p=0.5):
     if not len(rows):
         return x
     sigma, rows = to_device(sigma[rows], x.device), to_device(rows, x.device)
-    vertical = horizontal = _blur_matrix(sigma, height)
-    if width != height:
-        horizontal = _blur_matrix(sigma, width)
+    vertical, horizontal = (_blur_matrix(sigma, side) for side in (height, width))
     y = x.index_select(0, rows).flatten(1, 2) @ horizontal.mT  # (b, 3 H, W)
     y = vertical.unsqueeze(1) @ y.view(-1, 3, height, width)
     return x.index_copy(0, rows, y)
@@ -783,38 +536,46 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The script's docstring as it stands, and every default that there is."""
+    """The script's docstring as it stands, and every default that says something."""
 
     def _get_help_string(self, action):
-        return action.help if action.default is None else super()._get_help_string(action)
+        says_nothing = action.default is None or action.default is False
+        return action.help if says_nothing else super()._get_help_string(action)
 
 
-def parser(doc, training=True, kernels=True, **defaults):
+DATA_HELP = f"a folder of images, or one of {', '.join(datasets.SETS)}"
+
+
+def parser(doc, training=True, **defaults):
     """An argparse parser with the flags that every script shares; `defaults` are the script's own.
 
-    training, kernels: whether to add the flags of a training run, and --impl. A flag that does
-    nothing is not offered.
+    training: whether to add the flags of a training run.
     """
-    p = argparse.ArgumentParser(description=doc, formatter_class=_Help)
-    p.add_argument("--data", help=f"a folder of images, or one of {', '.join(datasets.SETS)}")
-    add_data_flags(p)
-    p.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
-    p.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
-    p.add_argument("--arch", choices=ARCHITECTURES, help="encoder")
+    usage = "%(prog)s [options]" if training else None       # 30 flags would hide an error
+    p = argparse.ArgumentParser(usage=usage, description=doc, formatter_class=_Help)
+    data, run = p.add_argument_group("data"), p.add_argument_group("run")
+    data.add_argument("--data", help=DATA_HELP)
+    add_data_flags(data)
+    data.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
+    run.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
+    run.add_argument("--arch", choices=ARCHITECTURES, help="encoder; resnet10 is for CPUs")
     if training:
-        p.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
-        p.add_argument("--batch", type=number(int, 2), help="images a step, of all processes")
-        p.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
-        p.add_argument("--sync-bn", action="store_true",
-                       help="under torchrun: batch-norm by the images of all processes")
-        p.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    if training and kernels:
-        p.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
-                       help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU")
-    p.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
-    p.add_argument("--out", help="folder for what is written")
-    p.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                   help="auto is bf16 where the hardware has it")
+        run.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
+        run.add_argument("--batch", type=number(int, 2),
+                         help="images a step, of all processes together")
+        run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
+    run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
+    run.add_argument("--out", help="folder for what is written")
+    if training:
+        run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
+                     help="auto is bf16 where the hardware has it")
+    if training:
+        run.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
+                         help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU; auto is "
+                              "CUDA on a GPU, else PyTorch")
+        run.add_argument("--sync-bn", action="store_true",
+                         help="under torchrun: batch-norm by the images of all processes")
     p.set_defaults(**defaults)
     return p
 
@@ -823,9 +584,10 @@ DATA_FLAGS = ("labels", "bbox", "subset", "classes")  # what of a set; None: all
 
 
 def add_data_flags(p):
-    """The flags that `data_of` reads, but for --data."""
+    """The flags that `data_of` reads, but for --data and --skip-bad."""
     p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
-    p.add_argument("--labels", help="of a set with a hierarchy: coarse, family, species, ...")
+    p.add_argument("--labels", metavar="LEVEL",
+                   help="which labels, of a set with several kinds: coarse, family, ...")
     p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
                    help="crop images to their boxes")
     p.add_argument("--subset", type=number(float, above=0, high=1), metavar="SHARE",
@@ -835,16 +597,15 @@ def add_data_flags(p):
     p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
 
 
-def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl", "sync_bn")):
+def parse(p, argv):
     """Parse; under --resume, take the arguments of the run in --out.
 
-    What is given beside --resume must repeat the run's own arguments, but for those in
-    `may_change`. An existing run is refused without --resume. Errors end the script, with usage.
+    An existing run is refused without --resume. Errors end the script, with usage.
     """
     args = p.parse_args(argv)
     file, ranks = Path(args.out) / "checkpoint.pt", parallel.ranks()
     if args.resume:
-        args = resumed(p, argv, args, file, may_change)
+        args = resumed(p, argv, args, file)
     elif file.exists():
         p.error(f"{args.out} holds a run: --resume goes on with it, --out FOLDER starts another")
     if args.batch % ranks:
@@ -853,8 +614,12 @@ def parse(p, argv, may_change=("out", "resume", "root", "workers", "impl", "sync
     return args
 
 
-def resumed(p, argv, args, file, may_change):
-    """The arguments of the run that `file` is a checkpoint of, changed where argv may do so."""
+MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a resumed run
+
+
+def resumed(p, argv, args, file):
+    """The arguments of the run that `file` is a checkpoint of; what argv gives must repeat them,
+    but for those that may change."""
     if not file.exists():
         p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
     try:
@@ -867,7 +632,7 @@ def resumed(p, argv, args, file, may_change):
     args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():
         had = saved.get(name, p.get_default(name))           # a flag may be younger than the run
-        if name not in may_change and had != value:
+        if name not in MAY_CHANGE and had != value:
             p.error(f"the run in {args.out} has --{name.replace('_', '-')} {had}, not {value}: "
                     "a resumed run keeps its arguments")
     return args
@@ -992,7 +757,9 @@ class Log:
         if parallel.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_log(self.file) if step and record["step"] <= step]
-            self.file.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            partial = self.file.with_suffix(".part")         # a full disk must not cost the log
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            os.replace(partial, self.file)
         self._write({"step": step, "argv": sys.argv, "args": vars(args), "seed": args.seed,
                      "device": describe(device), "processes": parallel.ranks(),
                      "kernels": kernels, "commit": commit(),
@@ -1094,100 +861,20 @@ def commit():
 # ------------------------------------------------------------------------------------------------
 
 
-def survey(data, folder):
-    """Print what a set holds and what is wrong with it; draw some of it to folder/<name>.png.
-
-    Every file is read whole. Those that cannot be decoded are named, and those of one content,
-    which weigh double within a split and leak from one split to another.
-    """
-    records = data.records
-    sources = [data.source(row) for row in range(len(records.paths))]
-    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        seen = pool.map(examine, sources)
-        seen = list(datasets.downloads.progress(seen, len(sources), f"reading {data.name}"))
-    bad = [row for row, (error, _, _) in enumerate(seen) if error]
-    good = np.setdiff1d(np.arange(len(sources)), bad)
-    rows_of = {}
-    for row in good:
-        rows_of.setdefault(seen[row][1], []).append(row)
-    same = [rows for rows in rows_of.values() if len(rows) > 1]
-    across = [rows for rows in same if len({*records.splits[rows]}) > 1]
-    unlike = [rows for rows in same if len({*records.labels[rows]}) > 1]
-    top = os.path.commonpath([path.parent for path in records.paths])
-
-    names = records.classes if len(records.classes) < 5 else [*records.classes[:3], "..."]
-    print(f"{data.name}: {len(sources)} images, {len(records.classes)} classes"
-          + (f" ({', '.join(names)})" if names else ""))
-    print_counts(records)
-    if len(good):
-        least, middle, most = (f([seen[row][2] for row in good], 0).tolist()
-                               for f in (np.min, np.median, np.max))
-        print("   sizes " + ", ".join(f"{name} {w:g} x {h:g}" for name, (w, h) in (
-            ("least", least), ("median", middle), ("most", most))) + " pixels")
-    print(f"unreadable {len(bad)}")
-    for row in bad[:5]:
-        print(f"  {seen[row][0]}")
-    print(f"duplicates {len(same)}"
-          + (f": {len(across)} across splits, {len(unlike)} of unlike labels" if same else ""))
-    for rows in sorted(same, key=lambda rows: (rows not in across, rows not in unlike))[:5]:
-        print("  " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
-    if len(good):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{records.name}.png"
-        contact_sheet(file, data, good)
-        print(f"wrote {file}")
-
-
-def print_counts(records):
-    """A line for each split: images, classes, images a class."""
-    for split in ("train", "val", "test"):
-        labels = records.labels[records.splits == split]
-        _, counts = np.unique(labels[labels >= 0], return_counts=True)
-        line = f"{split:>8} {len(labels)} images"
-        if len(counts):
-            line += (f" of {len(counts)} classes; of a class {min(counts)} to {max(counts)}, "
-                     f"median {np.median(counts):g}")
-        print(line + (f"; {(labels < 0).sum()} without a label" if (labels < 0).any() else ""))
-
-
-def examine(source):
-    """Why a file cannot be read, or None; a digest of its bytes; its width and height."""
-    try:
-        digest = hashlib.blake2b(Path(source.path).read_bytes()).digest()
-        decode(source, 96)
-        with Image.open(source.path) as image:
-            return None, digest, image.size
-    except (OSError, ValueError) as error:
-        return str(error), None, None
-
-
-def contact_sheet(file, data, rows, classes=12, images=8):
-    """Draw up to `images` of each of up to `classes` classes, evenly taken, from some rows."""
-    def evenly(values, count):
-        return values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
-
-    labels = data.records.labels[rows]
-    lines, titles = [], []
-    for label in evenly(np.unique(labels), classes):
-        shown = evenly(rows[labels == label], images)
-        lines.append(torch.from_numpy(np.stack([decode(data.source(row), 96) for row in shown])))
-        titles.append(data.classes[label][:24] if label >= 0 else "no label")
-    pictures.grid(file, lines, titles)
-
-
 def main(argv=None):
+    from datasets import survey
     top = argparse.ArgumentParser(description="What the scripts share, and a look at data.")
     p = top.add_subparsers(required=True).add_parser(
         "data", formatter_class=_Help, help="count, check and draw what a set holds",
         description="Print a set's splits, classes and sizes, unreadable and duplicate files; draw "
                     "some of it.")
-    p.add_argument("data", help=f"a folder of images, or one of {', '.join(datasets.SETS)}")
+    p.add_argument("data", help=DATA_HELP)
     add_data_flags(p)
     p.add_argument("--out", default="out/data", help="folder for the picture")
     p.set_defaults(skip_bad=False)
     args = top.parse_args(argv)
-    survey(data_of(args), Path(args.out))
+    sys.stdout.reconfigure(errors="backslashreplace")        # some files' names are not UTF-8
+    survey.survey(data_of(args), Path(args.out))
 
 
 if __name__ == "__main__":

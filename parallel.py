@@ -80,8 +80,8 @@ class Generator(torch.Generator):
     """A random generator that all ranks hold in the same state.
 
     `fgssl.uniform` and `fgssl.integers` draw from it for the images of all ranks, and keep their
-    own rank's. An image so has the same view whatever the number of ranks, and the one state in a
-    checkpoint suits any number.
+    own rank's. An image so has the same view whatever the number of ranks (but for the order in
+    `fgssl.in_pieces`), and the one state in a checkpoint suits any number.
     """
 
     def __init__(self):

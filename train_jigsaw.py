@@ -167,7 +167,7 @@ def arguments(argv):
     p.add_argument("--perms", type=fgssl.number(int, 2, 10000), default=100,
                    help="permutations to tell apart")
     p.add_argument("--puzzles", type=fgssl.number(int, 1), default=8,
-                   help="puzzles an image and step; its tiles are encoded once for all of them")
+                   help="puzzles made of each image a step; its tiles are encoded once for all")
     p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.6,
                    help="smallest share of the image that a puzzle may show")
     p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
@@ -177,10 +177,11 @@ def arguments(argv):
                    help="probability of a grey puzzle; lower it with --color")
     p.add_argument("--tile-norm", action="store_true",
                    help="subtract each tile's own mean and deviation, as the paper does")
-    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
+    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
+                   help="width of the head's hidden layers")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
     p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
-                   help="epochs between checks on val")
+                   help="epochs between checks on val, by puzzles and by k-NN")
     args = fgssl.parse(p, argv)
     cell = args.size // args.grid
     args.tile = args.tile or cell * 4 // 5

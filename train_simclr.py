@@ -250,8 +250,9 @@ def arguments(argv):
     p.add_argument("--blur", type=fgssl.number(float, 0, 1), default=0.0,
                    help="probability of a blurred view; 0.5 in the paper, for 224 pixels")
     p.add_argument("--view", choices=VIEWS, default="original",
-                   help="change one of the two views further; see VIEWS in the source")
-    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256, help="width of the head")
+                   help="change one of the two views further, as the function of that name says")
+    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
+                   help="width of the head's hidden layer")
     p.add_argument("--optimizer", choices=("adamw", "lars"), default="adamw",
                    help="lars is for batches of 1,024 and more; it wants --weight-decay 1e-6 and "
                         "an --lr of 0.3 for every 256 images")

@@ -491,9 +491,10 @@ def listed(path, listing):
 def within(folder, deep):
     """The folder and those up to `deep` levels below it, breadth first."""
     level = [folder]
-    for _ in range(deep + 1):
-        yield from level
+    yield folder
+    for _ in range(deep):
         level = [inner for place in level for inner in folders_in(place)]
+        yield from level
 
 
 def unnested(folder):
@@ -508,10 +509,15 @@ def folders_in(folder):
 
 
 def images_in(folder, deep=False):
-    """Sorted visible images in a folder; if `deep`, in its sub-folders too, links excepted."""
+    """Sorted visible images in a folder, if it is there; if `deep`, in its sub-folders too, links
+    excepted."""
+    def refuse(error):  # os.walk would pass over a folder that may not be read, and lose a class
+        if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise error
+
     extensions = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")
     found = []
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if deep and name[0] != "."]
         found += [Path(parent, name) for name in files
                   if name[0] != "." and name.lower().endswith(extensions)]

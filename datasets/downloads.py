@@ -1,9 +1,8 @@
-"""Fetching a data set: download, check, unpack; and the progress line of all long work.
+"""Fetching a data set: download, check, unpack.
 
     obtain       archives from the internet -> one folder, whole or not at all
     download     one file: broken off, it goes on where it was; checked before it gets its name
     unpack       a tar or zip archive into a folder, and nowhere else
-    progress     count, rate and time left of a loop
 
 An archive is hostile until shown otherwise: its md5 says that it is the file we mean, and unpacking
 trusts neither its names nor its sizes.
@@ -24,6 +23,8 @@ import urllib.request
 import zipfile
 from pathlib import PurePosixPath
 from typing import NamedTuple
+
+from .progress import amount, progress
 
 CHUNK = 1 << 20
 TIMEOUT = 30   # seconds without a byte after which a connection counts as broken
@@ -342,44 +343,3 @@ def inside(folder, name):
     if any(part in ("/", "..") or ":" in part or "\0" in part for part in parts):
         raise ValueError(f"{name!r} in it would be written outside of {folder}")
     return folder.joinpath(*parts)
-
-
-# ------------------------------------------------------------------------------------------------
-# Progress
-# ------------------------------------------------------------------------------------------------
-
-
-def progress(items, total, what, weigh=None, done=0):
-    """Yield the items and report count, rate and time left on stderr.
-
-    total: of the count; None where it is not known. weigh: an item's bytes, where those are to be
-    counted in place of items. done: what the count starts from. On a terminal one line is rewritten
-    five times a second; elsewhere one comes every ten seconds, and one at the end.
-    """
-    start, begin = time.monotonic(), done
-    shown, terminal, write = start, sys.stderr.isatty(), amount if weigh else "{:.0f}".format
-
-    def show(end):
-        rate = max(done - begin, 1e-9) / max(time.monotonic() - start, 1e-9)
-        line = f"{what}  {write(done)}  {write(rate)}/s"
-        if total is not None:
-            minutes, seconds = divmod(round(max(0, total - done) / rate), 60)
-            line = (f"{what}  {write(done)}/{write(total)}  {write(rate)}/s  "
-                    f"eta {minutes}:{seconds:02}")
-        print(f"\r{line:<70}" if terminal else line, file=sys.stderr, flush=True, end=end)
-
-    for item in items:
-        yield item
-        done += weigh(item) if weigh else 1
-        if done != total and time.monotonic() - shown > (0.2 if terminal else 10):
-            shown = time.monotonic()
-            show("" if terminal else "\n")
-    show("\n")
-
-
-def amount(n):
-    """A number of bytes in words: 1.15 GB, 123 MB, 15 kB."""
-    for power, unit in ((9, "GB"), (6, "MB"), (3, "kB")):
-        if n >= 0.9995 * 10 ** power:
-            return f"{n / 10 ** power:.3g} {unit}"
-    return f"{n:.0f} bytes"

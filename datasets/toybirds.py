@@ -57,7 +57,7 @@ def draw(folder, seed=0, per_class=(60, 20, 20)):
     once the first to finish stays. One seed, one set of files. OSError names a folder it cannot
     write.
     """
-    from .downloads import progress  # not at the top, where `python toybirds.py` would miss it
+    from .progress import progress  # not at the top, where `python toybirds.py` would miss it
 
     folder, each, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")

@@ -11,7 +11,7 @@ from PIL import Image
 
 import datasets
 import fgssl
-
+from datasets import cache
 
 # ------------------------------------------------------------------------------------------------
 # Image cache
@@ -88,14 +88,14 @@ def test_a_changed_file_makes_a_new_cache(photos):
 
 
 def test_an_interrupted_build_leaves_nothing(photos, monkeypatch):
-    decode = fgssl.decode
+    decode = cache.decode
 
     def interrupted(source, side):
         if source.path.name == "5.png":
             raise KeyboardInterrupt
         return decode(source, side)
 
-    monkeypatch.setattr(fgssl, "decode", interrupted)
+    monkeypatch.setattr(cache, "decode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         dataset(photos).cached("train", 24)
     assert list((photos.parent / "cache").rglob("*")) == []
@@ -150,11 +150,37 @@ def test_skip_bad_counts_them_and_keeps_each_label_with_its_image(photos, capsys
         dataset(photos).cached("train", 24)
 
 
+def test_what_was_unreadable_is_kept_in_the_cache_itself(photos):
+    """In a file beside it, it could be lost, or be read while another process writes it."""
+    spoil(photos)
+    dataset(photos, skip_bad=True).cached("train", 24)
+    file, = (photos.parent / "cache").rglob("*")
+    assert np.load(file).shape == (6, 3, 24, 24), "what lies behind the array does not disturb it"
+
+
+def test_a_link_to_nowhere_is_an_unreadable_image(photos):
+    """As git-annex and DVC leave them. --skip-bad could not skip it."""
+    (photos / "2.png").unlink()
+    (photos / "2.png").symlink_to(photos / "gone.png")
+    with pytest.raises(ValueError, match=r"2\.png.*--skip-bad"):
+        dataset(photos).cached("train", 24)
+    assert 2 not in dataset(photos, skip_bad=True).cached("train", 24).labels
+    grey(photos / "gone.png", 99)
+    assert values(dataset(photos).cached("train", 24))[2] == 99, "it came back"
+
+
+def test_a_set_may_have_a_name_as_long_as_a_disk_takes(photos):
+    """Its cache's name is longer; the disk would refuse it, and the error blame the disk's room."""
+    data = dataset(photos)
+    data.records = data.records._replace(name="鳥" * 85)     # 255 bytes
+    assert len(data.cached("train", 24).images) == 8
+
+
 def test_a_failure_that_passes_is_not_remembered(photos, monkeypatch):
     """A network disk's hiccup changes neither size nor time of a file."""
-    decode = fgssl.decode
+    decode = cache.decode
     with monkeypatch.context() as patch:
-        patch.setattr(fgssl, "decode", lambda source, side: decode(
+        patch.setattr(cache, "decode", lambda source, side: decode(
             photos / "gone" if source.path.name == "2.png" else source, side))
         with pytest.raises(ValueError, match="gone"):
             dataset(photos).cached("train", 24)

@@ -1,5 +1,7 @@
 """Folders of images: CUB's and Grocery Store's text files, class folders, splits, parts."""
 
+import errno
+import os
 from collections import Counter
 
 import numpy as np
@@ -171,6 +173,30 @@ def test_loose_images_are_train_images_without_a_label(tmp_path):
 def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, error, message):
     with pytest.raises(error, match=message):
         datasets.read(put(tmp_path, *names), ".")
+
+
+def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    """Passed over, its class would be missing, and no number would say so."""
+    put(tmp_path, "ash/1.jpg", "oak/2.jpg")
+    scandir = os.scandir
+
+    def guarded(path):
+        if str(path).endswith("oak"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(PermissionError, match="oak"):
+        datasets.any_folder(tmp_path)
+
+
+def test_telling_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
+    """Of a million images each was asked whether it is a folder."""
+    put(tmp_path, "ash/1.jpg", "oak/2.jpg")
+    seen, folders_in = [], datasets.folders_in
+    monkeypatch.setattr(datasets, "folders_in", lambda top: seen.append(top) or folders_in(top))
+    assert list(datasets.within(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
+    assert seen == [tmp_path]
 
 
 def test_a_name_that_is_none_is_told_the_names(tmp_path):

@@ -66,6 +66,8 @@ def test_the_seed_decides_the_order_alone():
 def test_too_few_images_for_a_batch_says_which_batch_would_do():
     with pytest.raises(ValueError, match="23 .* 24.*--batch 11"):
         take(1, 23, 24, 0)
+    with pytest.raises(ValueError, match="1 .* batch of 2: add images"):
+        take(1, 1, 2, 0)                                     # --batch 2 would do no better
 
 
 # ------------------------------------------------------------------------------------------------
@@ -106,7 +108,8 @@ def test_help_is_the_docstring_and_shows_the_defaults_that_are(tmp_path, capsys)
     assert exit.value.code == 0 and "Doc of 5 % text." in text
     for part in ("--lr", "0.001", "--epochs", "resnet101", "--resume", "--skip-bad", "FGSSL_DATA"):
         assert part in text
-    assert "None" not in text, "a default of None tells a reader nothing"
+    assert "None" not in text and "False" not in text, "such a default tells a reader nothing"
+    assert "of everything random (default: 0)" in text
     assert "--epochs" not in fgssl.parser("", training=False).format_help()
 
 
@@ -302,6 +305,18 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint_and_a_cut_line(tmp_p
     assert "args" in records[0] and "args" in records[3], "each start writes down its arguments"
     assert records[4]["loss"] == 0.5
     assert len(strict(start_log(tmp_path).file)) == 1, "a new run has nothing of an old one"
+
+
+def test_a_disk_that_is_full_when_a_run_goes_on_does_not_cost_its_log(tmp_path):
+    log = start_log(tmp_path)
+    log(10, loss=4.8, chance=5.5)
+    before = log.file.read_text()
+    if not os.path.exists("/dev/full"):
+        pytest.skip("only Linux has /dev/full, a disk on which nothing has room")
+    (tmp_path / "log.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        start_log(tmp_path, step=10)
+    assert log.file.read_text() == before
 
 
 @pytest.mark.parametrize("total", [1, 7, 50, 60, 99, 149, 151, 5000, 123_457])

@@ -13,6 +13,7 @@ import linear_eval
 import train_jigsaw
 import train_simclr
 import train_srgan
+from datasets import cache
 
 TRAINERS = {"simclr": train_simclr, "jigsaw": train_jigsaw, "srgan": train_srgan}
 SMALL = {"simclr": [], "jigsaw": ["--puzzles", "1"],
@@ -216,7 +217,7 @@ def test_boxes_are_cropped_and_have_a_cache_of_their_own(tmp_path):
 def test_a_banner_has_a_cache_of_its_own():
     """It is no property of the file, and a reader may learn of it later."""
     paths = [fgssl.Source(__file__, None, banner) for banner in (0, 20)]
-    assert fgssl.cache_file("a", paths[:1]) != fgssl.cache_file("a", paths[1:])
+    assert cache.cache_file("a", paths[:1]) != cache.cache_file("a", paths[1:])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -385,3 +386,18 @@ def test_data_looks_at_parts_boxes_and_unlabelled_images(root, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "loose: 3 images, 0 classes" in printed and "3 without a label" in printed
     assert (tmp_path / "loose.png").is_file()
+
+
+def test_data_prints_names_that_are_not_utf_8(tmp_path, capsys):
+    """As archives packed on an old Windows leave them: the first such name ended the look."""
+    gull = tmp_path / "gulls" / "M\udcf6we"              # the byte f6: o with dots, in Latin-1
+    try:
+        gull.mkdir(parents=True)
+    except OSError:
+        pytest.skip("this disk takes UTF-8 names alone")
+    tiny_sets.photo(gull.with_name("auk") / "1.png")
+    tiny_sets.photo(gull / "1.png")
+    (gull / "2.png").write_bytes((gull / "1.png").read_bytes())
+    fgssl.main(["data", str(tmp_path / "gulls"), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert r"2 classes (M\udcf6we, auk)" in printed and r"M\udcf6we/1.png = " in printed

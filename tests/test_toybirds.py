@@ -87,7 +87,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(items, total, what):
         yield from itertools.islice(items, 5)
         raise KeyboardInterrupt
-    monkeypatch.setattr(datasets.downloads, "progress", interrupted)
+    monkeypatch.setattr(datasets.progress, "progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
         datasets.read("toy", tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,104 @@
+"""A look at a set: what it holds, what is wrong with it, and a picture of some of it.
+
+    python fgssl.py data NAME_OR_FOLDER
+"""
+
+import hashlib
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from PIL import Image
+
+import pictures
+
+from .cache import decode
+from .progress import progress
+
+
+def survey(data, folder):
+    """Print what a Dataset holds and what is wrong with it; draw some of it to folder/<name>.png.
+
+    Every file is read whole. Those that cannot be decoded are named, and those of one content,
+    which weigh double within a split and leak from one split to another.
+    """
+    records = data.records
+    sources = [data.source(row) for row in range(len(records.paths))]
+    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        seen = list(progress(pool.map(examine, sources), len(sources), f"reading {data.name}"))
+    bad = [row for row, (error, _, _) in enumerate(seen) if error]
+    good = np.setdiff1d(np.arange(len(sources)), bad)
+    rows_of = {}                                             # each content
+    for row in good:
+        rows_of.setdefault(seen[row][1], []).append(row)
+
+    def differ(rows):
+        return [len({*of[rows]}) > 1 for of in (records.splits, records.labels)]
+
+    same = sorted((rows for rows in rows_of.values() if len(rows) > 1), key=differ, reverse=True)
+    top = os.path.commonpath([path.parent for path in records.paths])
+
+    names = records.classes if len(records.classes) < 5 else [*records.classes[:3], "..."]
+    print(f"{data.name}: {len(sources)} images, {len(records.classes)} classes"
+          + (f" ({', '.join(names)})" if names else ""))
+    print_counts(records)
+    if len(good):
+        sides = [seen[row][2] for row in good]
+        sizes = {"least": np.min(sides, 0), "median": np.median(sides, 0), "most": np.max(sides, 0)}
+        sizes = ", ".join(f"{name} {w:g} x {h:g}" for name, (w, h) in sizes.items())
+        print(f"   sizes {sizes} pixels")
+    print(f"unreadable {len(bad)}")
+    for row in bad[:5]:
+        print(f"  {seen[row][0]}")
+    line = f"duplicates {len(same)}"
+    if same:
+        across, unlike = np.sum([differ(rows) for rows in same], 0)
+        line += f": {across} across splits, {unlike} of unlike labels"
+    print(line)
+    for rows in same[:5]:                                    # leaks first
+        print("  " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
+    if len(good):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{records.name}.png"
+        contact_sheet(file, data, good)
+        print(f"wrote {file}")
+
+
+def print_counts(records):
+    """A line for each split: images, classes, images a class."""
+    for split in ("train", "val", "test"):
+        labels = records.labels[records.splits == split]
+        _, counts = np.unique(labels[labels >= 0], return_counts=True)
+        line = f"{split:>8} {len(labels)} images"
+        if len(counts):
+            line += (f" of {len(counts)} classes; of a class {min(counts)} to {max(counts)}, "
+                     f"median {np.median(counts):g}")
+        print(line + (f"; {(labels < 0).sum()} without a label" if (labels < 0).any() else ""))
+
+
+def examine(source):
+    """Why a file cannot be read, or None; a digest of its bytes; its width and height."""
+    try:
+        digest = hashlib.blake2b(source.path.read_bytes()).digest()
+        decode(source, 96)
+        with Image.open(source.path) as image:
+            return None, digest, image.size
+    except (OSError, ValueError) as error:
+        return str(error), None, None
+
+
+def contact_sheet(file, data, rows, classes=12, images=8):
+    """Draw up to `images` of each of up to `classes` classes, evenly taken, from some rows."""
+    def evenly(values, count):
+        return values[np.linspace(0, len(values) - 1, min(count, len(values))).astype(int)]
+
+    labels = data.records.labels[rows]
+    lines, titles = [], []
+    for label in evenly(np.unique(labels), classes):
+        shown = evenly(rows[labels == label], images)
+        lines.append(torch.from_numpy(np.stack([decode(data.source(row), 96) for row in shown])))
+        titles.append(data.classes[label][:24] if label >= 0 else "no label")
+    pictures.grid(file, lines, titles)
