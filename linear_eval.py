@@ -43,7 +43,7 @@ from torch import nn
 import fgssl
 import pictures
 import train_srgan
-from datasets import downloads
+from datasets.progress import progress
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -90,16 +90,8 @@ def pooled(maps, layer):
 def features(network, images, how, what):
     """fgssl.features, with a line of progress where they take long."""
     h = (fgssl.features(network, images[i:i + 256], *how) for i in range(0, len(images), 256))
-    return torch.stack(list(progress(chain.from_iterable(h), len(images), f"features of {what}")))
-
-
-def progress(items, total, what, patience=5):
-    """Yield the items; after `patience` seconds, say on stderr how many came and when all will."""
-    items, start = iter(items), time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        if done < total and time.monotonic() - start > patience:
-            yield from downloads.progress(items, total, what, done=done)
+    h = progress(chain.from_iterable(h), len(images), f"features of {what}", patience=5)
+    return torch.stack(list(h))
 
 
 # Probe: a linear classifier and k nearest neighbours ----------------------------------------------
@@ -138,7 +130,7 @@ def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"
     mean, std = scale
     x, x_val = (h - mean) / std, (h_val - mean) / std
     best, weight = (-1.0,), None
-    for l2 in progress(L2, len(L2), f"fitting {what}"):
+    for l2 in progress(L2, len(L2), f"fitting {what}", patience=5):
         weight = fit_linear(x, labels, classes, l2, weight)
         score = fgssl.accuracy((x_val @ weight[:-1] + weight[-1]).argmax(1), labels_val)
         if score > best[0]:
@@ -236,7 +228,7 @@ def ranking(h, labels, chunk=512):
     first it finds, and its average precision. `chunk` queries are ranked at a time."""
     h, place, first, precision = F.normalize(h, dim=1), torch.arange(len(h))[1:], [], []
     queries = torch.arange(len(h)).split(chunk)
-    for query in progress(queries, len(queries), "ranking"):
+    for query in progress(queries, len(queries), "ranking", patience=5):
         sim = h[query] @ h.T
         sim[torch.arange(len(query)), query] = -torch.inf    # a query does not find itself
         order = sim.argsort(1, descending=True)[:, :-1]
@@ -665,7 +657,7 @@ def grad_cam_study(file, frozen, records, count=8, most=512):
 
     measured = evenly(len(test.labels), most)
     found = map(shares, np.array_split(measured, math.ceil(len(measured) / 64)))
-    found = progress(chain.from_iterable(found), len(measured), "Grad-CAM inside boxes")
+    found = progress(chain.from_iterable(found), len(measured), "Grad-CAM inside boxes", patience=5)
     finite = [column[np.isfinite(column)] for column in np.array(list(found)).T]
     return {name: float(column.mean()) if len(column) else None for name, column in
             zip(("class_score_in_box", "similarity_in_box", "box_of_view"), finite)}

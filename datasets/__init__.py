@@ -91,7 +91,7 @@ def fetched(name, root):
                 return folder
     raise FileNotFoundError(f"{top} holds no {' and no '.join(known.signs)}: it is not {name} as "
                             "its source unpacks it. Take it away and run this again to fetch it; "
-                            'see README, "Data sets".')
+                            'see datasets/README.md.')
 
 
 def told(folder):
@@ -432,8 +432,8 @@ def table(path, form, *parse, keys=None, separator=None, header=""):
     repeats a key.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no file {path}. Expected lines {form}. Unpack the set again; see "
-                                'README, "Data sets", for its layout.')
+        raise FileNotFoundError(f"no file {path}. Expected lines {form}. Unpack the set again; "
+                                "datasets/README.md has its layout.")
     found = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         if header and not file.readline().startswith(header):

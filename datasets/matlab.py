@@ -27,8 +27,8 @@ def columns(path, kinds):
     as MATLAB likes to. FileNotFoundError or ValueError name the file and what is wrong.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"no file {path}. Unpack the set again; see README, "
-                                '"Data sets", for its layout.')
+        raise FileNotFoundError(f"no file {path}. Unpack the set again; "
+                                "datasets/README.md has its layout.")
     variables, lists = read_mat(path), []
     for name, kind in kinds.items():
         variable, _, field = name.partition(".")

@@ -4,31 +4,35 @@ import sys
 import time
 
 
-def progress(items, total, what, weigh=None, done=0):
+def progress(items, total, what, weigh=None, done=0, patience=0):
     """Yield the items and report count, rate and time left on stderr.
 
     total: of the count; None where it is not known. weigh: an item's bytes, where those are to be
-    counted in place of items. done: what the count starts from. On a terminal one line is rewritten
-    five times a second; elsewhere one comes every ten seconds, and one at the end.
+    counted in place of items. done: what the count starts from. patience: seconds in which nothing
+    is said. On a terminal one line is rewritten five times a second; elsewhere one comes every ten
+    seconds, and one at the end.
     """
     start, begin = time.monotonic(), done
     shown, terminal, write = start, sys.stderr.isatty(), amount if weigh else "{:.0f}".format
 
     def show(end):
         rate = max(done - begin, 1e-9) / max(time.monotonic() - start, 1e-9)
-        line = f"{what}  {write(done)}  {write(rate)}/s"
+        speed = write(rate) if weigh or rate >= 10 else f"{rate:.2g}"
+        line = f"{what}  {write(done)}  {speed}/s"
         if total is not None:
-            line = (f"{what}  {write(done)}/{write(total)}  {write(rate)}/s  "
+            line = (f"{what}  {write(done)}/{write(total)}  {speed}/s  "
                     f"eta {minutes(max(0, total - done) / rate)}")
         print(f"\r{line:<70}" if terminal else line, file=sys.stderr, flush=True, end=end)
 
     for item in items:
         yield item
         done += weigh(item) if weigh else 1
-        if done != total and time.monotonic() - shown > (0.2 if terminal else 10):
-            shown = time.monotonic()
+        now = time.monotonic()
+        if done != total and now - start > patience and now - shown > (0.2 if terminal else 10):
+            shown = now
             show("" if terminal else "\n")
-    show("\n")
+    if time.monotonic() - start > patience:
+        show("\n")
 
 
 def amount(n):

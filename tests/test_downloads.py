@@ -513,6 +513,8 @@ def test_progress_passes_every_item_on_and_ends_with_the_whole_count(capsys):
     assert list(downloads.progress("abc", 3, "reading")) == ["a", "b", "c"]
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("reading  3/3  ")
+    assert list(downloads.progress("abc", 3, "reading", patience=60)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", ""), "of what is short, nothing is said"
     assert list(downloads.progress([b"1234"], None, "unpacking", len)) == [b"1234"]
     assert capsys.readouterr().err.startswith("unpacking  4 bytes  ")
     assert [downloads.amount(n) for n in (0, 999, 15_000, 999_600, 123_456_789, 2_753_340_328)] == [

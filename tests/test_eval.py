@@ -225,14 +225,6 @@ def test_features_that_are_not_finite_are_no_result(checkpoint):
     assert not (checkpoint.parent / "eval.json").exists()
 
 
-def test_progress_is_silent_unless_work_is_slow_and_passes_every_item_on(capsys):
-    assert list(linear_eval.progress("abcd", 4, "reading")) == list("abcd")
-    assert capsys.readouterr() == ("", "")
-    assert list(linear_eval.progress("abcd", 4, "reading", patience=-1)) == list("abcd")
-    out, err = capsys.readouterr()
-    assert "reading  4/4" in err and not out, "a table on stdout stays a table"
-
-
 def test_neither_checkpoint_nor_init_is_an_error_and_both_too(capsys):
     for argv in ([], ["some.pt", "--init", "random"]):
         with pytest.raises(SystemExit) as left:

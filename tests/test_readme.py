@@ -125,6 +125,13 @@ def test_every_file_link_and_name_exists(page):
             assert re.search(rf"\b{name}\b", SOURCE), f"{page.name} names {name}, which is nowhere"
 
 
+def test_errors_send_to_sections_that_are_there():
+    named = {section for file in FILES
+             for section in re.findall(r'README, "([^"]+)"', file.read_text())}
+    text = (ROOT / "README.md").read_text()
+    assert named and all(f"\n## {section}\n" in text for section in named), named
+
+
 def test_the_file_table_is_complete():
     table = (ROOT / "README.md").read_text().partition("\n## Files\n")[2].partition("\n## ")[0]
     for file in FILES:
