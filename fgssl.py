@@ -551,8 +551,8 @@ def parser(doc, training=True, **defaults):
 
     training: whether to add the flags of a training run.
     """
-    usage = "%(prog)s [options]" if training else None       # 30 flags would hide an error
-    p = argparse.ArgumentParser(usage=usage, description=doc, formatter_class=_Help)
+    p = argparse.ArgumentParser(usage="%(prog)s [options]",  # all 30 flags would hide an error
+                                description=doc, formatter_class=_Help)
     data, run = p.add_argument_group("data"), p.add_argument_group("run")
     data.add_argument("--data", help=DATA_HELP)
     add_data_flags(data)

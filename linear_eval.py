@@ -858,6 +858,7 @@ def shots(text):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
+    p.usage = "%(prog)s [checkpoint] [options]"
     p.add_argument("checkpoint", nargs="?",
                    help="of a trainer, or a torchvision state dict with its --arch")
     what = p.add_argument_group("what is evaluated")
