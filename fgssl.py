@@ -299,8 +299,17 @@ def _mean_and_std(device):
 # ------------------------------------------------------------------------------------------------
 
 
-def conv3x3(inside, outside, stride=1):
-    return nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution without bias. A map of one pixel is convolved without the stride, which
+    makes no difference to the result: with it, the weights' gradient that a CPU computes in bf16
+    (oneDNN, torch 2.13) is read from memory that nobody wrote, and sometimes NaN."""
+
+    def __init__(self, inside, outside, stride=1):
+        super().__init__(inside, outside, 3, stride, padding=1, bias=False)
+
+    def forward(self, x):
+        stride = 1 if x.shape[2:] == (1, 1) else self.stride
+        return F.conv2d(x, self.weight, None, stride, self.padding)
 
 
 def conv1x1(inside, outside, stride=1):
@@ -314,8 +323,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, inside, width, stride):
         super().__init__()
-        self.conv1, self.bn1 = conv3x3(inside, width, stride), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = Conv3x3(inside, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = Conv3x3(width, width), nn.BatchNorm2d(width)
         self.downsample = shortcut(inside, width, stride)
 
     def forward(self, x):
@@ -335,7 +344,7 @@ class Bottleneck(nn.Module):
     def __init__(self, inside, width, stride):
         super().__init__()
         self.conv1, self.bn1 = conv1x1(inside, width), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = conv3x3(width, width, stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = Conv3x3(width, width, stride), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = conv1x1(width, 4 * width), nn.BatchNorm2d(4 * width)
         self.downsample = shortcut(inside, 4 * width, stride)
 
@@ -364,7 +373,7 @@ class ResNet(nn.Module):
     def __init__(self, block, blocks, width=64, small_stem=False):
         super().__init__()
         if small_stem:
-            self.conv1, self.maxpool = conv3x3(3, width, stride=2), nn.Identity()
+            self.conv1, self.maxpool = Conv3x3(3, width, stride=2), nn.Identity()
         else:
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)

@@ -750,7 +750,7 @@ def compare(files, out):
     Deviations are over seeds and, for few labels, draws. ValueError where data, splits or size of
     the images differ.
     """
-    runs, few, first = {}, {}, None   # {name: [result, ...]}, {(method, name, shots): [score, ...]}
+    runs, first = {}, None                                   # {name: [result, ...]}
     for argument in files:
         parts = argument.split("=")                          # name and folder may hold more of it
         cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
@@ -763,18 +763,34 @@ def compare(files, out):
                              f"{first['size']} px): there is nothing to compare.")
         name = name or Path(file).resolve().parent.name
         runs.setdefault(name, []).append(result)
-        for cell in result["few_labels"]:
-            few.setdefault((cell["method"], name, cell["shots"]), []).append(cell["test"])
 
-    methods = list(dict.fromkeys(method for method, _, _ in few))
-    ks = sorted({k for _, _, k in few}, key=lambda k: math.inf if k == "all" else k)
+    few, methods, ks = few_label_scores(runs)
     rows = [["test, %", *COLUMNS.values(), *(f"{method} {k}" for method in methods for k in ks)]]
     for name, results in runs.items():
         measured = [result.get("encoder", result["random_init"]) for result in results]
         rows.append([name, *(text([row[column] for row in measured]) for column in COLUMNS),
                      *(text(few.get((method, name, k), [])) for method in methods for k in ks)])
     print(table(rows))
-    panels = []
+    if few:
+        out.mkdir(parents=True, exist_ok=True)
+        few_label_curves(runs, first["majority"]).save(out / "compare.png")
+        print(f"\nwrote {out}/compare.png")
+
+
+def few_label_scores(runs):
+    """Of {name: [result, ...]} the test accuracies {(method, name, shots): [score, ...]}, the
+    methods, and the numbers of shots in order."""
+    few = {}
+    for name, results in runs.items():
+        for cell in (cell for result in results for cell in result["few_labels"]):
+            few.setdefault((cell["method"], name, cell["shots"]), []).append(cell["test"])
+    return (few, list(dict.fromkeys(method for method, _, _ in few)),
+            sorted({k for _, _, k in few}, key=lambda k: math.inf if k == "all" else k))
+
+
+def few_label_curves(runs, majority):
+    """A picture of few_label_scores: a panel a method, a curve a name, bars of one deviation."""
+    (few, methods, ks), panels = few_label_scores(runs), []
     for method in methods:
         curves = {}
         for i, name in enumerate(runs):                      # beside each other, not on top
@@ -784,12 +800,9 @@ def compare(files, out):
             curves[name] = ([x for x, _ in points], [np.mean(scores) for _, scores in points],
                             [np.std(scores, ddof=1) if len(scores) > 1 else 0
                              for _, scores in points])
-        panels.append(pictures.curve(curves, {"majority class": first["majority"]}, f"{method}: "
-                                     "test accuracy, %, by labels a class", xnames=[*map(str, ks)]))
-    if panels:
-        out.mkdir(parents=True, exist_ok=True)
-        pictures.stack(panels).save(out / "compare.png")
-        print(f"\nwrote {out}/compare.png")
+        panels.append(pictures.curve(curves, {"majority class": majority}, f"{method}: test "
+                                     "accuracy, %, by labels a class", xnames=[*map(str, ks)]))
+    return pictures.stack(panels)
 
 
 # A classifier on file -----------------------------------------------------------------------------

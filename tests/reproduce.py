@@ -27,7 +27,7 @@ import fgssl  # noqa: E402
 import linear_eval  # noqa: E402
 
 README, RECORDS, OUT = ROOT / "README.md", ROOT / "assets" / "results", Path("out/reproduce")
-KEPT = ("digest", "n", "commit", "random_init", "encoder", "few_labels")  # of an eval.json
+KEPT = ("digest", "n", "commit", "majority", "random_init", "encoder", "few_labels")  # of eval.json
 
 
 class Run(NamedTuple):
@@ -212,6 +212,17 @@ def render(name):
     return linear_eval.table(lines)
 
 
+def draw(name):
+    """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
+    rows = {run.label: [] for run in TABLES[name].runs}
+    for run, *_, evaluations in runs(name):
+        rows[run.label] += [recorded(name)[shlex.join(command)] for command in evaluations]
+    results = [result for row in rows.values() for result in row]
+    if any(result["few_labels"] for result in results):
+        picture = linear_eval.few_label_curves(rows, results[0]["majority"])
+        picture.save(RECORDS.parent / f"few_labels-{name}.png")
+
+
 def write(name, table):
     """Put the table into the README, between its markers."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
@@ -245,6 +256,7 @@ def main(argv=None):
         return
     table = render(args.table)
     write(args.table, table)
+    draw(args.table)
     print(f"\n{table}\n\nwritten into {README.name}")
 
 

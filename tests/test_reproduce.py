@@ -5,6 +5,7 @@ import json
 
 import pytest
 import reproduce
+from PIL import Image
 from reproduce import Run, Table
 
 
@@ -38,6 +39,8 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     assert [line.split("|")[1].strip() for line in lines[4:6]] == ["random", "Sim CLR"]
     assert lines[4].count("±") == lines[5].count("±") == 2, "one seed, but two draws of the labels"
     assert ran == ["linear_eval.py", "train_simclr.py", "linear_eval.py"]
+    with Image.open(folder / "few_labels-tiny.png") as picture:
+        assert picture.size == (640, 720), "two panels: frozen, fine-tuned"
     record = folder / "results" / "tiny.json"
     record.write_text("".join(line.replace("Sim_CLR", "other") for line in open(record)))
     reproduce.main(["tiny"])
