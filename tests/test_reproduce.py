@@ -91,6 +91,13 @@ def test_a_readme_without_the_markers_is_left_as_it_is(tiny):
     assert (tiny[0] / "README.md").read_text() == "nothing here\n"
 
 
+def test_the_readme_has_a_place_for_every_table():
+    """Or hours of runs would end in an error."""
+    text = reproduce.README.read_text()
+    for name in reproduce.TABLES:
+        assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->") == 1, name
+
+
 def test_every_command_is_one_that_its_script_takes(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in reproduce.TABLES:
