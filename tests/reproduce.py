@@ -41,8 +41,9 @@ class Run(NamedTuple):
 
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
-    evaluation, "1 linear" of its second; "frozen 5", "fine-tuned all" of any; "log val_puzzles",
-    what its training wrote last. against: the row with which the others are compared."""
+    evaluation, "1 linear" of its second; "frozen 5", "fine-tuned all" of the one that `few_labels`
+    chooses; "log val_puzzles", what its training wrote last. against: the row with which the
+    others are compared."""
     data: str
     hours: float
     columns: dict
@@ -54,6 +55,7 @@ FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
 TUNED = {title: f"fine-tuned {title.split()[0]}" for title in ("1 label", "5", "10", "all")}
 
 FEW = "--shots 1 5 10 all --draws 2 --finetune"
+LONG = "--shots 1 5 10 all --draws 1 --finetune --steps 4800"
 NEAREST = {"linear": "linear", "k-NN": "knn"}
 VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
 
@@ -71,10 +73,11 @@ def variants(train, flags, evaluate=("",)):
 
 TABLES = {
     "grocery": Table("grocery", 4, FROZEN | TUNED, (
-        Run("random weights; from scratch", "", (FEW,)),
-        Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08", (FEW,)),
-        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW,), 1),
-        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW,), 1))),
+        Run("random weights; from scratch", "", (FEW, LONG)),
+        Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08",
+            (FEW, LONG)),
+        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW, LONG), 1),
+        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW, LONG), 1))),
     "toy": Table("toy", 2, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW,), 2),
         Run("SimCLR", "train_simclr.py", (FEW,), 2),
@@ -91,14 +94,15 @@ TABLES = {
             "and with colours kept": "--color 0.1 --gray 0 --min-crop 0.2",
             "and with smaller crops": "--color 0.1 --gray 0 --min-crop 0.08"}))),
     "moved-jigsaw": Table("grocery", 1, {
-        "val puzzles": "log val_puzzles", "linear, stage 2": "linear", "stage 4": "1 linear"},
-        variants("train_jigsaw.py --epochs 12 --eval-every 12", {
+        "val puzzles": "log val_puzzles", "linear, stage 2": "linear", "stage 4": "1 linear"}, (
+        Run("random weights", "", ("--layer 2", "--layer 4"), 1),
+        *variants("train_jigsaw.py --epochs 12 --eval-every 12", {
             "colours kept": "--color 0 --gray 0",
             "one puzzle an image, not eight": "--color 0 --gray 0 --puzzles 1",
             "each tile less its mean, over its deviation": "--color 0 --gray 0 --tile-norm",
             "tiles jittered apart, one in five images grey": "--color 0.5 --gray 0.2",
             "all three guards": "--color 0.5 --gray 0.3 --tile-norm",
-            "no gap": "--color 0 --gray 0 --tile 21"}, ("--layer 2", "--layer 4"))),
+            "no gap": "--color 0 --gray 0 --tile 21"}, ("--layer 2", "--layer 4")))),
 }
 
 
@@ -175,20 +179,35 @@ def python(*command):
     subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
 
 
+def few_labels(name, label):
+    """{(method, shots): [cell of eval.json, ...] over seeds and draws} of a row.
+
+    Where its evaluations differ, by the length of fine-tuning say, the cells are those of the one
+    with the best mean accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
+    """
+    found = {}
+    for run, *_, evaluations in runs(name):
+        for i, command in enumerate(evaluations if run.label == label else ()):
+            for cell in recorded(name)[shlex.join(command)]["few_labels"]:
+                of_kind = found.setdefault((cell["method"], cell["shots"]), {})
+                of_kind.setdefault(i, []).append(cell)
+    return {kind: max(evaluated.values(), key=lambda cells: mean(
+        cell["val"] for cell in cells if cell["draw"] == 0)) for kind, evaluated in found.items()}
+
+
 def figures(name, label):
     """{column: [its values over seeds and, for few labels, draws]} of a row."""
-    found = {title: [] for title in TABLES[name].columns}
+    few = {f"{method} {shots}": [cell["test"] for cell in cells]
+           for (method, shots), cells in few_labels(name, label).items()}
+    found = {title: few.get(where, []) for title, where in TABLES[name].columns.items()}
     for run, _, _, _, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
             result = recorded(name)[shlex.join(command)]
             for title, where in TABLES[name].columns.items():
                 kind, _, what = where.rpartition(" ")
-                if kind in ("frozen", "fine-tuned"):
-                    found[title] += [cell["test"] for cell in result["few_labels"] if what
-                                     == str(cell["shots"]) and cell["method"] == kind]
-                elif kind == "log" and i == 0:
-                    found[title].append(result["log"][what])
-                elif kind != "log" and i == int(kind or 0):
+                if kind == "log" and i == 0:
+                    found[title].append(result["log"].get(what))
+                elif kind in ("1", "") and i == int(kind or 0):
                     found[title].append(result.get("encoder", result["random_init"])[what])
     return found
 
@@ -214,12 +233,11 @@ def render(name):
 
 def draw(name):
     """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
-    rows = {run.label: [] for run in TABLES[name].runs}
-    for run, *_, evaluations in runs(name):
-        rows[run.label] += [recorded(name)[shlex.join(command)] for command in evaluations]
-    results = [result for row in rows.values() for result in row]
-    if any(result["few_labels"] for result in results):
-        picture = linear_eval.few_label_curves(rows, results[0]["majority"])
+    rows = {run.label: [{"few_labels": sum(few_labels(name, run.label).values(), [])}]
+            for run in TABLES[name].runs}
+    if any(result["few_labels"] for (result,) in rows.values()):
+        majority = next(iter(recorded(name).values()))["majority"]
+        picture = linear_eval.few_label_curves(rows, majority)
         picture.save(RECORDS.parent / f"few_labels-{name}.png")
 
 

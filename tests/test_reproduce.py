@@ -74,6 +74,23 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
     assert found["k-NN"] == [json.loads(last)["knn"]]
 
 
+def test_a_row_shows_the_evaluation_that_val_prefers(monkeypatch):
+    """By test it would be the other; and by all draws, where only one of them has a second draw."""
+    cells = {"a": [(0, 50, 10), (0, 60, 20), (1, 90, 90)], "b": [(0, 70, 1), (0, 60, 2)]}
+
+    def recorded(name):
+        return {of: {"few_labels": [{"method": "fine-tuned", "shots": 5, "draw": draw, "val": val,
+                                     "test": test} for draw, val, test in found],
+                     "random_init": {"linear": 3}} for of, found in cells.items()}
+
+    run = Run("any", "")
+    columns = {"5": "fine-tuned 5", "linear": "linear"}
+    monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
+    monkeypatch.setattr(reproduce, "recorded", recorded)
+    monkeypatch.setattr(reproduce, "runs", lambda name: [(run, 0, None, None, [["a"], ["b"]])])
+    assert reproduce.figures("t", "any") == {"5": [1, 2], "linear": [3]}
+
+
 def test_what_exceeds_the_noise_is_bold(monkeypatch):
     cells = {"plain": (10, 11, 12), "near": (11, 12, 13), "far": (12, 13, 14), "random": (1, 1, 1)}
     runs = tuple(Run(label, label != "random" and "train_simclr.py") for label in cells)
