@@ -1,4 +1,4 @@
-"""Reruns a table of the README from scratch and writes it there.
+"""Reruns a table of the README or of docs/ from scratch and writes it there.
 
     python tests/reproduce.py                      # names the tables, and their hours
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 import fgssl  # noqa: E402
 import linear_eval  # noqa: E402
 
-README, RECORDS, OUT = ROOT / "README.md", ROOT / "assets" / "results", Path("out/reproduce")
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECORDS, OUT = ROOT / "assets" / "results", Path("out/reproduce")
 KEPT = ("digest", "n", "commit", "majority", "random_init", "encoder", "few_labels")  # of eval.json
 
 
@@ -41,18 +42,22 @@ class Run(NamedTuple):
 
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
-    evaluation, "1 linear" of its second; "frozen 5", "fine-tuned all" of the one that `few_labels`
-    chooses; "log val_puzzles", what its training wrote last. against: the row with which the
-    others are compared."""
+    evaluation, "1 linear" of its second; "fine-tuned all", "0 frozen 5", ... as `few_labels` has
+    them; "log val_puzzles", what its training wrote last. against: the row with which the others
+    are compared. also: {name: columns} of further tables of these runs."""
     data: str
     hours: float
     columns: dict
     runs: tuple
     against: str = ""
+    also: dict = {}
 
 
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
-TUNED = {title: f"fine-tuned {title.split()[0]}" for title in ("1 label", "5", "10", "all")}
+LABELS = {"1 label": "1", "5": "5", "10": "10", "all": "all"}
+TUNED = {title: f"fine-tuned {shots}" for title, shots in LABELS.items()}
+STEPS = {f"{title}, {steps} steps": f"{i} fine-tuned {shots}" for title, shots in LABELS.items()
+         for i, steps in enumerate(("1,200", "4,800"))}
 
 FEW = "--shots 1 5 10 all --draws 2 --finetune"
 LONG = "--shots 1 5 10 all --draws 1 --finetune --steps 4800"
@@ -77,7 +82,8 @@ TABLES = {
         Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08",
             (FEW, LONG)),
         Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW, LONG), 1),
-        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW, LONG), 1))),
+        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW, LONG), 1)),
+        also={"grocery-steps": STEPS}),
     "toy": Table("toy", 2, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW,), 2),
         Run("SimCLR", "train_simclr.py", (FEW,), 2),
@@ -180,30 +186,37 @@ def python(*command):
 
 
 def few_labels(name, label):
-    """{(method, shots): [cell of eval.json, ...] over seeds and draws} of a row.
+    """{"1 fine-tuned 5": [cell of eval.json, ...] over seeds and draws} of a row, for its second
+    evaluation; and {"fine-tuned 5": those of one of its evaluations}.
 
-    Where its evaluations differ, by the length of fine-tuning say, the cells are those of the one
-    with the best mean accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
+    That is, where they differ, by the length of fine-tuning say, the one with the best mean
+    accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
     """
     found = {}
     for run, *_, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
             for cell in recorded(name)[shlex.join(command)]["few_labels"]:
-                of_kind = found.setdefault((cell["method"], cell["shots"]), {})
-                of_kind.setdefault(i, []).append(cell)
-    return {kind: max(evaluated.values(), key=lambda cells: mean(
-        cell["val"] for cell in cells if cell["draw"] == 0)) for kind, evaluated in found.items()}
+                found.setdefault(f"{i} {cell['method']} {cell['shots']}", []).append(cell)
+    best = {}
+    for cells in found.values():
+        kind = f"{cells[0]['method']} {cells[0]['shots']}"
+        best[kind] = max(best.get(kind, []), cells, key=on_val)
+    return found | best
 
 
-def figures(name, label):
+def on_val(cells):
+    return mean(cell["val"] for cell in cells if cell["draw"] == 0) if cells else -1
+
+
+def figures(name, label, columns):
     """{column: [its values over seeds and, for few labels, draws]} of a row."""
-    few = {f"{method} {shots}": [cell["test"] for cell in cells]
-           for (method, shots), cells in few_labels(name, label).items()}
-    found = {title: few.get(where, []) for title, where in TABLES[name].columns.items()}
+    few = few_labels(name, label)
+    found = {title: [cell["test"] for cell in few.get(where, [])]
+             for title, where in columns.items()}
     for run, _, _, _, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
             result = recorded(name)[shlex.join(command)]
-            for title, where in TABLES[name].columns.items():
+            for title, where in columns.items():
                 kind, _, what = where.rpartition(" ")
                 if kind == "log" and i == 0:
                     found[title].append(result["log"].get(what))
@@ -212,17 +225,18 @@ def figures(name, label):
     return found
 
 
-def render(name):
-    """The table as Markdown; a figure of several runs is their mean ± standard deviation.
+def render(name, columns):
+    """A table as Markdown; a figure of several runs is their mean ± standard deviation.
 
     Bold is what differs from the row `against` by more than two standard errors of the difference.
     For those the variance within a cell is taken to be one for all trained rows of a column.
     """
-    table, rows = TABLES[name], {run.label: figures(name, run.label) for run in TABLES[name].runs}
-    lines = [[f"{table.data}, test, %", *table.columns]]
+    table = TABLES[name]
+    rows = {run.label: figures(name, run.label, columns) for run in table.runs}
+    lines = [[f"{table.data}, test, %", *columns]]
     for label, row in rows.items():
         lines.append([label, *map(linear_eval.text, row.values())])
-    for i, column in enumerate(table.columns if table.against else (), 1):
+    for i, column in enumerate(columns if table.against else (), 1):
         trained = [rows[run.label][column] for run in table.runs if run.train]
         error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
         for line, row in zip(lines[1:], rows.values()):
@@ -233,7 +247,8 @@ def render(name):
 
 def draw(name):
     """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
-    rows = {run.label: [{"few_labels": sum(few_labels(name, run.label).values(), [])}]
+    rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
+                                        if not kind[0].isdigit() for cell in cells]}]
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]
@@ -242,13 +257,16 @@ def draw(name):
 
 
 def write(name, table):
-    """Put the table into the README, between its markers."""
+    """Put a table into the page that has its markers. Returns the page."""
     start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-    before, found, rest = README.read_text().partition(start)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise ValueError(f"{README} has no {start.strip()} ... {end} to write between")
-    README.write_text(before + start + table + "\n" + end + after)
+    for page in PAGES:
+        before, found, rest = page.read_text().partition(start)
+        _, closed, after = rest.partition(end)
+        if found and closed:
+            page.write_text(before + start + table + "\n" + end + after)
+            return page
+    raise ValueError(f"no {start.strip()} ... {end} to write between in "
+                     + ", ".join(page.name for page in PAGES))
 
 
 def main(argv=None):
@@ -272,10 +290,11 @@ def main(argv=None):
     if missing:
         print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")
         return
-    table = render(args.table)
-    write(args.table, table)
+    table = TABLES[args.table]
+    for name, columns in ({args.table: table.columns} | table.also).items():
+        text = render(args.table, columns)
+        print(f"\n{text}\n\nwritten into {write(name, text)}")
     draw(args.table)
-    print(f"\n{table}\n\nwritten into {README.name}")
 
 
 if __name__ == "__main__":

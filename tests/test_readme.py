@@ -16,7 +16,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PAGES = [ROOT / part / "README.md" for part in (".", "datasets", "kernels", "tests")]
+PAGES = [*(ROOT / part / "README.md" for part in (".", "datasets", "kernels", "tests")),
+         *sorted((ROOT / "docs").glob("*.md"))]
 FILES = [file for folder in (".", "datasets", "kernels")
          for suffix in ("py", "cu", "cuh", "h", "cpp")
          for file in sorted((ROOT / folder).glob(f"*.{suffix}"))]
@@ -105,16 +106,22 @@ def test_every_flag_is_an_option(page, parse):
     assert given <= known, f"{page.name} names what no script takes: {sorted(given - known)}"
 
 
+def sections(page):
+    """The anchors of a page's headings."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text()))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_link_and_name_exists(page):
     names = {file.name for file in ROOT.rglob("*") if "__pycache__" not in file.parts}
-    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"(?ms)^```.*?^```$", "", page.read_text()))
-    slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         path, _, anchor = target.partition("#")
         if not target.startswith("http"):
-            assert (page.parent / path).exists(), f"{page.name} links to {path}"
-            assert path or anchor in slugs, f"{page.name} has no section #{anchor}"
+            linked = page.parent / path if path else page
+            assert linked.exists(), f"{page.name} links to {path}"
+            if anchor and linked.suffix == ".md":
+                assert anchor in sections(linked), f"{path or page.name} has no section #{anchor}"
     for span in code(page):
         for file in re.findall(r"^[\w/.]+\.(?:py|cu|cuh|h|cpp|patch)$", span):
             assert Path(file).name in names, f"{page.name} names {file}, which is not there"

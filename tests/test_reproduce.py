@@ -13,7 +13,8 @@ from reproduce import Run, Table
 def tiny(shades, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "OUT", tmp_path / "out")
     monkeypatch.setattr(reproduce, "RECORDS", tmp_path / "results")
-    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
+    monkeypatch.setattr(reproduce, "PAGES", [tmp_path / "other.md", tmp_path / "README.md"])
+    (tmp_path / "other.md").write_text("# Another page\n")
     fast = "--size 16 --shots 1 --draws 2 --finetune --steps 2"
     runs = (Run("random", "", (fast,), 1),
             Run("Sim CLR", "train_simclr.py --size 16 --batch 8 --epochs 1", (fast,), 1))
@@ -66,7 +67,7 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
               ("--size 16 --layer 2", "--size 16 --layer 4"), 1)
     monkeypatch.setitem(reproduce.TABLES, "tiny", table._replace(columns=columns, runs=(run,)))
     reproduce.execute("tiny")
-    found, files = reproduce.figures("tiny", "jigsaw"), reproduce.OUT / "tiny" / "jigsaw_0"
+    found, files = reproduce.figures("tiny", "jigsaw", columns), reproduce.OUT / "tiny" / "jigsaw_0"
     for i, stage in enumerate(("stage 2", "stage 4")):
         result = json.loads((files / f"eval{i}" / "eval.json").read_text())
         assert found[stage] == [result["encoder"]["linear"]]
@@ -76,7 +77,7 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
 
 def test_a_row_shows_the_evaluation_that_val_prefers(monkeypatch):
     """By test it would be the other; and by all draws, where only one of them has a second draw."""
-    cells = {"a": [(0, 50, 10), (0, 60, 20), (1, 90, 90)], "b": [(0, 70, 1), (0, 60, 2)]}
+    cells = {"a": [(0, 70, 1), (0, 60, 2)], "b": [(0, 50, 10), (0, 60, 20), (1, 90, 90)]}
 
     def recorded(name):
         return {of: {"few_labels": [{"method": "fine-tuned", "shots": 5, "draw": draw, "val": val,
@@ -84,11 +85,12 @@ def test_a_row_shows_the_evaluation_that_val_prefers(monkeypatch):
                      "random_init": {"linear": 3}} for of, found in cells.items()}
 
     run = Run("any", "")
-    columns = {"5": "fine-tuned 5", "linear": "linear"}
+    columns = {"5": "fine-tuned 5", "longer": "1 fine-tuned 5", "linear": "linear"}
     monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
     monkeypatch.setattr(reproduce, "recorded", recorded)
     monkeypatch.setattr(reproduce, "runs", lambda name: [(run, 0, None, None, [["a"], ["b"]])])
-    assert reproduce.figures("t", "any") == {"5": [1, 2], "linear": [3]}
+    found = reproduce.figures("t", "any", columns)
+    assert found == {"5": [1, 2], "longer": [10, 20, 90], "linear": [3]}
 
 
 def test_what_exceeds_the_noise_is_bold(monkeypatch):
@@ -96,22 +98,22 @@ def test_what_exceeds_the_noise_is_bold(monkeypatch):
     runs = tuple(Run(label, label != "random" and "train_simclr.py") for label in cells)
     table = Table("toy", 1, {"k-NN": "knn"}, runs, "plain")
     monkeypatch.setattr(reproduce, "TABLES", {"views": table})
-    monkeypatch.setattr(reproduce, "figures", lambda name, label: {"k-NN": cells[label]})
-    rows = reproduce.render("views").splitlines()[2:]        # one standard error: sqrt(2 / 3)
+    monkeypatch.setattr(reproduce, "figures", lambda name, label, columns: {"k-NN": cells[label]})
+    rows = reproduce.render("views", {"k-NN": "knn"}).splitlines()[2:]        # one standard error: sqrt(2 / 3)
     assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["far", "random"]
 
 
-def test_a_readme_without_the_markers_is_left_as_it_is(tiny):
+def test_a_page_without_the_markers_is_left_as_it_is(tiny):
     (tiny[0] / "README.md").write_text("nothing here\n")
     with pytest.raises(ValueError, match="<!-- tiny -->"):
         reproduce.write("tiny", "| a |")
     assert (tiny[0] / "README.md").read_text() == "nothing here\n"
 
 
-def test_the_readme_has_a_place_for_every_table():
+def test_the_pages_have_one_place_for_every_table():
     """Or hours of runs would end in an error."""
-    text = reproduce.README.read_text()
-    for name in reproduce.TABLES:
+    text = "".join(page.read_text() for page in reproduce.PAGES)
+    for name in (name for own, table in reproduce.TABLES.items() for name in (own, *table.also)):
         assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- /{name} -->") == 1, name
 
 
