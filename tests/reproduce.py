@@ -84,9 +84,9 @@ TABLES = {
         Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW, LONG), 1),
         Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW, LONG), 1)),
         also={"grocery-steps": STEPS}),
-    "toy": Table("toy", 2, FROZEN | TUNED, (
-        Run("random weights; from scratch", "", (FEW,), 2),
-        Run("SimCLR", "train_simclr.py", (FEW,), 2),
+    "toy": Table("toy", 0.5, FROZEN | TUNED, (
+        Run("random weights; from scratch", "", (FEW,), 1),
+        Run("SimCLR", "train_simclr.py", (FEW,), 1),
         Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
         Run("SRGAN", "train_srgan.py", (FEW,), 1))),
     "views-grocery": Table("grocery", 1, NEAREST,
