@@ -300,5 +300,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (subprocess.CalledProcessError, KeyboardInterrupt) as error:
-        sys.exit(f"stopped: {error or 'Ctrl-C'}. The same command goes on from here.")
+    except (subprocess.CalledProcessError, KeyboardInterrupt):  # the script has said why
+        sys.exit("stopped; the same command goes on from here")
