@@ -77,7 +77,7 @@ def variants(train, flags, evaluate=("",)):
 
 
 TABLES = {
-    "grocery": Table("grocery", 4, FROZEN | TUNED, (
+    "grocery": Table("grocery", 3, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW, LONG)),
         Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08",
             (FEW, LONG)),
