@@ -99,7 +99,7 @@ def test_what_exceeds_the_noise_is_bold(monkeypatch):
     table = Table("toy", 1, {"k-NN": "knn"}, runs, "plain")
     monkeypatch.setattr(reproduce, "TABLES", {"views": table})
     monkeypatch.setattr(reproduce, "figures", lambda name, label, columns: {"k-NN": cells[label]})
-    rows = reproduce.render("views", {"k-NN": "knn"}).splitlines()[2:]        # one standard error: sqrt(2 / 3)
+    rows = reproduce.render("views", table.columns).splitlines()[2:]  # standard error: sqrt(2 / 3)
     assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["far", "random"]
 
 
