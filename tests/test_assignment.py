@@ -83,8 +83,9 @@ def test_every_file_compiles_with_any_function_blank():
 
 
 def test_what_cannot_be_made_is_said(tmp_path, capsys):
-    for argv, wanted in ((["out"], "at least one function"), (["out", "nonsense"], "no function"),
-                         (["out", "main"], "py:main or"),
+    new = str(tmp_path / "new")
+    for argv, wanted in (([new], "at least one function"), ([new, "nonsense"], "no function"),
+                         ([new, "main"], "py:main or"),
                          ([str(tmp_path), "cosine_lr"], "name a new folder"),
                          (["--grade", str(tmp_path), "nobody"], "tests/assignment.json")):
         with pytest.raises(SystemExit):
