@@ -14,7 +14,7 @@ stand the controls without which it means nothing: the majority class, and the n
     python linear_eval.py --compare out/simclr/eval.json out/random/eval.json
     python linear_eval.py out/simclr/probe.pt --predict bird.jpg
     python linear_eval.py out/simclr/checkpoint.pt --export encoder.pt     # torchvision's names
-    python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub  # torchvision weights
+    python linear_eval.py resnet50.pth --arch resnet50 --size 224 --data cub --out out/resnet50
 
 What is not given (data, size, seed) is as in the run that made the checkpoint; without a run, the
 toy set at 64 pixels. Prints one table; writes eval.json, probe.pt and pictures beside the

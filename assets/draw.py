@@ -1,5 +1,5 @@
-"""Draws two of the README's pictures: what the three methods see and do, by networks trained here,
-and the seven views.
+"""Draws assets/ways.png and assets/views.png: what the three methods see and do, by networks that
+were trained here, and the views of train_simclr.py.
 
     python assets/draw.py              # after the default runs of the three trainers
     python assets/draw.py out/reproduce/toy:7 out/reproduce/grocery:30

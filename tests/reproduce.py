@@ -1,4 +1,4 @@
-"""Reruns a table of the README or of docs/ from scratch and writes it there.
+"""Writes a table of the README or of docs/, after running what is not yet recorded of it.
 
     python tests/reproduce.py                      # names the tables, and their hours
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
@@ -95,7 +95,7 @@ TABLES = {
     "moved-simclr": Table("grocery", 1, NEAREST, (
         Run("random weights", "", seeds=1),
         *variants("train_simclr.py --epochs 20", {
-            "the paper's, for ImageNet": "--color 0.5 --gray 0.2 --blur 0.5 --min-crop 0.2",
+            "MoCo v2's, for ImageNet": "--color 0.5 --gray 0.2 --blur 0.5 --min-crop 0.2",
             "without blur": "--color 0.5 --gray 0.2 --min-crop 0.2",
             "and with colours kept": "--color 0.1 --gray 0 --min-crop 0.2",
             "and with smaller crops": "--color 0.1 --gray 0 --min-crop 0.08"}))),
