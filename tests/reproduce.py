@@ -2,11 +2,12 @@
 
     python tests/reproduce.py                      # names the tables, and their hours
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
+    python tests/reproduce.py grocery --again      # from scratch: forgets its runs and records
     python tests/reproduce.py grocery --dry-run    # prints the commands
 
 Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
-command, and not run again: remove a record to start from scratch. Ctrl-C loses nothing. Started in
-several terminals, the same command shares the runs out; give each OMP_NUM_THREADS=1.
+command, and not run again. Ctrl-C loses nothing: go on without --again. Started in several
+terminals, the command without it shares the runs out; give each OMP_NUM_THREADS=1.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import fcntl
 import json
 import math
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -274,6 +276,7 @@ def main(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("table", nargs="?", choices=TABLES, help="which; without one, they are listed")
     p.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
+    p.add_argument("--again", action="store_true", help="run all of it, whatever is recorded")
     args = p.parse_args(argv)
     if not args.table:
         for name, table in TABLES.items():
@@ -284,6 +287,9 @@ def main(argv=None):
             for command in ([train] if train else []) + evaluations:
                 print(f"python {shlex.join(command)}")
         return
+    if args.again:
+        (RECORDS / f"{args.table}.json").unlink(missing_ok=True)
+        shutil.rmtree(OUT / args.table, ignore_errors=True)
     execute(args.table)
     missing = [command for *_, evaluations in runs(args.table) for command in evaluations
                if shlex.join(command) not in recorded(args.table)]

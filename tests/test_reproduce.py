@@ -46,6 +46,8 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     record.write_text("".join(line.replace("Sim_CLR", "other") for line in open(record)))
     reproduce.main(["tiny"])
     assert ran[3:] == ["linear_eval.py"], "what is recorded is not run again, nor what is trained"
+    reproduce.main(["tiny", "--again"])
+    assert ran[4:] == ["linear_eval.py", "train_simclr.py", "linear_eval.py"], "from scratch"
 
 
 def test_a_run_of_another_process_is_left_to_it(tiny, capsys):
