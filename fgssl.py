@@ -1,6 +1,6 @@
 """fgssl: the nouns that every script here shares, each with one right answer.
 
-    data           load_data, Dataset.cached, batches: files -> one uint8 array (datasets/cache.py)
+    data           load_data, Dataset.cached, batches: files -> one uint8 array (imagesets/cache.py)
                    -> batches of indices; python fgssl.py data NAME_OR_FOLDER looks at a set
     augmentation   random_resized_crop, hflip, color_jitter, grayscale, gaussian_blur, normalize
     network        resnet("resnet10|18|34|50|101"), load_encoder
@@ -32,12 +32,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import datasets
+import imagesets
 import parallel
 import pictures
-from datasets.cache import (  # noqa: F401, for the scripts
+from imagesets.cache import (  # noqa: F401, for the scripts
     Dataset, Source, Split, decode, load_data, to_rgb, upright)
-from datasets.progress import minutes
+from imagesets.progress import minutes
 
 # ------------------------------------------------------------------------------------------------
 # Data: an array of images -> batches
@@ -552,7 +552,7 @@ class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpF
         return action.help if says_nothing else super()._get_help_string(action)
 
 
-DATA_HELP = f"a folder of images, or one of {', '.join(datasets.SETS)}"
+DATA_HELP = f"a folder of images, or one of {', '.join(imagesets.SETS)}"
 
 
 def parser(doc, training=True, **defaults):
@@ -871,7 +871,7 @@ def commit():
 
 
 def main(argv=None):
-    from datasets import survey
+    from imagesets import survey
     top = argparse.ArgumentParser(description="What the scripts share, and a look at data.")
     p = top.add_subparsers(required=True).add_parser(
         "data", formatter_class=_Help, help="count, check and draw what a set holds",

@@ -43,7 +43,7 @@ from torch import nn
 import fgssl
 import pictures
 import train_srgan
-from datasets.progress import progress
+from imagesets.progress import progress
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)

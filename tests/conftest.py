@@ -22,9 +22,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory):
     """A folder for --root that holds the toy birds, drawn once."""
-    import datasets
+    import imagesets
     root = tmp_path_factory.mktemp("data")
-    datasets.read("toy", root)
+    imagesets.read("toy", root)
     return root
 
 

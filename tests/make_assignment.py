@@ -161,7 +161,7 @@ def cuda_kernels(file):
 def find(name, root=ROOT):
     """The one function called NAME, or FILE:NAME. Raises ValueError for none or several."""
     of_file, _, short = name.rpartition(":")
-    files = (file for pattern in ("*.py", "datasets/*.py", "kernels/*.py", "kernels/*.cu")
+    files = (file for pattern in ("*.py", "imagesets/*.py", "kernels/*.py", "kernels/*.cu")
              for file in sorted(root.glob(pattern)))
     found = [f for file in files if str(file).endswith(of_file)
              for f in (cuda_kernels if file.suffix == ".cu" else python_functions)(file)

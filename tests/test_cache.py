@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
+import imagesets
 import fgssl
-from datasets import cache
+from imagesets import cache
 
 # ------------------------------------------------------------------------------------------------
 # Image cache
@@ -36,7 +36,7 @@ def dataset(folder, skip_bad=False):
     """All images in train, but for the last two in val; image i has label i."""
     paths = sorted(folder.iterdir())
     splits = np.array(["train"] * (len(paths) - 2) + ["val"] * 2)
-    records = datasets.Records(paths, np.arange(len(paths)), [path.stem for path in paths], splits)
+    records = imagesets.Records(paths, np.arange(len(paths)), [path.stem for path in paths], splits)
     return fgssl.Dataset(records, skip_bad)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
+import imagesets
 
 
 def put(folder, *names):
@@ -63,7 +63,7 @@ def grocery(tmp_path):
 
 
 def test_cub_joins_its_files_by_image_id_and_never_globs(cub):
-    records = datasets.read(cub, cub.parent)
+    records = imagesets.read(cub, cub.parent)
     assert rows(records, cub / "images") == [
         ("002.Black Gull/a 1.jpg", "002.Black Gull", "train"),
         ("001.Auk/b.jpg", "001.Auk", "train"),
@@ -73,13 +73,13 @@ def test_cub_joins_its_files_by_image_id_and_never_globs(cub):
     assert records.boxes[:2].tolist() == [[10, 20, 30, 40], [0.5, 1, 2, 3]]
     assert (records.labels.dtype, records.boxes.dtype, records.name) == (
         np.int64, np.float32, "CUB_200_2011")
-    assert datasets.read("cub", cub.parent).paths == records.paths
+    assert imagesets.read("cub", cub.parent).paths == records.paths
 
 
 def test_cub_takes_val_from_its_file_where_there_is_one(cub):
     (cub / "val.txt").write_text("3 1\n5 0\n7 0\n12 0\n")
     (cub / "train_test_split.txt").write_text("3 1\n5 1\n7 1\n12 0\n")
-    assert datasets.read(cub, cub.parent).splits.tolist() == ["train", "val", "test", "train"]
+    assert imagesets.read(cub, cub.parent).splits.tolist() == ["train", "val", "test", "train"]
 
 
 @pytest.mark.parametrize("name, text, where", [
@@ -97,14 +97,14 @@ def test_cub_takes_val_from_its_file_where_there_is_one(cub):
 def test_cub_names_file_and_line_of_what_it_cannot_use(cub, name, text, where):
     (cub / f"{name}.txt").write_text(text)
     with pytest.raises(ValueError, match=f"{name}.txt.*{where}"):
-        datasets.read(cub, cub.parent)
+        imagesets.read(cub, cub.parent)
 
 
 def test_a_listed_image_that_is_missing_is_named(cub, grocery):
     for folder, image in (cub, "images/001.Auk/b.jpg"), (grocery, "val/k/1.jpg"):
         (folder / image).unlink()
         with pytest.raises(FileNotFoundError, match=image):
-            datasets.read(folder, ".")
+            imagesets.read(folder, ".")
 
 
 def test_a_name_that_no_disk_can_hold_is_a_missing_image(cub):
@@ -115,19 +115,19 @@ def test_a_name_that_no_disk_can_hold_is_a_missing_image(cub):
             (cub / f"{listing}.txt").write_text("3 1\n7 1\n")
         (cub / "bounding_boxes.txt").write_text("3 1 1 1 1\n7 1 1 1 1\n")
         with pytest.raises(FileNotFoundError, match="images.txt lists"):
-            datasets.read(cub, cub.parent)
+            imagesets.read(cub, cub.parent)
 
 
 def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(grocery):
     wanted = [("train/p/1.jpg", "Pear", "train"), ("train/k/2.jpg", "Kiwi", "train"),
               ("val/k/1.jpg", "Kiwi", "val"), ("test/p/1.jpg", "Pear", "test")]
     for folder in (grocery, grocery.parent, "grocery"):
-        records = datasets.read(folder, grocery.parent.parent)
+        records = imagesets.read(folder, grocery.parent.parent)
         assert rows(records, grocery) == wanted
         assert records.classes == ["Kiwi", "Pear"] and records.boxes is None
     (grocery / "val.txt").write_text("val/k/1.jpg, 0, 0\nval/k/1.jpg, two, 0\n")
     with pytest.raises(ValueError, match="val.txt, line 2"):
-        datasets.read(grocery, ".")
+        imagesets.read(grocery, ".")
 
 
 def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
@@ -137,7 +137,7 @@ def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
         "empty/readme.md")
     (tmp_path / "auk" / "loop").symlink_to(tmp_path)
     (tmp_path / "loop").symlink_to(tmp_path)
-    records = datasets.any_folder(tmp_path)
+    records = imagesets.any_folder(tmp_path)
     assert [row[:2] for row in rows(records, tmp_path)] == [
         ("Möwe/a.JPG", "Möwe"), ("Möwe/b.jpeg", "Möwe"), ("Möwe/x/deep.PnG", "Möwe"),
         ("auk/c.TIFF", "auk"), ("auk/d.ppm", "auk"),
@@ -149,7 +149,7 @@ def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
 def test_split_folders_share_the_labels_of_their_classes(tmp_path, val):
     put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", f"{val}/c/2.jpg",
         "test/b/3.jpg")
-    assert set(rows(datasets.read(tmp_path, "."), tmp_path)) == {
+    assert set(rows(imagesets.read(tmp_path, "."), tmp_path)) == {
         ("train/a/1.jpg", "a", "train"), ("train/b/1.jpg", "b", "train"),
         ("train/c/1.jpg", "c", "train"), (f"{val}/c/2.jpg", "c", "val"),
         ("test/b/3.jpg", "b", "test")}
@@ -158,9 +158,9 @@ def test_split_folders_share_the_labels_of_their_classes(tmp_path, val):
 def test_loose_images_are_train_images_without_a_label(tmp_path):
     put(tmp_path / "flat", "2.jpg", "1.png")
     put(tmp_path / "split", "train/1.jpg", "val/a/2.jpg", "test/3.jpg")
-    assert rows(datasets.read(tmp_path / "flat", "."), tmp_path / "flat") == [
+    assert rows(imagesets.read(tmp_path / "flat", "."), tmp_path / "flat") == [
         ("1.png", None, "train"), ("2.jpg", None, "train")]
-    assert rows(datasets.read(tmp_path / "split", "."), tmp_path / "split") == [
+    assert rows(imagesets.read(tmp_path / "split", "."), tmp_path / "split") == [
         ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg scores nothing"
 
 
@@ -172,7 +172,7 @@ def test_loose_images_are_train_images_without_a_label(tmp_path):
 ])
 def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, error, message):
     with pytest.raises(error, match=message):
-        datasets.read(put(tmp_path, *names), ".")
+        imagesets.read(put(tmp_path, *names), ".")
 
 
 def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
@@ -187,21 +187,21 @@ def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(PermissionError, match="oak"):
-        datasets.any_folder(tmp_path)
+        imagesets.any_folder(tmp_path)
 
 
 def test_telling_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
     """Of a million images each was asked whether it is a folder."""
     put(tmp_path, "ash/1.jpg", "oak/2.jpg")
-    seen, folders_in = [], datasets.folders_in
-    monkeypatch.setattr(datasets, "folders_in", lambda top: seen.append(top) or folders_in(top))
-    assert list(datasets.within(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
+    seen, folders_in = [], imagesets.folders_in
+    monkeypatch.setattr(imagesets, "folders_in", lambda top: seen.append(top) or folders_in(top))
+    assert list(imagesets.within(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
     assert seen == [tmp_path]
 
 
 def test_a_name_that_is_none_is_told_the_names(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder quetzal.*cub, .*grocery, toy"):
-        datasets.read("quetzal", tmp_path)
+        imagesets.read("quetzal", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -212,17 +212,17 @@ def test_a_name_that_is_none_is_told_the_names(tmp_path):
 def test_missing_splits_are_cut_from_every_class_and_leave_it_an_image(tmp_path):
     sizes = {"a": 1, "b": 2, "c": 3, "d": 10, "e": 100}
     put(tmp_path, *(f"{name}/{i:03}.jpg" for name, size in sizes.items() for i in range(size)))
-    records = datasets.read(tmp_path, ".")
+    records = imagesets.read(tmp_path, ".")
     counts = {name: [int(((records.labels == label) & (records.splits == split)).sum())
                      for split in ("train", "val", "test")] for label, name in enumerate(sizes)}
     assert counts == {
         "a": [1, 0, 0], "b": [1, 0, 1], "c": [1, 1, 1], "d": [7, 1, 2], "e": [72, 8, 20]}
     np.random.seed(1)   # a run's own seed must not move an image from one split to another
-    assert (datasets.read(tmp_path, ".").splits == records.splits).all()
+    assert (imagesets.read(tmp_path, ".").splits == records.splits).all()
 
 
 def test_a_cut_leaves_the_splits_that_a_set_has_alone(tmp_path):
     put(tmp_path, *(f"{split}/a/{i}.jpg" for split in ("train", "val") for i in range(10)))
-    cut = rows(datasets.read(tmp_path, "."), tmp_path)
+    cut = rows(imagesets.read(tmp_path, "."), tmp_path)
     assert Counter(split for _, _, split in cut) == {"train": 8, "val": 10, "test": 2}
     assert all(path.startswith("val/") == (split == "val") for path, _, split in cut)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import tiny_sets
 
-import datasets
-from datasets import matlab
+import imagesets
+from imagesets import matlab
 
 TRIALS = 60
 
@@ -95,8 +95,8 @@ TEXT = {  # name: (plain reader, folder of the images, listings)
 def test_damaged_text_is_an_error_with_its_place_or_is_read_as_it_stands(name, tmp_path):
     plain, images, listings = TEXT[name]
     tiny_sets.SETS[name](tmp_path)
-    known, dice, refused = datasets.SETS[name], np.random.default_rng(1), 0
-    folder = next(each for each in datasets.within(tmp_path, 2) if datasets.shows(each, known))
+    known, dice, refused = imagesets.SETS[name], np.random.default_rng(1), 0
+    folder = next(each for each in imagesets.within(tmp_path, 2) if imagesets.shows(each, known))
     for trial in range(TRIALS):
         listing = listings[trial % len(listings)]
         listing = folder / (listing if "." in listing else f"{listing}.txt")
@@ -104,7 +104,7 @@ def test_damaged_text_is_an_error_with_its_place_or_is_read_as_it_stands(name, t
         listing.write_bytes(damaged(content, dice))
         try:
             records = known.read(folder, known.levels[0]) if known.levels else known.read(folder)
-            records = datasets.complete(records._replace(name=name))
+            records = imagesets.complete(records._replace(name=name))
         except (ValueError, FileNotFoundError) as error:
             refused += 1
             assert str(folder) in str(error) or str(error).startswith(name), error

@@ -22,8 +22,8 @@ import pytest
 import tiny_sets
 from conftest import ROOT
 
-import datasets
-from datasets import downloads
+import imagesets
+from imagesets import downloads
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -284,13 +284,13 @@ def test_a_file_longer_than_stated_is_not_taken_in_whole(server, tmp_path):
 
 @pytest.fixture
 def cub_server(server, tmp_path, monkeypatch):
-    """A server that offers tiny CUB; datasets knows no other source."""
+    """A server that offers tiny CUB; imagesets knows no other source."""
     made = tmp_path / "made"
     wanted = tiny_sets.cub(made)
     packed = tar({path.relative_to(made).as_posix(): path.read_bytes()
                   for path in made.rglob("*") if path.is_file()} | {"attributes.txt": b"1 blue"})
     archive = offered(server, "CUB_200_2011.tgz", packed)
-    monkeypatch.setitem(datasets.SETS, "cub", datasets.SETS["cub"]._replace(archives=(archive,)))
+    monkeypatch.setitem(imagesets.SETS, "cub", imagesets.SETS["cub"]._replace(archives=(archive,)))
     server.wanted = wanted
     return server
 
@@ -298,7 +298,7 @@ def cub_server(server, tmp_path, monkeypatch):
 def test_naming_a_set_downloads_it_unpacks_it_and_leaves_nothing_else(cub_server, tmp_path):
     root = tmp_path / "new" / "root"
     for _ in range(2):
-        records = datasets.read("cub", root)
+        records = imagesets.read("cub", root)
         assert {path.relative_to(root).as_posix() for path in records.paths} == \
             cub_server.wanted.keys()
     assert [path.name for path in root.iterdir()] == ["CUB_200_2011"], "no archive, lock or draft"
@@ -308,7 +308,7 @@ def test_naming_a_set_downloads_it_unpacks_it_and_leaves_nothing_else(cub_server
 def test_an_archive_put_there_by_hand_is_used_and_kept(cub_server, tmp_path):
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "CUB_200_2011.tgz").write_bytes(cub_server.files["CUB_200_2011.tgz"])
-    datasets.read("cub", tmp_path / "root")
+    imagesets.read("cub", tmp_path / "root")
     assert cub_server.asked == []
     assert {path.name for path in (tmp_path / "root").iterdir()} == {"CUB_200_2011",
                                                                       "CUB_200_2011.tgz"}
@@ -317,7 +317,7 @@ def test_an_archive_put_there_by_hand_is_used_and_kept(cub_server, tmp_path):
 def test_a_failed_check_leaves_no_set(cub_server, tmp_path):
     cub_server.files["CUB_200_2011.tgz"] = cub_server.files["CUB_200_2011.tgz"][:-1] + b"x"
     with pytest.raises(ValueError, match="md5"):
-        datasets.read("cub", tmp_path / "root")
+        imagesets.read("cub", tmp_path / "root")
     assert {path.name for path in (tmp_path / "root").iterdir()} <= {".cub.lock"}
 
 
@@ -333,7 +333,7 @@ def test_each_public_set_is_whole_after_its_archives_are_unpacked(name, files, s
     wanted = tiny_sets.SETS[name](made)
     top, = made.iterdir()
     archives = []
-    for archive, (file, inside) in zip(datasets.SETS[name].archives, files.items(), strict=True):
+    for archive, (file, inside) in zip(imagesets.SETS[name].archives, files.items(), strict=True):
         assert archive.url.endswith(("master.zip", "cassavaleafdata.zip", "2013b.tar.gz", file))
         if inside is None:
             content = (top / file).read_bytes()
@@ -343,9 +343,9 @@ def test_each_public_set_is_whole_after_its_archives_are_unpacked(name, files, s
                 {path.relative_to(base).as_posix(): path.read_bytes()
                  for path in (base / inside).rglob("*") if path.is_file()})
         archives.append(offered(server, archive.file, content))
-    monkeypatch.setitem(datasets.SETS, name,
-                        datasets.SETS[name]._replace(archives=tuple(archives)))
-    records = datasets.read(name, tmp_path / "root")
+    monkeypatch.setitem(imagesets.SETS, name,
+                        imagesets.SETS[name]._replace(archives=tuple(archives)))
+    records = imagesets.read(name, tmp_path / "root")
     assert {path.relative_to(tmp_path / "root").as_posix() for path in records.paths} == \
         wanted.keys()
 
@@ -353,8 +353,8 @@ def test_each_public_set_is_whole_after_its_archives_are_unpacked(name, files, s
 def test_two_processes_at_once_fetch_one_set_once(cub_server, tmp_path):
     """And the one that waits takes over from one that is killed."""
     cub_server.behave = lambda handler, number: time.sleep(0.5)
-    archive, = datasets.SETS["cub"].archives
-    code = ("import sys; from pathlib import Path; from datasets import downloads\n"
+    archive, = imagesets.SETS["cub"].archives
+    code = ("import sys; from pathlib import Path; from imagesets import downloads\n"
             f"downloads.obtain('cub', [downloads.Archive{tuple(archive)}], Path(sys.argv[1]), "
             "'CUB_200_2011')\nprint(len(list(Path(sys.argv[1], 'CUB_200_2011').iterdir())))")
 
@@ -383,7 +383,7 @@ def test_two_processes_at_once_fetch_one_set_once(cub_server, tmp_path):
 def test_a_disk_that_is_too_small_is_told_before_the_download(cub_server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     with pytest.raises(OSError, match="cannot keep cub in .*it takes .* kB.*1 kB are free.*--root"):
-        datasets.read("cub", tmp_path / "root")
+        imagesets.read("cub", tmp_path / "root")
     assert cub_server.asked == []
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 
-import datasets
+import imagesets
 import fgssl
 import linear_eval
 
@@ -163,7 +163,7 @@ def test_a_box_lies_on_what_it_was_drawn_around(tmp_path, size):
         image = Image.new("RGB", size)
         ImageDraw.Draw(image).rectangle((x, y, x + 23, y + 29), "white")  # 24 x 30 pixels
         image.save(tmp_path / f"{name}.png")
-    records = datasets.Records([tmp_path / "a.png", tmp_path / "b.png"], np.zeros(2, int), ["x"],
+    records = imagesets.Records([tmp_path / "a.png", tmp_path / "b.png"], np.zeros(2, int), ["x"],
                                np.array(["test"] * 2),
                                np.array([[left, top, 24, 30], [left + 20, top - 14, 24, 30]]))
     masks = linear_eval.boxes_in_view(records, [1, 0], 64)

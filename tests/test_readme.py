@@ -16,9 +16,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-PAGES = [*(ROOT / part / "README.md" for part in (".", "datasets", "kernels", "tests")),
+PAGES = [*(ROOT / part / "README.md" for part in (".", "imagesets", "kernels", "tests")),
          *sorted((ROOT / "docs").glob("*.md"))]
-FILES = [file for folder in (".", "datasets", "kernels")
+FILES = [file for folder in (".", "imagesets", "kernels")
          for suffix in ("py", "cu", "cuh", "h", "cpp")
          for file in sorted((ROOT / folder).glob(f"*.{suffix}"))]
 SOURCE = "\n".join(file.read_text() for file in [*FILES, *sorted(ROOT.glob("tests/*.py"))])

@@ -7,13 +7,13 @@ import pytest
 import tiny_sets
 from PIL import Image
 
-import datasets
+import imagesets
 import fgssl
 import linear_eval
 import train_jigsaw
 import train_simclr
 import train_srgan
-from datasets import cache
+from imagesets import cache
 
 TRAINERS = {"simclr": train_simclr, "jigsaw": train_jigsaw, "srgan": train_srgan}
 SMALL = {"simclr": [], "jigsaw": ["--puzzles", "1"],
@@ -58,11 +58,11 @@ def assert_found(records, root, wanted):
 @pytest.mark.parametrize("name", tiny_sets.SETS)
 def test_a_set_is_read_as_its_files_say_by_name_and_by_folder(name, tmp_path):
     wanted = tiny_sets.SETS[name](tmp_path)
-    records = datasets.read(name, tmp_path)
+    records = imagesets.read(name, tmp_path)
     if name != "cassava-paper":
         assert_found(records, tmp_path, wanted)
         folder, = tmp_path.iterdir()
-        assert found(datasets.read(folder, "."), tmp_path) == found(records, tmp_path)
+        assert found(imagesets.read(folder, "."), tmp_path) == found(records, tmp_path)
     assert records.labels.dtype == np.int64 and set(records.splits) == {"train", "val", "test"}
     data = fgssl.load_data(name, tmp_path)
     assert len(data.cached("train", 16).images) == (records.splits == "train").sum()
@@ -74,14 +74,14 @@ def test_a_set_is_read_as_its_files_say_by_name_and_by_folder(name, tmp_path):
 def test_each_level_of_labels_is_the_one_that_the_files_say(name, levels, tmp_path):
     for level in levels:
         wanted = tiny_sets.SETS[name](tmp_path / level, level)
-        assert_found(datasets.read(name, tmp_path / level, level), tmp_path / level, wanted)
-        assert datasets.SETS[name].levels == tuple(levels)
+        assert_found(imagesets.read(name, tmp_path / level, level), tmp_path / level, wanted)
+        assert imagesets.SETS[name].levels == tuple(levels)
     with pytest.raises(ValueError, match=f"no labels 'genus'.*{', '.join(levels)}"):
-        datasets.read(name, tmp_path / levels[0], "genus")
+        imagesets.read(name, tmp_path / levels[0], "genus")
 
 
 def test_coarse_labels_of_nabirds_are_the_groups_under_the_root(root):
-    fine, coarse = (datasets.read("nabirds", root, level) for level in ("category", "coarse"))
+    fine, coarse = (imagesets.read("nabirds", root, level) for level in ("category", "coarse"))
     assert coarse.classes == ["Ducks, Geese, and Swans", "Owls"], "not Eiders, a group in a group"
     eider = fine.labels == fine.classes.index("Common Eider (Female/juvenile)")
     assert (coarse.labels == np.where(eider, 0, 1)).all()
@@ -90,49 +90,49 @@ def test_coarse_labels_of_nabirds_are_the_groups_under_the_root(root):
 
 def test_a_folder_of_several_sets_is_no_set(root):
     with pytest.raises(ValueError, match="holds CUB_200_2011 and .*nabirds.*Name one of them"):
-        datasets.read(root, ".")
+        imagesets.read(root, ".")
 
 
 def test_a_set_that_is_not_as_its_source_unpacks_it_is_told_so(tmp_path):
     tiny_sets.photo(tmp_path / "CUB_200_2011" / "001.Auk" / "1.jpg")
     with pytest.raises(FileNotFoundError, match="holds no image_class_labels.txt.*Take it away"):
-        datasets.read("cub", tmp_path)
+        imagesets.read("cub", tmp_path)
 
 
 def test_a_set_without_a_hierarchy_has_one_kind_of_labels(root):
     with pytest.raises(ValueError, match="cub has no labels 'coarse': it has one kind of labels"):
-        datasets.read("cub", root, "coarse")
+        imagesets.read("cub", root, "coarse")
 
 
 @pytest.mark.parametrize("make", [tiny_sets.cars_in_class_folders,
                                   lambda root: tiny_sets.cars(root, nested=True)])
 def test_cars_are_read_in_the_layouts_of_copies(make, tmp_path):
     wanted = make(tmp_path)
-    assert_found(datasets.read("cars", tmp_path), tmp_path, wanted)
+    assert_found(imagesets.read("cars", tmp_path), tmp_path, wanted)
 
 
 def test_cars_whose_test_labels_are_missing_say_which_file_to_fetch(tmp_path):
     tiny_sets.cars(tmp_path)
     (tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat").unlink()
     with pytest.raises(FileNotFoundError, match="cars_test_annos_withlabels.mat"):
-        datasets.read("cars", tmp_path)
+        imagesets.read("cars", tmp_path)
 
 
 def test_boxes_that_count_from_one_are_shifted(root):
     for name in ("cars", "aircraft", "cub", "nabirds"):
-        assert (datasets.read(name, root).boxes == [4, 6, 20, 10]).all(), name
+        assert (imagesets.read(name, root).boxes == [4, 6, 20, 10]).all(), name
 
 
 def test_cassava_by_the_paper_tests_on_every_fourth_number(root):
     top = root / "paper"
-    for path, (name, split) in found(datasets.read("cassava-paper", top), top).items():
+    for path, (name, split) in found(imagesets.read("cassava-paper", top), top).items():
         number = int(path.rpartition("-")[2].removesuffix(".jpg"))
         assert (split == "test") == (name is not None and number % 4 == 0), path
 
 
 def test_cassava_keeps_kaggles_extra_images_for_training_without_a_label(tmp_path):
     wanted = tiny_sets.cassava_kaggle(tmp_path)
-    records = datasets.read("cassava", tmp_path)
+    records = imagesets.read("cassava", tmp_path)
     assert_found(records, tmp_path, wanted)
     data = fgssl.load_data("cassava", tmp_path)
     assert (data.cached("train", 16).labels < 0).sum() == 3
@@ -145,7 +145,7 @@ def test_cassava_keeps_kaggles_extra_images_for_training_without_a_label(tmp_pat
     ("cassava-2020", "kaggle.com.*train.csv")])
 def test_a_set_that_takes_a_login_says_what_to_fetch_and_where_to_put_it(name, message, tmp_path):
     with pytest.raises(FileNotFoundError, match=message):
-        datasets.read(name, tmp_path)
+        imagesets.read(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", tiny_sets.SETS)
@@ -161,9 +161,9 @@ def test_a_file_that_is_missing_is_named(name, tmp_path):
         content = listing.read_bytes()
         listing.unlink()
         with pytest.raises(FileNotFoundError, match=listing.name):
-            datasets.read(name, tmp_path)
+            imagesets.read(name, tmp_path)
         listing.write_bytes(content)
-    datasets.read(name, tmp_path)
+    imagesets.read(name, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -234,25 +234,25 @@ def folder_of(tmp_path, sizes):
 
 
 def test_a_share_is_of_every_class_and_split_and_lies_in_a_larger_one(tmp_path):
-    records = datasets.read(folder_of(tmp_path, {"a": 100, "b": 50, "c": 10, "d": 3}), ".")
+    records = imagesets.read(folder_of(tmp_path, {"a": 100, "b": 50, "c": 10, "d": 3}), ".")
     before = set()
     for share in (0.1, 0.25, 0.5, 1.0):
-        part = datasets.smaller(records, share)
+        part = imagesets.smaller(records, share)
         for label, split in itertools.product(range(4), ("train", "val", "test")):
             total = ((records.labels == label) & (records.splits == split)).sum()
             kept = ((part.labels == label) & (part.splits == split)).sum()
             assert kept == max(1, round(share * total)), (share, label, split)
         assert before <= set(part.paths)
-        assert part.paths == datasets.smaller(records, share).paths, "always the same"
+        assert part.paths == imagesets.smaller(records, share).paths, "always the same"
         before = set(part.paths)
     assert before == set(records.paths)
-    images = [path.name for path in datasets.smaller(records, 0.1).paths if path.parent.name == "a"]
+    images = [path.name for path in imagesets.smaller(records, 0.1).paths if path.parent.name == "a"]
     assert images != sorted(path.name for path in records.paths)[:len(images)], "not the first ones"
 
 
 def test_some_classes_are_renumbered_with_their_names(tmp_path):
-    records = datasets.read(folder_of(tmp_path, dict.fromkeys("abcdefgh", 10)), ".")
-    chosen = [datasets.smaller(records, classes=n) for n in (2, 5, 8)]
+    records = imagesets.read(folder_of(tmp_path, dict.fromkeys("abcdefgh", 10)), ".")
+    chosen = [imagesets.smaller(records, classes=n) for n in (2, 5, 8)]
     for part, n in zip(chosen, (2, 5, 8)):
         assert len(part.classes) == n and part.classes == sorted(part.classes)
         assert len(part.paths) == 10 * n
@@ -261,20 +261,20 @@ def test_some_classes_are_renumbered_with_their_names(tmp_path):
     assert set(chosen[0].classes) < set(chosen[1].classes) < set(chosen[2].classes)
     assert chosen[1].classes != list("abcde"), "neighbours in the alphabet are often alike"
     with pytest.raises(ValueError, match="has 8 classes, not 9"):
-        datasets.smaller(records, classes=9)
+        imagesets.smaller(records, classes=9)
 
 
 def test_a_part_keeps_boxes_beside_their_images_and_classes_drop_the_unlabelled(root, tmp_path):
-    records = datasets.read("cub", root)
+    records = imagesets.read("cub", root)
     records.boxes[:, 0] = np.arange(len(records.paths))
     place = {path: i for i, path in enumerate(records.paths)}
-    part = datasets.smaller(records, 0.5, 2)
+    part = imagesets.smaller(records, 0.5, 2)
     assert part.boxes[:, 0].tolist() == [place[path] for path in part.paths]
     folder_of(tmp_path, {"a": 10, "b": 10})
     (tmp_path / "loose.jpg").touch()
-    mixed = datasets.read(tmp_path, ".")
-    assert (datasets.smaller(mixed, 0.5).labels < 0).sum() == 1
-    assert (datasets.smaller(mixed, classes=2).labels >= 0).all()
+    mixed = imagesets.read(tmp_path, ".")
+    assert (imagesets.smaller(mixed, 0.5).labels < 0).sum() == 1
+    assert (imagesets.smaller(mixed, classes=2).labels >= 0).all()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_each_set_trains_a_step_by_each_trainer(name, trainer, root, tmp_path, m
     used, cached = [], fgssl.Dataset.cached
     monkeypatch.setattr(fgssl.Dataset, "cached",
                         lambda data, *args, **kw: used.append(data) or cached(data, *args, **kw))
-    images = (datasets.read(name, root_of(name, root)).splits == "train").sum()
+    images = (imagesets.read(name, root_of(name, root)).splits == "train").sum()
     TRAINERS[trainer].main([
         "--data", name, "--root", str(root_of(name, root)), "--size", "16", "--epochs", "1",
         "--batch", str(images // 2 + 1), "--precision", "fp32", "--out", str(tmp_path), *flags,

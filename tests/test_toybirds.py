@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import datasets
-from datasets import toybirds
+import imagesets
+from imagesets import toybirds
 
 
 @pytest.fixture(scope="module")
 def toy(toy_root):
-    return datasets.read("toy", toy_root)
+    return imagesets.read("toy", toy_root)
 
 
 def test_two_species_differ_in_two_to_four_parts_and_in_nothing_else():
@@ -87,23 +87,23 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(items, total, what):
         yield from itertools.islice(items, 5)
         raise KeyboardInterrupt
-    monkeypatch.setattr(datasets.progress, "progress", interrupted)
+    monkeypatch.setattr(imagesets.progress, "progress", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        datasets.read("toy", tmp_path)
+        imagesets.read("toy", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def run(code, *arguments):
-    """Start a program that imports datasets as a user's script does, without a main guard."""
-    code = "import sys, datasets; from datasets import toybirds\n" + code
+    """Start a program that imports imagesets as a user's script does, without a main guard."""
+    code = "import sys, imagesets; from imagesets import toybirds\n" + code
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    root = Path(datasets.__file__).parent.parent
+    root = Path(imagesets.__file__).parent.parent
     return subprocess.Popen(command, cwd=root, stderr=subprocess.PIPE, text=True)
 
 
 def test_a_killed_drawing_leaves_no_set_and_no_process(tmp_path):
     """kill -9 gives no chance to clean up: the half set must not carry the name of a whole one."""
-    process = run("datasets.read('toy', sys.argv[1])", tmp_path)
+    process = run("imagesets.read('toy', sys.argv[1])", tmp_path)
     while process.poll() is None and not list(tmp_path.rglob("*.jpg")):
         time.sleep(0.05)
     process.kill()
@@ -129,7 +129,7 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(tmp_pa
 def test_a_root_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(OSError, match="cannot draw the toy birds in .*file.toy"):
-        datasets.read("toy", tmp_path / "file")
+        imagesets.read("toy", tmp_path / "file")
 
 
 def test_two_drawings_at_once_leave_one_whole_set(tmp_path):
@@ -137,4 +137,4 @@ def test_two_drawings_at_once_leave_one_whole_set(tmp_path):
     for process in [run(code, tmp_path / "toy") for _ in range(2)]:
         assert process.wait(timeout=60) == 0, process.stderr.read()
     assert [path.name for path in tmp_path.iterdir()] == ["toy"]
-    assert len(datasets.read(tmp_path / "toy", ".").paths) == 80
+    assert len(imagesets.read(tmp_path / "toy", ".").paths) == 80

@@ -24,6 +24,7 @@ import zipfile
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from .errors import UserError
 from .progress import amount, progress
 
 CHUNK = 1 << 20
@@ -179,7 +180,7 @@ def check(archive, file, what_to_do):
         for chunk in progress(chunks, file.stat().st_size, f"checking {archive.file}", len):
             md5.update(chunk)
     if md5.hexdigest() != archive.md5:
-        raise ValueError(f"{file} is not the file that was expected: md5 {md5.hexdigest()}, "
+        raise UserError(f"{file} is not the file that was expected: md5 {md5.hexdigest()}, "
                          f"{file.stat().st_size} bytes; wanted md5 {archive.md5}, {archive.size} "
                          f"bytes. {what_to_do}.")
 
@@ -245,7 +246,7 @@ def receive(archive, part, start):
             size = out.tell()
     if size > limit:
         part.unlink()
-        raise ValueError(f"{archive.url} is longer than it should be: wanted {archive.size} bytes, "
+        raise UserError(f"{archive.url} is longer than it should be: wanted {archive.size} bytes, "
                          f"got {size} and more. Nothing was kept.")
     if end and size < end:
         raise Broken(f"the connection ended {amount(end - size)} early")
@@ -287,7 +288,7 @@ def unpack(file, folder):
     for target, piece in pieces:
         room -= len(piece or b"") or 512                     # entries without bytes end, too
         if room < 0:
-            raise ValueError(f"{file} unpacks to more than {BOMB} times its size: no archive of "
+            raise UserError(f"{file} unpacks to more than {BOMB} times its size: no archive of "
                              "photographs does. Fetch it anew.")
         if piece is None:
             target.mkdir(parents=True, exist_ok=True)
@@ -311,7 +312,7 @@ def contents(file, folder):
             while piece := source.read(CHUNK):
                 yield target, piece
     except Exception as error:  # the readers of damaged archives raise what they please
-        raise ValueError(f"{file} cannot be used: {error}. Fetch it anew.") from error
+        raise UserError(f"{file} cannot be used: {error}. Fetch it anew.") from error
 
 
 def tar_entries(file):
@@ -319,7 +320,7 @@ def tar_entries(file):
     with tarfile.open(file, "r|*") as archive:
         for entry in archive:
             if not entry.isfile() and not entry.isdir():
-                raise ValueError(f"{entry.name!r} in it is a link or a device")
+                raise UserError(f"{entry.name!r} in it is a link or a device")
             yield entry.name, archive.extractfile(entry) if entry.isfile() else None
 
 
@@ -329,7 +330,7 @@ def zip_entries(file):
         for entry in archive.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)    # 0 where it was packed on Windows
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise ValueError(f"{entry.filename!r} in it is a link or a device")
+                raise UserError(f"{entry.filename!r} in it is a link or a device")
             if entry.is_dir():
                 yield entry.filename, None
                 continue
@@ -341,5 +342,5 @@ def inside(folder, name):
     """folder / name, where that stays within the folder; ValueError for any other name."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if any(part in ("/", "..") or ":" in part or "\0" in part for part in parts):
-        raise ValueError(f"{name!r} in it would be written outside of {folder}")
+        raise UserError(f"{name!r} in it would be written outside of {folder}")
     return folder.joinpath(*parts)

@@ -2,7 +2,7 @@
 
 20 species share one body, its colours and its poses and differ in a few parts, which is what makes
 the photographs of CUB-200-2011 (Wah et al. 2011) hard. Written as CUB is, so that both go through
-one reader (datasets.cub).
+one reader (imagesets.cub).
 """
 
 import functools

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import UserError
+
 # The types of stored data that are read here, and the classes of arrays.
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
            13: "u8"}
@@ -28,7 +30,7 @@ def columns(path, kinds):
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file {path}. Unpack the set again; "
-                                "datasets/README.md has its layout.")
+                                "imagesets/README.md has its layout.")
     variables, lists = read_mat(path), []
     for name, kind in kinds.items():
         variable, _, field = name.partition(".")
@@ -36,14 +38,14 @@ def columns(path, kinds):
         if field:
             values = values.get(field) if isinstance(values, dict) else None
         if not isinstance(values, (list, np.ndarray)):
-            raise ValueError(f"{path} has no {name}: it holds {', '.join(variables) or 'nothing'}.")
+            raise UserError(f"{path} has no {name}: it holds {', '.join(variables) or 'nothing'}.")
         column = []
         for number, value in enumerate(values, 1):
             value = value.item() if getattr(value, "size", 0) == 1 else value
             if isinstance(value, float) and value.is_integer():
                 value = int(value)
             if not isinstance(value, kind):
-                raise ValueError(f"{path}, {name} number {number}: {value!r} is no {kind.__name__}")
+                raise UserError(f"{path}, {name} number {number}: {value!r} is no {kind.__name__}")
             column.append(value)
         lists.append(column)
     return lists
@@ -61,7 +63,7 @@ def read_mat(path):
     data = Path(path).read_bytes()
     order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(data[124:128])
     if order is None:
-        raise ValueError(f"{path}, byte 124: this is no MATLAB file of version 5 to 7.")
+        raise UserError(f"{path}, byte 124: this is no MATLAB file of version 5 to 7.")
     variables, at = {}, 128
     while at < len(data):
         try:
@@ -69,12 +71,12 @@ def read_mat(path):
             if kind == COMPRESSED:
                 kind, body, _ = element(inflate(body), 0, order)
             if kind != MATRIX:
-                raise ValueError(f"an element of type {kind} is no variable")
+                raise UserError(f"an element of type {kind} is no variable")
             name, value = matrix(body, order)
             if name in variables:
-                raise ValueError(f"{name} comes twice")
+                raise UserError(f"{name} comes twice")
         except ValueError as error:
-            raise ValueError(f"{path}, byte {at}: {error}.") from error
+            raise UserError(f"{path}, byte {at}: {error}.") from error
         variables[name], at = value, after
     return variables
 
@@ -85,9 +87,9 @@ def inflate(body, most=1 << 26):
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(body, most)
     except zlib.error as error:
-        raise ValueError(f"damaged: {error}") from error
+        raise UserError(f"damaged: {error}") from error
     if not unpacker.eof or unpacker.unused_data:
-        raise ValueError(f"compressed data that is cut short, or more than {most} bytes")
+        raise UserError(f"compressed data that is cut short, or more than {most} bytes")
     return data
 
 
@@ -98,14 +100,14 @@ def element(data, at, order):
     itself; then its upper half is the length. All but compressed data is filled up to 8 bytes.
     """
     if at + 8 > len(data):
-        raise ValueError("cut short")
+        raise UserError("cut short")
     kind, size = struct.unpack_from(order + "II", data, at)
     start, after = at + 8, at + 8 + size + (0 if kind == COMPRESSED else -size % 8)
     if kind >> 16:
         kind, size = kind & 0xffff, kind >> 16
         start, after = at + 4, at + 8
     if start + size > min(after, len(data)):
-        raise ValueError("cut short")
+        raise UserError("cut short")
     return kind, data[start:start + size], after
 
 
@@ -121,12 +123,12 @@ def matrix(body, order, depth=0):
     def child():
         kind, data = part()
         if kind != MATRIX or depth > 8:
-            raise ValueError("an array was expected")
+            raise UserError("an array was expected")
         return matrix(data, order, depth + 1)[1] if data else np.empty(0)
 
     flags, shape, name = (integers(*part(), order) for _ in range(3))
     if len(flags) != 2 or not shape or min(shape) < 0:
-        raise ValueError("an array without flags or without a shape")
+        raise UserError("an array without flags or without a shape")
     kind, count, name = flags[0] & 0xff, math.prod(shape), letters(name)
     fits = True
     if kind in NUMERIC and not flags[0] & COMPLEX:
@@ -141,22 +143,22 @@ def matrix(body, order, depth=0):
     elif kind == STRUCT:
         width, text = integers(*part(), order), letters(integers(*part(), order))
         if len(width) != 1 or width[0] < 1 or not text:
-            raise ValueError(f"{name}: a struct without fields")
+            raise UserError(f"{name}: a struct without fields")
         fields = [text[i:i + width[0]].split("\0")[0] for i in range(0, len(text), width[0])]
         rows = [[child() for _ in fields] for _ in range(count)]
         value = {field: [row[i] for row in rows] for i, field in enumerate(fields)}
         fits = len(value) * width[0] == len(text)
     else:
-        raise ValueError(f"{name}: an array of a kind that is not read here")
+        raise UserError(f"{name}: an array of a kind that is not read here")
     if not fits or at < len(body):
-        raise ValueError(f"{name}: its data is not of its shape")
+        raise UserError(f"{name}: its data is not of its shape")
     return name, value
 
 
 def numbers(kind, data, order):
     """Stored data as an array (N,)."""
     if kind not in NUMBERS or len(data) % int(NUMBERS[kind][1]):
-        raise ValueError(f"{len(data)} bytes of type {kind} are no numbers")
+        raise UserError(f"{len(data)} bytes of type {kind} are no numbers")
     return np.frombuffer(data, order + NUMBERS[kind])
 
 
@@ -164,11 +166,11 @@ def integers(kind, data, order):
     """Stored data as a list of int."""
     values = numbers(kind, data, order)
     if values.dtype.kind == "f":
-        raise ValueError("whole numbers were expected")
+        raise UserError("whole numbers were expected")
     return values.tolist()
 
 
 def letters(codes):
     if not all(0 <= code < 0x110000 for code in codes):
-        raise ValueError("letters were expected")
+        raise UserError("letters were expected")
     return "".join(map(chr, codes))

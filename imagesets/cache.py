@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from . import Records, read, smaller
+from .errors import UserError
 from .progress import progress
 
 VERSION = 2  # part of every cache's name: raise it when something else is stored
@@ -30,7 +31,7 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=No
               subset=None, classes=None):
     """Find a data set by name, downloading it where it has a public source, or read any folder.
 
-    name_or_folder: "toy", "cub", ..., or a path (see datasets/ for the layouts).
+    name_or_folder: "toy", "cub", ..., or a path (see imagesets/ for the layouts).
     root: where the named sets lie; None means $FGSSL_DATA, else ./data.
     skip_bad: leave unreadable files out, with a count, where they would raise otherwise.
     labels: which of a set's labels, such as "coarse"; None is the finest. bbox: show the box of
@@ -41,7 +42,7 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=No
     records, crops = smaller(read(name_or_folder, root, labels), subset, classes), None
     if bbox:
         if records.boxes is None:
-            raise ValueError(f"{records.name} has no boxes: leave --bbox out.")
+            raise UserError(f"{records.name} has no boxes: leave --bbox out.")
         records, crops = records._replace(boxes=None), records.boxes
     part = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images"]
     return Dataset(records, skip_bad, workers, crops, ", ".join(filter(None, part)))
@@ -125,7 +126,7 @@ class Source(NamedTuple):
             return (width - side) / 2, (height - side) / 2, side
         x, y, w, h = (scale * value for value in self.box)
         if not (w > 0 and h > 0 and -w < x < width and -h < y < height):
-            raise ValueError(f"its box {self.box} is not in the picture")
+            raise UserError(f"its box {self.box} is not in the picture")
         side = min(max(w, h), width, height)
         left, top = x + (w - side) / 2, y + (h - side) / 2
         return min(max(left, 0), width - side), min(max(top, 0), height - side), side
@@ -200,10 +201,10 @@ def unreadable(bad, total, skip):
     are, as a ValueError."""
     first = bad[0][1]
     if len(bad) == total:
-        raise ValueError(f"none of the {total} images can be read: {first}")
+        raise UserError(f"none of the {total} images can be read: {first}")
     more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
     if not skip:
-        raise ValueError(f"{first}{more}. Remove or replace it, or pass --skip-bad.")
+        raise UserError(f"{first}{more}. Remove or replace it, or pass --skip-bad.")
     return f"{len(bad)} of {total} images: {first}{more}"
 
 
@@ -234,7 +235,7 @@ def decode(source, side):
                                  (left, top, left + length, top + length))
             return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
-        raise ValueError(f"cannot read image {path}: {error}") from error
+        raise UserError(f"cannot read image {path}: {error}") from error
 
 
 def upright(image):
@@ -255,7 +256,7 @@ def to_rgb(image):
     if image.mode == "F" or image.mode.startswith("I"):  # one channel of 16 or 32 bits
         grey = np.asarray(image, np.float64)
         if not np.isfinite(grey).all():
-            raise ValueError("it holds pixels that are not finite")
+            raise UserError("it holds pixels that are not finite")
         white = next((w for w in (1, 255, 65535) if grey.max() <= w), grey.max())
         if image.mode.startswith("I;16"):
             white = 65535

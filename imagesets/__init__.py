@@ -19,6 +19,7 @@ import numpy as np
 
 from . import downloads, matlab, toybirds
 from .downloads import Archive
+from .errors import UserError
 
 
 class Records(NamedTuple):
@@ -68,7 +69,7 @@ def read(name_or_folder, root, labels=None):
                                 f"sets {', '.join(SETS)}.")
     if labels not in (None, *known.levels):
         kinds = f"the labels {', '.join(known.levels)}" if known.levels else "one kind of labels"
-        raise ValueError(f"{name} has no labels {labels!r}: it has {kinds}.")
+        raise UserError(f"{name} has no labels {labels!r}: it has {kinds}.")
     if by_name:
         folder = fetched(name, Path(root))
     level = [labels or known.levels[0]] if known.levels else []
@@ -91,7 +92,7 @@ def fetched(name, root):
                 return folder
     raise FileNotFoundError(f"{top} holds no {' and no '.join(known.signs)}: it is not {name} as "
                             "its source unpacks it. Take it away and run this again to fetch it; "
-                            'see datasets/README.md.')
+                            'see imagesets/README.md.')
 
 
 def told(folder):
@@ -100,7 +101,7 @@ def told(folder):
              if shows(inner, known)]
     inner = sorted({inner.name for _, inner in found})
     if len(inner) > 1 and found[0][1] != folder:
-        raise ValueError(f"{folder} holds {' and '.join(inner)}, each a data set. Name one of "
+        raise UserError(f"{folder} holds {' and '.join(inner)}, each a data set. Name one of "
                          "them.")
     return found[0] if found else (Set(any_folder, (), ()), folder)
 
@@ -122,7 +123,7 @@ def complete(records):
     seen = set()
     for path in records.paths:
         if path in seen:
-            raise ValueError(f"{records.name} lists {path} twice. Expected each image once.")
+            raise UserError(f"{records.name} lists {path} twice. Expected each image once.")
         seen.add(path)
     labels, splits = records.labels, records.splits.astype("<U5")
     rng = np.random.default_rng(0)
@@ -136,7 +137,7 @@ def complete(records):
     trained = set(labels[splits == "train"])
     lacking = [records.classes[label] for label in sorted(set(labels[labels >= 0]) - trained)]
     if lacking and trained != {-1}:
-        raise ValueError(f"{records.name}: val or test holds {', '.join(lacking)}, of which train "
+        raise UserError(f"{records.name}: val or test holds {', '.join(lacking)}, of which train "
                          "has no image. Move some to train, or take the class out.")
     return records._replace(splits=splits)
 
@@ -152,7 +153,7 @@ def smaller(records, share=None, classes=None):
     labels = records.labels
     if classes is not None:
         if classes > len(records.classes):
-            raise ValueError(f"{records.name} has {len(records.classes)} classes, not {classes}.")
+            raise UserError(f"{records.name} has {len(records.classes)} classes, not {classes}.")
         order = np.random.default_rng(0).permutation(len(records.classes))
         chosen = np.sort(order[:classes])
         records = records.take(np.isin(labels, chosen))
@@ -226,7 +227,7 @@ def highest(class_id, parents, folder):
         if parents.get(class_id) not in parents:
             return class_id
         class_id = parents[class_id]
-    raise ValueError(f"{folder / 'hierarchy.txt'}: {class_id} lies below itself.")
+    raise UserError(f"{folder / 'hierarchy.txt'}: {class_id} lies below itself.")
 
 
 def cars(folder):
@@ -248,7 +249,7 @@ def cars(folder):
         images = unnested(folder / f"cars_{split}")
         for image, label, x1, y1, x2, y2 in zip(*lines):
             if not 1 <= label <= len(names):
-                raise ValueError(f"{file}: {image} is of class {label}, of {len(names)}.")
+                raise UserError(f"{file}: {image} is of class {label}, of {len(names)}.")
             rows.append((listed(images / image, file), names[label - 1], split))
             boxes.append((x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1))
     return named(rows, names)._replace(boxes=np.array(boxes, np.float32))
@@ -287,7 +288,7 @@ def flowers(folder):
     for split, images in zip(("train", "val", "test"), lists):
         for image in images:
             if not 1 <= image <= len(labels) or not 1 <= labels[image - 1] <= 102:
-                raise ValueError(f"{file}: image {image} has no label from 1 to 102.")
+                raise UserError(f"{file}: image {image} has no label from 1 to 102.")
             path = listed(folder / "jpg" / f"image_{image:05}.jpg", file)
             rows.append((path, f"{labels[image - 1]:03}", split))
     return named(rows)
@@ -304,13 +305,13 @@ def pets(folder, level):
         for image, (breed, species, _) in lines.items():
             name = image.rpartition("_")[0]
             if breeds.setdefault(name, (breed, species)) != (breed, species):
-                raise ValueError(f"{file}: {image} is of class {breed}, a {species}; other images "
+                raise UserError(f"{file}: {image} is of class {breed}, a {species}; other images "
                                  f"of {name} are of class {breeds[name][0]}, a {breeds[name][1]}.")
             path = listed(folder / "images" / f"{image}.jpg", file)
             rows.append((path, species if level == "species" else name, split))
     ids = [breed for breed, _ in breeds.values()]
     if len(set(ids)) < len(ids):
-        raise ValueError(f"{folder / 'annotations'}: two breeds have the same class.")
+        raise UserError(f"{folder / 'annotations'}: two breeds have the same class.")
     return named(rows, ["cat", "dog"] if level == "species" else sorted(breeds, key=breeds.get))
 
 
@@ -343,7 +344,7 @@ def cassava_paper(folder):
     for i in np.flatnonzero(records.labels >= 0):
         number = re.search(r"\d+$", records.paths[i].stem)
         if not number:
-            raise ValueError(f"{records.paths[i]} has no number, by which the paper splits.")
+            raise UserError(f"{records.paths[i]} has no number, by which the paper splits.")
         records.splits[i] = "train" if int(number[0]) % 4 else "test"
     return records
 
@@ -367,7 +368,7 @@ def grocery(folder, level):
     name_of = {}                                             # (class_id, group_id), as written
     for name, (class_id, group, group_id, _) in lines.items():
         if groups[group_id] != group:
-            raise ValueError(f"{file}: group {group_id} is {group} and {groups[group_id]}.")
+            raise UserError(f"{file}: group {group_id} is {group} and {groups[group_id]}.")
         name_of[str(class_id), str(group_id)] = group if level == "coarse" else name
     rows = []
     for split in ("train", "val", "test"):
@@ -391,7 +392,7 @@ def any_folder(folder):
     tops = {top: split_of[top.name.lower()] for top in inside if top.name.lower() in split_of}
     others = [top.name for top in inside if tops and top not in tops and images_in(top, deep=True)]
     if others:
-        raise ValueError(f"{folder} holds {', '.join(top.name for top in tops)} beside "
+        raise UserError(f"{folder} holds {', '.join(top.name for top in tops)} beside "
                          f"{', '.join(others)}. Expected splits or classes: move the others out.")
     rows = []
     for top, split in (tops or {folder: "train"}).items():
@@ -411,7 +412,7 @@ def named(rows, classes=None):
     classes = sorted(set(names) - {None}) if classes is None else classes
     label_of = {name: label for label, name in enumerate(classes)}
     if len(label_of) < len(classes):
-        raise ValueError(f"{os.path.commonpath(paths)}: two classes have one name, of "
+        raise UserError(f"{os.path.commonpath(paths)}: two classes have one name, of "
                          f"{', '.join(classes)}.")
     labels = np.array([label_of.get(name, -1) for name in names], np.int64)
     return Records(list(paths), labels, list(classes), np.array(splits))
@@ -433,11 +434,11 @@ def table(path, form, *parse, keys=None, separator=None, header=""):
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no file {path}. Expected lines {form}. Unpack the set again; "
-                                "datasets/README.md has its layout.")
+                                "imagesets/README.md has its layout.")
     found = {}
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
         if header and not file.readline().startswith(header):
-            raise ValueError(f"{path}, line 1: expected {header} ...")
+            raise UserError(f"{path}, line 1: expected {header} ...")
         for number, line in enumerate(file, 2 if header else 1):
             if not line.strip():
                 continue
@@ -447,14 +448,14 @@ def table(path, form, *parse, keys=None, separator=None, header=""):
             except ValueError:
                 values = [None]
             if None in values or key in found or key not in (keys or [key]):
-                raise ValueError(f"{path}, line {number}: cannot use {line.strip()!r}. Expected "
+                raise UserError(f"{path}, line {number}: cannot use {line.strip()!r}. Expected "
                                  f"{form} with known ids, each once.")
             found[key] = values[0] if len(values) == 1 else tuple(values)
     if not found:
-        raise ValueError(f"{path} is empty. Expected lines {form}.")
+        raise UserError(f"{path} is empty. Expected lines {form}.")
     for key in keys or ():
         if key not in found:
-            raise ValueError(f"{path} has no line for {key}. Expected lines {form}.")
+            raise UserError(f"{path} has no line for {key}. Expected lines {form}.")
     return found
 
 
