@@ -1,11 +1,11 @@
-"""fgssl: the nouns that every script here shares, each with one right answer.
+"""fgssl: what the scripts share. Data, augmentation, ResNet, features, flags, the run.
 
     data           load_data, Dataset.cached, batches: files -> one uint8 array (imagesets/cache.py)
                    -> batches of indices; python fgssl.py data NAME_OR_FOLDER looks at a set
     augmentation   random_resized_crop, hflip, color_jitter, grayscale, gaussian_blur, normalize
-    network        resnet("resnet10|18|34|50|101"), load_encoder
+    encoders       ENCODERS, resnet("resnet10|18|34|50|101"), load_encoder
     evaluation     features, knn
-    run            parser, cosine_lr, save, load, Log, StopSignal
+    run            parser, cosine_lr, Run, launch; its files (checkpoint, log) are in runfiles.py
 
 Images are (B, 3, H, W). On disk and in the cache they are uint8; every augmentation returns
 float32 in [0, 1]; `normalize` comes last. Random draws take an explicit torch.Generator, on the
@@ -15,36 +15,35 @@ CPU whatever the device.
 import argparse
 import contextlib
 import functools
-import json
 import math
 import os
-import platform
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import imagesets
+import kernels
 import parallel
-import pictures
 from imagesets.cache import (  # noqa: F401, for the scripts
     Dataset, Source, Split, decode, load_data, to_rgb, upright)
-from imagesets.progress import minutes
+from imagesets.errors import UserError
+from imagesets.progress import minutes  # noqa: F401, for the scripts
+from runfiles import (  # noqa: F401, for the scripts
+    Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
 
 # ------------------------------------------------------------------------------------------------
 # Data: an array of images -> batches
 # ------------------------------------------------------------------------------------------------
 
 
-def data_of(args):
+def load_data_for(args):
     """The Dataset that the shared flags ask for."""
     return load_data(args.data, args.root, args.skip_bad, args.workers,
                      *(getattr(args, flag) for flag in DATA_FLAGS))
@@ -57,10 +56,10 @@ def cache_side(size):
 
 
 def steps_per_epoch(n, batch):
-    """n // batch. Raises ValueError where the images do not fill one batch."""
+    """n // batch. Raises UserError where the images do not fill one batch."""
     if n < batch:
         lower = f"pass --batch {max(n // 2, 2)}, or " if n > 1 else ""
-        raise ValueError(f"{n} training images do not fill a batch of {batch}: {lower}add images.")
+        raise UserError(f"{n} training images do not fill a batch of {batch}: {lower}add images.")
     return n // batch
 
 
@@ -85,7 +84,7 @@ def fetch(images, index, device):
 
 
 def to_device(x, device):
-    """A CPU's tensor on the device. To a GPU by way of pinned memory, so that nothing waits."""
+    """Copy a CPU tensor to the device; to a GPU through pinned memory, so that nothing waits."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
@@ -94,29 +93,29 @@ def to_device(x, device):
 # ------------------------------------------------------------------------------------------------
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as torchvision's weights
-LUMA = (0.299, 0.587, 0.114)  # share of red, green and blue in brightness: ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in luma: ITU-R BT.601
 
 
 def uniform(rng, low, high, n, *shape):
     """float32 draws from [low, high) for each of n images: (n, *shape), on the CPU."""
-    rank, ranks = parallel.share_of(rng)
+    rank, ranks = getattr(rng, "shard", (0, 1))
     return low + (high - low) * torch.rand(ranks * n, *shape, generator=rng)[rank::ranks]
 
 
 def integers(rng, low, high, n, *shape):
     """int64 draws from low..high - 1 for each of n images: (n, *shape), on the CPU."""
-    rank, ranks = parallel.share_of(rng)
+    rank, ranks = getattr(rng, "shard", (0, 1))
     return torch.randint(low, high, (ranks * n, *shape), generator=rng)[rank::ranks]
 
 
-def in_pieces(view, x, args, rng):
-    """view(x, args, rng); on a CPU a few images at a time, for a whole batch outgrows its cache and
-    the memory that each step allocates costs more than the arithmetic. R ranks take an R-th of a
-    piece each: where R divides it (128 of 64 pixels, 10 of 224), they draw in the order of one
-    process, else in another."""
-    _, ranks = parallel.share_of(rng)
-    piece = max(1, 2**19 // args.size ** 2 // ranks) if x.device.type == "cpu" else len(x)
-    return torch.cat([view(part, args, rng) for part in x.split(piece)])
+def map_chunks(view, x, args, rng):
+    """view(x, args, rng), on a CPU a few images at a time: the intermediate images of a whole batch
+    outgrow its cache, and allocating them costs more than the arithmetic. Each of R ranks takes an
+    R-th of a chunk; where R divides it (128 images of 64 pixels, 10 of 224), the draws are those of
+    one process."""
+    _, ranks = getattr(rng, "shard", (0, 1))
+    chunk = max(1, 2**19 // args.size ** 2 // ranks) if x.device.type == "cpu" else len(x)
+    return torch.cat([view(part, args, rng) for part in x.split(chunk)])
 
 
 def to_float(x):
@@ -127,10 +126,10 @@ def to_float(x):
 def crop_resize(x, top, left, h, w, size):
     """Cut a box from each image and resize it: (B, C, H, W), uint8 or float -> (B, C, size, size).
 
-    top, left, h, w: (B,) in pixels. Bilinear, as F.interpolate does to the box alone. There is no
-    antialiasing: from a cache of `cache_side(size)` it made no difference that could be measured.
+    top, left, h, w: (B,) in pixels. Bilinear, as F.interpolate of the box alone. There is no
+    antialiasing: with a cache of `cache_side(size)` it made no measurable difference.
     """
-    def places(start, length, side):  # (B, size): what each output pixel shows, -1 to 1 over x
+    def places(start, length, side):  # (B, size): where each output pixel lies, -1 to 1 over x
         start, length = start[:, None], length[:, None]
         at = (torch.arange(size, device=x.device) + 0.5) * (length / size)
         at = torch.minimum(at.clamp(min=0.5), length - 0.5)  # the box's outermost pixel centres
@@ -144,9 +143,9 @@ def crop_resize(x, top, left, h, w, size):
 def crop_boxes(rng, n, height, width, scale, ratio):
     """n random boxes (top, left, h, w), int64 (n,) each, in an image of height x width.
 
-    A share of the area uniform in `scale`, an aspect ratio w / h log-uniform in `ratio`; of ten
-    tries the first that fits, else the largest centred box whose ratio is in range: torchvision's
-    rule.
+    The area is uniform in `scale` as a fraction of the image's, the aspect ratio w / h log-uniform
+    in `ratio`. The first of ten tries that fits, else the largest centred box with a ratio in
+    range: torchvision's rule.
     """
     area = height * width * uniform(rng, *scale, n, 10)
     aspect = uniform(rng, math.log(ratio[0]), math.log(ratio[1]), n, 10).exp()
@@ -168,7 +167,7 @@ def crop_boxes(rng, n, height, width, scale, ratio):
 def random_resized_crop(x, size, rng, scale=(0.2, 1.0), ratio=(3 / 4, 4 / 3)):
     """A random crop of each image, resized: (B, C, H, W), uint8 or float -> (B, C, size, size).
 
-    scale: share of the area; ratio: width / height. Inception's crop (Szegedy et al. 2015), with
+    scale: fraction of the area; ratio: width / height. Inception's crop (Szegedy et al. 2015), with
     torchvision's distribution.
     """
     boxes = crop_boxes(rng, len(x), *x.shape[2:], scale, ratio)
@@ -192,15 +191,15 @@ def hflip(x, rng, p=0.5):
 
 
 def luma(x):
-    """Brightness as the eye weighs it (ITU-R BT.601): (B, 3, H, W) -> (B, 1, H, W)."""
+    """Brightness as the eye weighs it, Y of ITU-R BT.601: (B, 3, H, W) -> (B, 1, H, W)."""
     red, green, blue = x.split(1, dim=1)
     return (LUMA[0] * red).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def hue_rotation(turn):
-    """(B, 3, 3) matrices that turn colour by `turn` (B,) of a full circle, keeping grey and luma.
+    """(B, 3, 3) matrices that turn hue by `turn` (B,) of a full circle and keep luma.
 
-    A rotation of the two chroma axes of YIQ: linear, where HSV's hue is not, and alike in effect.
+    A rotation of the two chroma axes of YIQ: linear, unlike a turn of HSV's hue.
     """
     yiq = torch.tensor([LUMA, (0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112)])
     sin, cos = (2 * math.pi * turn).sin(), (2 * math.pi * turn).cos()
@@ -213,13 +212,11 @@ def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, 
     """With probability p, change brightness, contrast, saturation and hue, each image its own way.
 
     x (..., 3, H, W) float in [0, 1], images (B) or their tiles (B, K) -> the same, clamped. Factors
-    are uniform in [1 - s, 1 + s] (not below 0), the turn of hue in [-hue, hue] of the circle;
-    strength 0 changes nothing. Brightness scales a colour; contrast blends it with the image's mean
-    luma, saturation with its own luma.
-
-    All four are affine in the colour: together, one 3 x 3 matrix and one offset an image. Unlike
-    torchvision's, which clamps after each and turns the hue of HSV, they commute, so that their
-    order, random there, makes no difference here.
+    are uniform in [1 - s, 1 + s] (not below 0), the turn of hue in [-hue, hue] of the circle.
+    Brightness scales a colour; contrast blends it with the image's mean luma, saturation with its
+    own luma. All four are affine in the colour: together, one 3 x 3 matrix and one offset an image.
+    Unlike torchvision's, which clamp after each and turn HSV's hue, they commute: their order,
+    random there, does not matter here.
     """
     n, images = x.shape[:-3], x.flatten(0, -4)
     b, c, s = (uniform(rng, max(0, 1 - v), 1 + v, *n) for v in (brightness, contrast, saturation))
@@ -244,8 +241,8 @@ def gaussian_blur(x, rng, sigma=(0.1, 2.0), p=0.5):
     """Blur each image with probability p by a Gaussian of its own width.
 
     sigma: range of the standard deviation in pixels, uniform. The kernel spans a tenth of the
-    image, as in SimCLR's code; the border is mirrored without repeating the edge. A blur is a
-    linear map of the rows and one of the columns: two matrix products do it for a whole batch.
+    image, as in SimCLR's code; the border is mirrored without repeating the edge. A blur is linear
+    in the rows and in the columns: two matrix products do it for a whole batch.
     """
     n, _, height, width = x.shape
     sigma = uniform(rng, *sigma, n)
@@ -260,7 +257,7 @@ def gaussian_blur(x, rng, sigma=(0.1, 2.0), p=0.5):
 
 
 def _blur_matrix(sigma, n):
-    """(B, n, n): convolution with a Gaussian of deviation sigma (B,), mirrored at the ends."""
+    """(B, n, n): convolution with a Gaussian of std sigma (B,), mirrored at the ends."""
     taps = _blur_taps(n, sigma.device)
     offset = torch.arange(len(taps), device=sigma.device) - len(taps) // 2
     weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
@@ -277,7 +274,7 @@ def _blur_taps(n, device):
 
 
 def normalize(x):
-    """Less ImageNet's mean colour, over its deviation: what every encoder here expects."""
+    """Subtract ImageNet's mean colour and divide by its std: what every encoder here expects."""
     mean, std = _mean_and_std(x.device)
     return (x - mean).div_(std)
 
@@ -295,37 +292,44 @@ def _mean_and_std(device):
 
 
 # ------------------------------------------------------------------------------------------------
-# Network: ResNet (He et al. 2016), with torchvision's parameter names and shapes
+# Encoders: ResNet (He et al. 2016), with torchvision's parameter names and shapes
+#
+# An encoder is any nn.Module that has
+#     dim         the length of its features
+#     stages(x)   normalised images (B, 3, H, W) of any size -> maps (B, channels, h, w), early to
+#                 late, as many as it likes; the last has `dim` channels
+#     forward(x)  -> features h (B, dim): the global average pool of the last map
+# and an entry in ENCODERS, below.
 # ------------------------------------------------------------------------------------------------
 
 
 class Conv3x3(nn.Conv2d):
-    """A 3x3 convolution without bias. A map of one pixel is convolved without the stride, which
-    makes no difference to the result: with it, the weights' gradient that a CPU computes in bf16
-    (oneDNN, torch 2.13) is read from memory that nobody wrote, and sometimes NaN."""
+    """A 3x3 convolution without bias. A map of one pixel is convolved without the stride, with the
+    same result: with the stride, oneDNN (torch 2.13, CPU, bf16) reads the weights' gradient from
+    uninitialised memory, and it is sometimes NaN."""
 
-    def __init__(self, inside, outside, stride=1):
-        super().__init__(inside, outside, 3, stride, padding=1, bias=False)
+    def __init__(self, in_channels, out_channels, stride=1):
+        super().__init__(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
     def forward(self, x):
         stride = 1 if x.shape[2:] == (1, 1) else self.stride
         return F.conv2d(x, self.weight, None, stride, self.padding)
 
 
-def conv1x1(inside, outside, stride=1):
-    return nn.Conv2d(inside, outside, 1, stride, bias=False)
+def conv1x1(in_channels, out_channels, stride=1):
+    return nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: (B, inside, H, W) -> (B, width, H/stride, W/stride)."""
+    """Two 3x3 convolutions and a shortcut: (B, C, H, W) -> (B, width, H/stride, W/stride)."""
 
     expansion = 1
 
-    def __init__(self, inside, width, stride):
+    def __init__(self, in_channels, width, stride):
         super().__init__()
-        self.conv1, self.bn1 = Conv3x3(inside, width, stride), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = Conv3x3(in_channels, width, stride), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = Conv3x3(width, width), nn.BatchNorm2d(width)
-        self.downsample = shortcut(inside, width, stride)
+        self.downsample = shortcut(in_channels, width, stride)
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -334,19 +338,19 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut: (B, inside, H, W) -> (B, 4 width, H/stride, W/stride).
+    """1x1, 3x3, 1x1 and a shortcut: (B, C, H, W) -> (B, 4 width, H/stride, W/stride).
 
     The stride sits on the 3x3 convolution, as in torchvision ("ResNet v1.5"), not on the first 1x1.
     """
 
     expansion = 4
 
-    def __init__(self, inside, width, stride):
+    def __init__(self, in_channels, width, stride):
         super().__init__()
-        self.conv1, self.bn1 = conv1x1(inside, width), nn.BatchNorm2d(width)
+        self.conv1, self.bn1 = conv1x1(in_channels, width), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = Conv3x3(width, width, stride), nn.BatchNorm2d(width)
         self.conv3, self.bn3 = conv1x1(width, 4 * width), nn.BatchNorm2d(4 * width)
-        self.downsample = shortcut(inside, 4 * width, stride)
+        self.downsample = shortcut(in_channels, 4 * width, stride)
 
     def forward(self, x):
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -355,15 +359,15 @@ class Bottleneck(nn.Module):
         return F.relu(y + self.downsample(x), inplace=True)
 
 
-def shortcut(inside, outside, stride):
+def shortcut(in_channels, out_channels, stride):
     """The identity, or a strided 1x1 projection where the shape changes."""
-    if stride == 1 and inside == outside:
+    if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(conv1x1(inside, outside, stride), nn.BatchNorm2d(outside))
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 class ResNet(nn.Module):
-    """Images (B, 3, H, W), normalised -> features h (B, dim), the last stage's mean over places.
+    """Normalised images (B, 3, H, W) -> features h (B, dim), the last stage's global average pool.
 
     blocks: how many in each of the four stages; width: channels of the first stage.
     small_stem: one 3x3 convolution of stride 2 in place of a 7x7 and max-pooling, for images of
@@ -378,15 +382,15 @@ class ResNet(nn.Module):
             self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
             self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
-        inside = width
+        in_channels = width
         for stage, count in enumerate(blocks):
             layers = []
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                layers.append(block(inside, width * 2 ** stage, stride))
-                inside = width * 2 ** stage * block.expansion
+                layers.append(block(in_channels, width * 2 ** stage, stride))
+                in_channels = width * 2 ** stage * block.expansion
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
-        self.dim = inside
+        self.dim = in_channels
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -404,7 +408,7 @@ class ResNet(nn.Module):
         return self.stages(x)[-1].mean((2, 3))
 
 
-ARCHITECTURES = {
+RESNETS = {
     "resnet10": dict(block=BasicBlock, blocks=(1, 1, 1, 1), width=32, small_stem=True),
     "resnet18": dict(block=BasicBlock, blocks=(2, 2, 2, 2)),
     "resnet34": dict(block=BasicBlock, blocks=(3, 4, 6, 3)),
@@ -416,47 +420,48 @@ ARCHITECTURES = {
 def resnet(name):
     """A ResNet with fresh weights. resnet18|34|50|101 are torchvision's, less the classifier `fc`;
     resnet10 is for CPUs: half the width, one block a stage, a stem for small images."""
-    if name not in ARCHITECTURES:
-        raise ValueError(f"no architecture {name!r}; there are {', '.join(ARCHITECTURES)}")
-    return ResNet(**ARCHITECTURES[name])
+    if name not in RESNETS:
+        raise UserError(f"no architecture {name!r}; there are {', '.join(RESNETS)}")
+    return ResNet(**RESNETS[name])
 
 
-def load_weights(module, state, what):
-    """module.load_state_dict, but with every key that does not fit listed in one ValueError."""
-    own = module.state_dict()
-    problems = [f"missing {k}" for k in own if k not in state]
-    problems += [f"unexpected {k}" for k in state if k not in own]
-    problems += [f"{k} is {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}"
-                 for k in own if k in state and state[k].shape != own[k].shape]
-    if problems:
-        raise ValueError(f"{what} does not fit this {type(module).__name__}, "
-                         f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
-    module.load_state_dict(state)
+ENCODERS = {name: functools.partial(resnet, name) for name in RESNETS}  # of --arch; add yours
+
+
+def stage_widths(encoder, size):
+    """The channels of each of an encoder's maps, found by running it on a blank image."""
+    parameter, was_training = next(encoder.parameters()), encoder.training
+    with torch.no_grad():
+        maps = encoder.eval().stages(torch.zeros(1, 3, size, size, device=parameter.device))
+    encoder.train(was_training)
+    return [each.shape[1] for each in maps]
 
 
 def load_encoder(file, arch=None):
-    """The encoder in one of our checkpoints, or in a torchvision state dict (less its `fc`).
+    """The encoder in one of our checkpoints, or in a bare state dict such as torchvision's.
 
-    arch: needed for a bare state dict, which does not name its architecture. Returns the encoder
-    and the arguments of its run ({} for a bare state dict). Raises ValueError listing every
-    missing, unexpected or misshapen key.
+    arch: needed for a bare state dict, which does not name its architecture; a classifier `fc` that
+    the architecture lacks is left out. Returns the encoder and the arguments of its run ({} for a
+    bare state dict). Raises UserError listing every missing, unexpected or misshapen key.
     """
     checkpoint = read_checkpoint(file)
-    if "encoder" in checkpoint and "args" in checkpoint:
-        state, run = checkpoint["encoder"], checkpoint["args"]
-        if arch not in (None, run["arch"]):
-            raise ValueError(f"{file} holds a {run['arch']}, not a {arch}")
-        arch = run["arch"]
-    elif checkpoint and all(isinstance(value, torch.Tensor) for value in checkpoint.values()):
-        state, run = {k: v for k, v in checkpoint.items() if not k.startswith("fc.")}, {}
-        if arch is None:
-            raise ValueError(f"{file} is a bare state dict; name its architecture with --arch")
+    run = checkpoint["args"] if "encoder" in checkpoint and "args" in checkpoint else {}
+    if not run and not all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
+        raise UserError(f"{file} is neither a trainer's checkpoint nor an encoder's state dict")
+    if run and arch not in (None, run["arch"]):
+        raise UserError(f"{file} holds a {run['arch']}, not a {arch}")
+    arch = arch or run.get("arch")
+    if arch not in ENCODERS:
+        raise UserError(f"{file} holds an encoder {arch!r}, which is not in fgssl.ENCODERS" if arch
+                        else f"{file} is a bare state dict; name its architecture with --arch")
+    encoder = ENCODERS[arch]()
+    if run:
+        state = checkpoint["encoder"]
     else:
-        raise ValueError(f"{file} is neither a checkpoint of a trainer nor a ResNet's state dict")
-    encoder = resnet(arch)
-    if not run:  # the older of torchvision's files lack these counters, which nothing here reads
-        counters = {k: v for k, v in encoder.state_dict().items() if "num_batches" in k}
-        state = counters | state
+        own = encoder.state_dict()
+        state = {k: v for k, v in checkpoint.items() if k in own or not k.startswith("fc.")}
+        # older files of torchvision's lack these counters, which nothing here reads
+        state = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")} | state
     load_weights(encoder, state, f"{file} ({arch})")
     return encoder, run
 
@@ -470,8 +475,7 @@ def load_encoder(file, arch=None):
 def features(encoder, images, size, device, autocast=contextlib.nullcontext(), batch=256):
     """h of every image's evaluation view: uint8 (N, 3, C, C) -> float32 (N, dim), on the CPU.
 
-    The encoder is in eval mode meanwhile, so that its batch-norm neither uses nor learns the
-    statistics of these images.
+    In eval mode: batch-norm neither uses nor learns the statistics of these images.
     """
     was_training = encoder.training
     encoder.eval()
@@ -486,7 +490,7 @@ def features(encoder, images, size, device, autocast=contextlib.nullcontext(), b
 
 
 def knn(train_h, train_labels, h, k, classes):
-    """Classify by the k nearest training features; cosine similarity s votes with exp(s / 0.07).
+    """Classify by the k nearest training features; cosine similarity s has weight exp(s / 0.07).
 
     train_h (N, D), train_labels (N,), h (M, D) -> predicted labels (M,). k is at most N. After Wu
     et al. 2018, whose k is 200; here a class may have 30 images, so the caller chooses k, on val.
@@ -501,7 +505,7 @@ def knn(train_h, train_labels, h, k, classes):
 def knn_check(encoder, train, val, size, device, autocast, k=5):
     """Percent of `val` that k-NN among `train` gets right; None where either lacks labels.
 
-    train, val: Splits. Quick enough for every few epochs. Choices may rest on it, reports may not.
+    train, val: Splits. For choices during training; reports take linear_eval.py.
     """
     known = train.labels >= 0
     if not known.any() or not len(val.labels) or (val.labels < 0).any():
@@ -513,21 +517,13 @@ def knn_check(encoder, train, val, size, device, autocast, k=5):
 
 
 def accuracy(predicted, labels):
-    """Percent right; NaN where there is nothing to be right about."""
+    """Percent right; NaN for no images."""
     return 100 * (predicted == labels).double().mean().item() if len(labels) else math.nan
 
 
 # ------------------------------------------------------------------------------------------------
-# A run: arguments, schedule, checkpoint, log, stop
+# Arguments
 # ------------------------------------------------------------------------------------------------
-
-
-def cosine_lr(step, total, warmup, peak):
-    """The rate at step 0..total: linear from 0 to `peak` at step `warmup`, then half a cosine to 0
-    at step `total` (Loshchilov & Hutter 2017). Pure: there is no scheduler to step wrongly."""
-    if step < warmup:
-        return peak * step / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
@@ -545,11 +541,11 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The script's docstring as it stands, and every default that says something."""
+    """The script's docstring as it stands, and every default that tells something."""
 
     def _get_help_string(self, action):
-        says_nothing = action.default is None or action.default is False
-        return action.help if says_nothing else super()._get_help_string(action)
+        tells_nothing = action.default is None or action.default is False
+        return action.help if tells_nothing else super()._get_help_string(action)
 
 
 DATA_HELP = f"a folder of images, or one of {', '.join(imagesets.SETS)}"
@@ -567,16 +563,19 @@ def parser(doc, training=True, **defaults):
     add_data_flags(data)
     data.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
     run.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
-    run.add_argument("--arch", choices=ARCHITECTURES, help="encoder; resnet10 is for CPUs")
+    run.add_argument("--arch", choices=ENCODERS, help="encoder; resnet10 is for CPUs")
     if training:
         run.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
         run.add_argument("--batch", type=number(int, 2),
                          help="images a step, of all processes together")
         run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
+        run.add_argument("--eval-every", type=number(int, 1), default=5,
+                         help="epochs between evaluations on val")
     run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
     run.add_argument("--out", help="folder for what is written")
     if training:
-        run.add_argument("--resume", action="store_true", help="go on with the run in --out")
+        run.add_argument("--resume", action="store_true",
+                         help="continue the run in --out; with more --epochs, lengthen it")
     run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
                      help="auto is bf16 where the hardware has it")
     if training:
@@ -584,7 +583,7 @@ def parser(doc, training=True, **defaults):
                          help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU; auto is "
                               "CUDA on a GPU, else PyTorch")
         run.add_argument("--sync-bn", action="store_true",
-                         help="under torchrun: batch-norm by the images of all processes")
+                         help="under torchrun: SyncBatchNorm, statistics over all processes")
     p.set_defaults(**defaults)
     return p
 
@@ -593,17 +592,35 @@ DATA_FLAGS = ("labels", "bbox", "subset", "classes")  # what of a set; None: all
 
 
 def add_data_flags(p):
-    """The flags that `data_of` reads, but for --data and --skip-bad."""
+    """The flags that `load_data_for` reads, but for --data and --skip-bad."""
     p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
     p.add_argument("--labels", metavar="LEVEL",
                    help="which labels, of a set with several kinds: coarse, family, ...")
     p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
                    help="crop images to their boxes")
-    p.add_argument("--subset", type=number(float, above=0, high=1), metavar="SHARE",
-                   help="for trials: this share of the images of each class and split")
+    p.add_argument("--subset", type=number(float, above=0, high=1), metavar="FRACTION",
+                   help="for trials: this fraction of the images of each class and split")
     p.add_argument("--classes", type=number(int, 1), metavar="N",
                    help="for trials: N of the classes; always the same")
     p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
+
+
+def accept_old_flag(p, old, new, values=None):
+    """Let the flag `old` stand for the parser's `new`, with one line of notice.
+
+    values: {old value: new value}, None where the old one needs no flag any more.
+    """
+    action = p._option_string_actions[new]
+
+    class Renamed(argparse.Action):
+        def __call__(self, parser, namespace, value, option_string=None):
+            value = values[value] if values else value
+            if value is not None:
+                print(f"{old} is now {new} {value}", file=sys.stderr)
+                setattr(namespace, action.dest, value)
+
+    p.add_argument(old, action=Renamed, type=action.type, choices=values, help=argparse.SUPPRESS,
+                   default=argparse.SUPPRESS)
 
 
 def parse(p, argv):
@@ -616,7 +633,7 @@ def parse(p, argv):
     if args.resume:
         args = resumed(p, argv, args, file)
     elif file.exists():
-        p.error(f"{args.out} holds a run: --resume goes on with it, --out FOLDER starts another")
+        p.error(f"{args.out} holds a run: --resume continues it, --out FOLDER starts another")
     if args.batch % ranks:
         p.error(f"--batch {args.batch} does not divide among {ranks} processes: the run wants a "
                 "number of them that divides it, or another --batch")
@@ -628,7 +645,7 @@ MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a res
 
 def resumed(p, argv, args, file):
     """The arguments of the run that `file` is a checkpoint of; what argv gives must repeat them,
-    but for those that may change."""
+    but for those that may change, and --epochs, which may grow."""
     if not file.exists():
         p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
     try:
@@ -641,10 +658,33 @@ def resumed(p, argv, args, file):
     args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():
         had = saved.get(name, p.get_default(name))           # a flag may be younger than the run
-        if name not in MAY_CHANGE and had != value:
+        longer = name == "epochs" and value > had
+        if name not in MAY_CHANGE and had != value and not longer:
             p.error(f"the run in {args.out} has --{name.replace('_', '-')} {had}, not {value}: "
-                    "a resumed run keeps its arguments")
+                    "a resumed run keeps its arguments" + ", or gets more epochs"
+                    * (name == "epochs"))
+    if args.epochs > saved["epochs"]:
+        print(f"lengthened from {saved['epochs']} to {args.epochs} epochs: the learning rate "
+              "continues on the longer schedule, so it jumps up where the shorter had come down")
     return args
+
+
+# ------------------------------------------------------------------------------------------------
+# A run: what surrounds a training loop
+# ------------------------------------------------------------------------------------------------
+
+
+def cosine_lr(step, total, warmup, peak):
+    """The rate at step 0..total: linear from 0 to `peak` at step `warmup`, then half a cosine to 0
+    at step `total` (Loshchilov & Hutter 2017). Pure: there is no scheduler to step wrongly."""
+    if step < warmup:
+        return peak * step / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def set_lr(optimizer, lr):
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
 def device_and_precision(precision):
@@ -652,78 +692,172 @@ def device_and_precision(precision):
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         fast = torch.cuda.is_bf16_supported()
-    else:
-        fast = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    else:                                                    # torch 2.6 has no get_capabilities
+        capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+        fast = bool(capabilities.get("avx512_bf16"))
     bf16 = precision == "bf16" or precision == "auto" and fast
     return device, torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
-def save(file, step, args, rng, **parts):
-    """Write one checkpoint: step, args, the state of every part, and of every random generator.
+class Run:
+    """What surrounds a training loop, the same for every method. It calls nothing back.
 
-    rng: the generator of the views; parts: name=module or name=optimizer. Written to a temporary
-    name and renamed: a crash while saving leaves the last checkpoint whole. Of several ranks the
-    first writes, and the others wait.
+        run = fgssl.Run(args, views=2)                       # images decoded, torch seeded
+        encoder = fgssl.ENCODERS[args.arch]().to(run.device) # head, optimizer
+        encode, project = run.wrap(encoder, head)            # under torchrun: DDP
+        run.start(encoder=encoder, head=head, optimizer=optimizer)      # or resume
+        for step, x in run:                # x: uint8 (B, 3, C, C), this rank's images of the batch
+            ...                            # forward, loss.backward(), optimizer.step()
+            if run.due():                  # some steps: to be logged, saved, or the last
+                run.log(loss=loss, chance=..., lr=lr)
+            if run.evaluates():            # every --eval-every epochs, and at the end
+                run.note(**run.knn())
+        run.finish(loss="chance", knn="random_init")         # curves, each beside its yardstick
+
+    args: those of `parser`; views: how many of each image a step shows, for the printed rate.
+    Attributes: train and val (Splits), device, autocast, rng (the generator of all random draws),
+    group (of all ranks, for kernels.nt_xent), out (the folder), per_epoch and total (steps), step.
     """
-    if parallel.rank() == 0:
-        write_checkpoint(Path(file), step, args, rng, parts)
-    parallel.wait()
+
+    def __init__(self, args, views=1):
+        self.args, self.out = args, Path(args.out)
+        self.device, self.autocast = device_and_precision(args.precision)
+        with parallel.local_rank0_first():                   # the other ranks reuse its cache
+            self.data = load_data_for(args)
+            self.train, self.val = (self.data.cached(split, cache_side(args.size))
+                                    for split in ("train", "val"))
+        self.per_epoch = steps_per_epoch(len(self.train.images), args.batch)
+        self.step, self.total = 0, args.epochs * self.per_epoch
+        self.rank, self.ranks, self.group = parallel.rank(), parallel.ranks(), parallel.group()
+        self.rng = parallel.Generator().manual_seed(args.seed)
+        self.per_step, self.unit = views * args.batch, "views" if views > 1 else "img"
+        torch.manual_seed(args.seed)                         # of the networks' weights
+
+    def wrap(self, *modules):
+        """The modules as the loop calls them: under torchrun, DDP averages their gradients, and
+        --sync-bn makes their batch-norm one of all processes. The parameters are the same."""
+        if self.args.sync_bn:
+            parallel.convert_sync_batchnorm(*modules)
+        return parallel.wrap_ddp(*modules)
+
+    def start(self, **state):
+        """Begin, or resume from the checkpoint in the run's folder.
+
+        state: name=module or name=optimizer, all that a checkpoint holds; `encoder` is what k-NN
+        evaluates. From here on Ctrl-C saves.
+        """
+        self.state = state
+        print(f"{describe_data(self.data)}\n{self.args.arch}, {self.args.size} px, "
+              f"{describe_device(self.device)}, {'bf16' if self.autocast._enabled else 'fp32'}; "
+              f"kernels: {kernel_in_use(self.args.impl, self.device)}; folder {self.out}")
+        self.random_init = self.knn_accuracy()               # the yardstick
+        if self.args.resume:
+            self.step = load(self.out / "checkpoint.pt", self.rng, **state)
+        self.logger = Log(self.args, self.total, self.step, self.device, self.per_step, self.unit)
+        if self.step == 0:
+            self.note(**self.knn(self.random_init))
+        self.stop, self.saved = StopSignal(), time.time()
+
+    def begins(self):
+        """Whether to draw what is drawn once: on rank 0, before the first step."""
+        return self.rank == 0 and self.step == 0
+
+    def __iter__(self):
+        order = batches(len(self.train.images), self.args.batch, self.args.seed, self.step)
+        self.leaving = False
+        while self.step < self.total and not self.leaving:
+            self.step, self.decided = self.step + 1, False
+            index = next(order)[self.rank::self.ranks]       # this rank's images of the batch
+            yield self.step, fetch(self.train.images, index, self.device)
+            self.due()                                       # for a script that did not ask
+            if self.saving:
+                save(self.out / "checkpoint.pt", self.step, self.args, self.rng, **self.state)
+                self.saved = time.time()
+
+    def due(self):
+        """Whether to log this step: the first, the last, 50 or more evenly between, and any after
+        which the run is saved, as it is once a minute, at the end, and when a signal came."""
+        if not self.decided:
+            self.decided = True
+            leaving = self.step == self.total or bool(self.stop)
+            late = time.time() - self.saved > 60
+            if self.ranks > 1:
+                leaving, late = parallel.any_rank(leaving, late)
+            self.leaving, self.saving = leaving, leaving or late
+        every = max(1, min(50, self.total // 50))
+        return self.saving or self.step in (1, self.total) or self.step % every == 0
+
+    def log(self, **values):
+        """Log numbers or tensors (), means over processes; waits for the GPU. `lr` is among them.
+
+        One that is not finite ends the run: FloatingPointError, after saving into diverged.pt.
+        """
+        values = {name: parallel.mean(value) for name, value in values.items()}
+        self.logger(self.step, **values)
+        for name, value in values.items():
+            if not math.isfinite(value):
+                save(self.out / "diverged.pt", self.step, self.args, self.rng, **self.state)
+                raise FloatingPointError(
+                    f"{name} {value} at step {self.step}, learning rate {values['lr']:.1e}. This "
+                    f"state is in {self.out}/diverged.pt; try a smaller learning rate")
+
+    def note(self, **values):
+        """Log numbers of an evaluation; nothing where there are none."""
+        if values:
+            self.logger.note(self.step, **values)
+
+    def evaluates(self, also=False):
+        """Whether to evaluate after this step, on rank 0: every --eval-every epochs, at the last
+        step, and when `also` says so."""
+        every = self.args.eval_every * self.per_epoch
+        return self.rank == 0 and (also or self.step == self.total or self.step % every == 0)
+
+    def knn(self, accuracy=None):
+        """k-NN accuracy on val beside the untrained encoder's, for `note`; {} without labels."""
+        accuracy = self.knn_accuracy() if accuracy is None else accuracy
+        return {} if accuracy is None else {"knn": accuracy, "n": len(self.val.labels),
+                                            "random_init": self.random_init}
+
+    def knn_accuracy(self):
+        return knn_check(self.state["encoder"], self.train, self.val, self.args.size, self.device,
+                         self.autocast)
+
+    def finish(self, evaluate="", **curves):
+        """Draw the curves, name=yardstick; say what to do next, or how to resume and exit.
+
+        evaluate: options of linear_eval.py that suit the method.
+        """
+        if self.rank == 0:
+            self.logger.curves(**curves)
+        if self.step < self.total:
+            python = Path(sys.executable).name
+            if self.ranks > 1:
+                python = f"torchrun --nproc-per-node {self.ranks}"
+            script, out = shlex.quote(sys.argv[0]), shlex.quote(str(self.out))
+            self.stop.exit(f"{python} {script} --out {out} --resume")
+        file = shlex.quote(str(self.out / "checkpoint.pt"))
+        if not (self.data.records.labels >= 0).any():        # no labels to evaluate with
+            evaluate += f" --data LABELLED --out {shlex.quote(f'{self.out}_on_labelled')}"
+        script = os.path.relpath(Path(__file__).with_name("linear_eval.py"))
+        print(f"done: {file}. Next:\n  {Path(sys.executable).name} {shlex.quote(script)} {file}"
+              f"{evaluate}")
 
 
-def write_checkpoint(file, step, args, rng, parts):
-    kind, keys, *rest = np.random.get_state()
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint.update(step=step, args=vars(args).copy(), rng={
-        "views": rng.get_state(), "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), *rest]})
-    partial = file.with_name(file.name + ".part")
-    try:
-        torch.save(checkpoint, partial)
-        os.replace(partial, file)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched.") from error
+def describe_data(data):
+    """A set in one line: images of each split, and classes."""
+    splits = ", ".join(f"{split} {(data.records.splits == split).sum():,}"
+                       for split in ("train", "val", "test"))
+    return f"{data.name}: images {splits}; {len(data.classes) or 'no'} classes"
 
 
-def read_checkpoint(file):
-    """torch.load, executing nothing. Raises FileNotFoundError, or ValueError for another file."""
-    if not Path(file).is_file():
-        raise FileNotFoundError(f"no checkpoint {file}")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # zip, pickle and end-of-file errors have no common type
-        raise ValueError(f"{file} is no checkpoint: cut short, or holding more than tensors and "
-                         "plain values, which are all that is ever loaded") from None
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint")
-    return checkpoint
-
-
-def load(file, rng, **parts):
-    """Put a checkpoint's state back into the parts and the random generators; returns its step."""
-    checkpoint = read_checkpoint(file)
-    absent = [name for name in ("step", "rng", *parts) if name not in checkpoint]
-    if absent:
-        raise ValueError(f"{file} is no checkpoint of this script: it lacks {', '.join(absent)}")
-    for name, part in parts.items():
-        if isinstance(part, nn.Module):
-            load_weights(part, checkpoint[name], f"{name} in {file}")
-        else:
-            part.load_state_dict(checkpoint[name])
-    state = checkpoint["rng"]
-    rng.set_state(state["views"])
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    return checkpoint["step"]
+def kernel_in_use(impl, device):
+    """Which implementation of the kernels --impl stands for on the device."""
+    return kernels.status()[device.type] if impl == "auto" else impl
 
 
 class StopSignal:
-    """Makes the first Ctrl-C or SIGTERM a wish (`if stop: save, leave`); the second one kills."""
+    """The first Ctrl-C or SIGTERM sets a flag: `if stop:` the loop saves and exits. A second one
+    kills."""
 
     def __init__(self):
         self.signal = None
@@ -739,130 +873,23 @@ class StopSignal:
     def __bool__(self):
         return self.signal is not None
 
-    def leave(self, args):
+    def exit(self, command):
         """Say how to go on; exit with the code of the signal, so that `a && b` does not run b."""
-        script, python = shlex.quote(os.path.basename(sys.argv[0])), "python"
-        if parallel.ranks() > 1:
-            python = f"torchrun --nproc-per-node {parallel.ranks()}"
-        print(f"saved; to go on: {python} {script} --out {shlex.quote(args.out)} --resume")
-        parallel.wait()                                      # for whoever leaves first ends all
+        print(f"saved; to go on: {command}")
+        parallel.wait()                                      # the first to leave ends all ranks
         raise SystemExit(128 + (self.signal or signal.SIGTERM))  # another rank's, if not this one's
 
 
-class Log:
-    """One line on the terminal and one JSON line in <out>/log.jsonl for each record.
-
-    The first record holds what repeats the run: command, arguments, versions, device, commit.
-    Resumed at `step`, later records (of a run that outlived its last checkpoint) are dropped.
-
-    total: steps in the whole run; per_step, unit: what the rate counts, e.g. 256 "views". Of
-    several ranks the first alone prints and writes.
-    """
-
-    def __init__(self, args, total, step, device, kernels, per_step, unit="img"):
-        self.total, self.per_step, self.unit = total, per_step, unit
-        self.folder = Path(args.out)
-        self.file = self.folder / "log.jsonl"
-        if parallel.rank() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            kept = [record for record in read_log(self.file) if step and record["step"] <= step]
-            partial = self.file.with_suffix(".part")         # a full disk must not cost the log
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(partial, self.file)
-        self._write({"step": step, "argv": sys.argv, "args": vars(args), "seed": args.seed,
-                     "device": describe(device), "processes": parallel.ranks(),
-                     "kernels": kernels, "commit": commit(),
-                     "python": platform.python_version(), "torch": str(torch.__version__),
-                     "numpy": np.__version__, "pillow": PIL.__version__,
-                     "started": time.strftime("%Y-%m-%d %H:%M:%S")})
-        self.step, self.time = step, time.time()
-
-    def due(self, step):
-        """Whether this step is one to log: the first, the last, and 50 or more between, evenly."""
-        return step in (1, self.total) or step % max(1, min(50, self.total // 50)) == 0
-
-    def __call__(self, step, **values):
-        """Log numbers of training, with the rate since the last record and the time left."""
-        steps_per_s = (step - self.step) / max(time.time() - self.time, 1e-9)
-        rate = round(steps_per_s * self.per_step, 1)
-        eta = minutes((self.total - step) / steps_per_s)
-        tail = f"  {rate:.0f} {self.unit}/s  eta {eta}{memory()}"
-        self.note(step, tail, **values, **{f"{self.unit}_per_s": rate})
-
-    def note(self, step, tail="", **values):
-        """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
-
-        Yardsticks ("chance", "random_init", "bicubic...") and weights ("..._weight") are printed in
-        brackets behind their number. None is a number that could not be had, such as k-NN without
-        labels: it is left out.
-        """
-        values = {name: value for name, value in values.items() if value is not None}
-        if not values:
-            return
-        line = f"step {step}/{self.total}"
-        for name, value in values.items():
-            text = f"{name.replace('_', ' ')} {value:.4g}"
-            if name.startswith(("chance", "random_init", "bicubic")) or name.endswith("_weight"):
-                line += f" ({text})"
-            elif not name.endswith("_per_s"):
-                line += f"  {text}"
-        print(line + tail, flush=True)
-        self._write({"step": step, **values})
-        self.step, self.time = step, time.time()
-
-    def curves(self, **yardsticks):
-        """Draw each named number over the steps, beside its yardstick, into <out>/curves.png."""
-        records, panels = read_log(self.file), []
-        for name, yardstick in yardsticks.items():
-            points = [(r["step"], r[name], r[yardstick]) for r in records
-                      if r.get(name) is not None]
-            if points:
-                steps, values, level = zip(*points)
-                name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
-                panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
-                                             "step"))
-        if panels:
-            pictures.stack(panels).save(self.folder / "curves.png")
-
-    def _write(self, record):
-        if parallel.rank() > 0:
-            return
-        with open(self.file, "a") as out:
-            finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
-                      for name, value in record.items()}  # JSON knows neither NaN nor infinity
-            out.write(json.dumps(finite) + "\n")
-
-
-def read_log(file):
-    """The records of a log.jsonl; a last line cut short by a crash is left out."""
-    records = []
-    for line in Path(file).read_text().splitlines() if Path(file).exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
-    return records
-
-
-def describe(device):
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-
-
-def memory():
-    """The peak of GPU memory as the log prints it; nothing on a CPU."""
-    if not torch.cuda.is_available():
-        return ""
-    return f"  mem {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-
-
-def commit():
-    """The git commit of this code, with + where files were changed; None outside a checkout."""
+def launch(main):
+    """Run a script's main(). Ctrl-C and what a user can mend (a UserError, a file or disk that
+    fails, a loss that diverges) end it in one line; a bug ends it in a traceback."""
     try:
-        git = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        parallel.run(main)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except (UserError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -872,19 +899,18 @@ def commit():
 
 def main(argv=None):
     from imagesets import survey
-    top = argparse.ArgumentParser(description="What the scripts share, and a look at data.")
-    p = top.add_subparsers(required=True).add_parser(
-        "data", formatter_class=_Help, help="count, check and draw what a set holds",
-        description="Print a set's splits, classes and sizes, unreadable and duplicate files; draw "
-                    "some of it.")
-    p.add_argument("data", help=DATA_HELP)
+    p = argparse.ArgumentParser(formatter_class=_Help, description="python fgssl.py data SET: "
+                                "print its splits, classes and sizes, unreadable and duplicate "
+                                "files; draw some of it.")
+    p.add_argument("command", choices=["data"])
+    p.add_argument("data", metavar="SET", help=DATA_HELP)
     add_data_flags(p)
     p.add_argument("--out", default="out/data", help="folder for the picture")
     p.set_defaults(skip_bad=False)
-    args = top.parse_args(argv)
+    args = p.parse_args(argv)
     sys.stdout.reconfigure(errors="backslashreplace")        # some files' names are not UTF-8
-    survey.survey(data_of(args), Path(args.out))
+    survey.survey(load_data_for(args), Path(args.out))
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

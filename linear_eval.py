@@ -42,7 +42,7 @@ from torch import nn
 
 import fgssl
 import pictures
-import train_srgan
+from methods import srgan
 from imagesets.progress import progress
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
@@ -330,7 +330,7 @@ def finetune(model, train, val, args, how, title, file, stop):
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         index = next(order)
-        x = fgssl.in_pieces(training_view, fgssl.fetch(train.images, index, device), args, rng)
+        x = fgssl.map_chunks(training_view, fgssl.fetch(train.images, index, device), args, rng)
         learning_mode(model, args.batch_norm)
         with autocast:
             scores = model(x.contiguous(memory_format=torch.channels_last))
@@ -935,10 +935,10 @@ def load_network(file, arch, which):
     which: of SRGAN's two networks. Only the paper's discriminator and a generator are no ResNets.
     """
     run = fgssl.read_checkpoint(file).get("args", {})
-    if which == "generator" or run.get("discriminator") == "vgg":
-        return train_srgan.load_network(file, which)
+    if which == "generator":
+        return srgan.load_generator(file)
     encoder, run = fgssl.load_encoder(file, arch)
-    return encoder, lambda: fgssl.resnet(run.get("arch", arch)), run
+    return encoder, fgssl.ENCODERS[run.get("arch", arch)], run
 
 
 def print_result(result):
@@ -989,7 +989,7 @@ def main(argv=None):
     out = Path(args.out or (beside / "generator" if args.encoder == "generator" else beside))
     out.mkdir(parents=True, exist_ok=True)
     how = args.size, *fgssl.device_and_precision(args.precision)
-    data = fgssl.data_of(args)
+    data = fgssl.load_data_for(args)
     splits, names = labelled_splits(data, args.size), data.classes
     torch.manual_seed(args.seed)
     untrained = build()

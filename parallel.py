@@ -1,11 +1,11 @@
-"""Several processes that train as one: all that the trainers need of torch.distributed.
+"""Several processes that train as one: all that the project needs of torch.distributed.
 
     torchrun --nproc-per-node 2 train_simclr.py      # gloo between CPUs, NCCL between GPUs
 
 Each of R processes, a *rank*, holds the whole network and takes every R-th image of each batch;
-gradients are averaged (DistributedDataParallel). --batch is the batch of all ranks together, and
-random draws are those of one process, so that the number of ranks changes rounding and little else.
-Rank 0 alone prints and writes. In a process by itself every function here does nothing.
+DistributedDataParallel averages the gradients. --batch is the batch of all ranks together, and
+random draws are those of one process: the number of ranks changes rounding and little else.
+Rank 0 alone prints and writes. In a single process every function here does nothing.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 # ------------------------------------------------------------------------------------------------
-# Who is who
+# Processes
 # ------------------------------------------------------------------------------------------------
 
 
@@ -31,15 +31,15 @@ def rank():
 
 
 def group():
-    """All ranks, for an op that wants them by that name; None where there is one."""
+    """The process group of all ranks; None for a single process."""
     return dist.group.WORLD if ranks() > 1 else None
 
 
 def run(main):
     """Run main(), as one rank of several where torchrun started this process.
 
-    What ranks other than 0 print goes nowhere. When one fails, all end; the first to fail shows its
-    error, and the others, which fail with it or for want of it, are silent.
+    Output of ranks other than 0 is dropped. When one rank fails, all end; the first to fail shows
+    its error, the others, which fail because of it, are silent.
     """
     if not dist.is_torchelastic_launched():
         return main()
@@ -58,40 +58,30 @@ def run(main):
                 silence.enter_context(contextlib.redirect_stdout(nowhere))
                 silence.enter_context(contextlib.redirect_stderr(nowhere))
             main()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt):
         if store.add("failed", 1) > 1:
             sys.exit(1)
-        error.add_note(f"(rank {number} of {count})")
+        print(f"rank {number} of {count} failed:", file=sys.stderr)
         raise
     dist.destroy_process_group()
 
 
 # ------------------------------------------------------------------------------------------------
-# Data and random draws, divided
+# Random draws
 # ------------------------------------------------------------------------------------------------
-
-
-def share(rows):
-    """This rank's rows of a batch: every R-th."""
-    return rows[rank()::ranks()]
 
 
 class Generator(torch.Generator):
     """A random generator that all ranks hold in the same state.
 
-    `fgssl.uniform` and `fgssl.integers` draw from it for the images of all ranks, and keep their
-    own rank's. An image so has the same view whatever the number of ranks (but for the order in
-    `fgssl.in_pieces`), and the one state in a checkpoint suits any number.
+    `fgssl.uniform` and `fgssl.integers` draw from it for the images of all ranks and keep those of
+    their own shard (r, R), every R-th. So an image has the same view whatever the number of ranks
+    (but for the order in `fgssl.map_chunks`), and the one state in a checkpoint suits any number.
     """
 
     def __init__(self):
         super().__init__()
-        self.share = rank(), ranks()
-
-
-def share_of(rng):
-    """(r, R): draws from rng are those of rank r of R; (0, 1) for torch's own generators."""
-    return getattr(rng, "share", (0, 1))
+        self.shard = rank(), ranks()
 
 
 # ------------------------------------------------------------------------------------------------
@@ -116,24 +106,23 @@ def gather(x):
     return torch.stack(parts, 1).flatten(0, 1)
 
 
-def either(*wishes):
-    """Of each wish, whether any rank has it. On CPUs, so that no GPU is waited for."""
+def any_rank(*flags):
+    """Of each flag, whether any rank has it set. On CPUs, so that no GPU is waited for."""
     if ranks() == 1:
-        return wishes
-    wishes = torch.tensor(wishes, dtype=torch.int32)
-    dist.all_reduce(wishes, dist.ReduceOp.MAX)
-    return wishes.bool().tolist()
+        return flags
+    flags = torch.tensor(flags, dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return flags.bool().tolist()
 
 
 def wait():
     """Until all ranks are here."""
-    either(False)
+    any_rank(False)
 
 
 @contextlib.contextmanager
-def one_first():
-    """The others of a machine begin this block when the first is through: what that has drawn or
-    decoded, they find."""
+def local_rank0_first():
+    """Local rank 0 of each machine goes through this block first; the others reuse its files."""
     first = ranks() == 1 or os.environ["LOCAL_RANK"] == "0"
     if not first:
         wait()
@@ -147,9 +136,9 @@ def one_first():
 # ------------------------------------------------------------------------------------------------
 
 
-def averaged(*modules):
-    """The modules, to be called where they learn: the backward pass then averages their gradients
-    over ranks. The parameters are the same, and so are those modules' names for them."""
+def wrap_ddp(*modules):
+    """The modules, wrapped so that the backward pass averages their gradients over ranks. Their
+    parameters, and those parameters' names in the modules themselves, are the same."""
     if ranks() == 1:
         return modules
     return [nn.parallel.DistributedDataParallel(module) for module in modules]
@@ -186,10 +175,8 @@ class Normalize(torch.autograd.Function):
 
 
 class SyncBatchNorm(_BatchNorm):
-    """Batch-norm that normalises by the images of all ranks: two small exchanges a layer and step.
-
-    torch.nn.SyncBatchNorm, for GPUs alone, is fused; this one runs anywhere and can be read.
-    """
+    """Batch-norm with the statistics of all ranks, on CPUs, where torch.nn.SyncBatchNorm does not
+    run: two small exchanges a layer and step."""
 
     def _check_input_dim(self, x):
         pass
@@ -208,9 +195,17 @@ class SyncBatchNorm(_BatchNorm):
         return (y * weight + bias).to(x.dtype)
 
 
-def synchronise(*networks):
-    """Make each batch-norm in them a SyncBatchNorm: with the same parameters, under their names."""
+def convert_sync_batchnorm(*networks):
+    """Make each batch-norm of the networks one of all ranks, in place; parameters keep their names.
+
+    On GPUs it is PyTorch's, which is fused; on CPUs, SyncBatchNorm above.
+    """
+    if ranks() == 1:
+        return
     for network in networks:
+        if next(network.parameters()).is_cuda:
+            nn.SyncBatchNorm.convert_sync_batchnorm(network)
+            continue
         for module in network.modules():
-            if isinstance(module, _BatchNorm) and ranks() > 1:
+            if isinstance(module, _BatchNorm):
                 module.__class__ = SyncBatchNorm

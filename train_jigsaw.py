@@ -2,24 +2,20 @@
 
 Each image is cut into a grid of tiles, with a random gap between them, and the tiles are shuffled
 by one of P permutations. The encoder sees every tile alone; a small head sees the features of all
-tiles in their shuffled order and names the permutation. To know where a tile belongs is to know
-which part of the thing it shows.
+tiles in their shuffled order and predicts the permutation. To know where a tile belongs is to know
+which part of the object it shows.
 
-Noroozi & Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles,
-ECCV 2016.
+Noroozi & Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, 2016.
 
     python train_jigsaw.py                     # toy birds, a few minutes on a laptop's CPU
     python train_jigsaw.py --data my_photos    # any folder of images
     python train_jigsaw.py --resume            # after Ctrl-C
 
-Writes out/jigsaw/: checkpoint.pt, log.jsonl, puzzles.png (as shuffled, as solved, as it was),
-curves.png.
+Writes out/jigsaw/: checkpoint.pt, log.jsonl, puzzles.png (shuffled, solved, true), curves.png.
 """
 
 import itertools
 import math
-import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +24,6 @@ from torch import nn
 
 import fgssl
 import kernels
-import parallel
 import pictures
 
 
@@ -36,10 +31,9 @@ def permutation_set(grid, count, seed):
     """`count` permutations of grid * grid tiles that lie far apart: int64 (count, grid * grid).
 
     Greedy: after a random first, always the permutation whose least Hamming distance to those
-    chosen is greatest; of several, the one with the greatest sum of distances; of several still, a
-    random one. The candidates are all permutations up to a 3 x 3 grid, else 100,000 random ones.
-    Raises ValueError for more permutations than there are. Noroozi & Favaro 2016, Algorithm 1, but
-    for the minimum: the greatest mean alone leaves pairs that differ in 2 places of 9.
+    chosen is greatest; ties go to the greatest sum of distances, then to chance. Candidates: all
+    permutations up to a 3 x 3 grid, else 100,000 random ones. Noroozi & Favaro 2016, Algorithm 1,
+    but theirs maximises the mean distance, which leaves pairs that differ in 2 places of 9.
     """
     rng, k = np.random.default_rng(seed), grid * grid
     if grid <= 3:
@@ -47,8 +41,8 @@ def permutation_set(grid, count, seed):
     else:
         pool = np.unique(rng.random((100_000, k)).argsort(1).astype(np.uint8), axis=0)
     if count > len(pool):
-        raise ValueError(f"{count} permutations of {grid} x {grid} tiles were asked for, of which "
-                         f"there are {len(pool)}: lower --perms, or raise --grid.")
+        raise fgssl.UserError(f"{count} permutations of {grid} x {grid} tiles, but there are "
+                              f"{len(pool)}: lower --perms, or raise --grid.")
     pool = rng.permutation(pool).T.copy()                    # (k, candidates), in random order
     least, total = np.full(pool.shape[1], k, np.uint8), np.zeros(pool.shape[1], np.int32)
     chosen = [0]
@@ -62,10 +56,10 @@ def permutation_set(grid, count, seed):
 
 
 class PuzzleHead(nn.Module):
-    """Features of the K tiles of a puzzle, as shuffled (B, K, dim) -> logits (B, P).
+    """Features of the K tiles of a puzzle, in shuffled order (B, K, dim) -> logits (B, P).
 
     One layer for each tile alone, then two for all tiles together: the paper's fc6 to fc8, with
-    batch-norm. Keeps the permutations (P, K), so that a checkpoint knows what its logits mean.
+    batch-norm. Keeps the permutations (P, K), so that a checkpoint holds what its logits stand for.
     """
 
     def __init__(self, dim, hidden, perms):
@@ -83,11 +77,11 @@ class PuzzleHead(nn.Module):
 
 
 def draw_puzzles(n, perms, args, rng):
-    """Q puzzles of each of n images: the number of its permutation, target (n, Q), and the
-    permutation itself, perm (n, Q, K); the place of each tile in its cell, offset (n, K, 2)."""
+    """Q puzzles of each of n images: target (n, Q), the index of its permutation; perm (n, Q, K),
+    the permutation; offset (n, K, 2), the place of each tile in its cell."""
     target = fgssl.integers(rng, 0, len(perms), n, args.puzzles)
-    room = args.size // args.grid - args.tile
-    offset = fgssl.integers(rng, 0, room + 1, n, args.grid ** 2, 2)
+    max_offset = args.size // args.grid - args.tile
+    offset = fgssl.integers(rng, 0, max_offset + 1, n, args.grid ** 2, 2)
     return target, perms[target], offset
 
 
@@ -100,18 +94,18 @@ def random_view(x, args, rng):
 def reorder(h, perm):
     """The features of all Q puzzles, from those of the first: tiles are encoded once.
 
-    h (B, K, D), tile k of image b being source tile perm[b, 0, k]; perm (B, Q, K) -> (B Q, K, D).
+    h (B, K, D): tile k of image b is source tile perm[b, 0, k]; perm (B, Q, K) -> (B Q, K, D).
     """
     place = perm[:, :1].argsort(2).expand_as(perm).gather(2, perm).flatten(1)  # (B, Q K)
     every = fgssl.to_device(place, h.device)[:, :, None].expand(-1, -1, h.shape[2])
     return h.gather(1, every).view(-1, *h.shape[1:])
 
 
-def finish(tiles, args, rng=None):
+def jitter_and_normalize(tiles, args, rng=None):
     """What the encoder is shown: (B, K, 3, t, t) in [0, 1] -> (B K, 3, t, t), normalised.
 
-    With rng, each tile's colours are jittered on their own, so that neighbours cannot be matched by
-    them. --tile-norm subtracts each tile's own mean and deviation, as the paper does.
+    With rng, the colours of each tile are jittered on their own, so that they do not match its
+    neighbours'. --tile-norm normalises each tile by its own mean and std, as the paper does.
     """
     s = args.color
     if rng:
@@ -123,23 +117,66 @@ def finish(tiles, args, rng=None):
     return (tiles - mean) / (std + 0.02)                     # a flat tile stays flat
 
 
+def main(argv=None):
+    args = arguments(argv)
+    run = fgssl.Run(args)
+    encoder = fgssl.ENCODERS[args.arch]().to(run.device, memory_format=torch.channels_last)
+    perms = torch.from_numpy(permutation_set(args.grid, args.perms, args.seed))
+    head = PuzzleHead(encoder.dim, args.hidden, perms).to(run.device)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
+                                  weight_decay=args.weight_decay, fused=run.device.type == "cuda")
+    encode, classify = run.wrap(encoder, head)
+    run.start(encoder=encoder, head=head, optimizer=optimizer)
+    shown = run.val.images if len(run.val.images) else run.train.images[:1000]
+    if run.begins():
+        draw_solutions(*solve(encoder, head, shown, args, run), perms, args, run.out)
+        print(f"look at {run.out}/puzzles.png: shuffled, as the network solves them, true")
+
+    for step, x in run:                                      # x: uint8 (B, 3, C, C)
+        lr = fgssl.cosine_lr(step, run.total, run.total // 20, args.lr)
+        fgssl.set_lr(optimizer, lr)
+        x = fgssl.map_chunks(random_view, x, args, run.rng)
+        target, perm, offset = draw_puzzles(len(x), perms, args, run.rng)
+        tiles = kernels.tile_shuffle(x, perm[:, 0], args.grid, args.tile, offset, impl=args.impl)
+        tiles = jitter_and_normalize(tiles, args, run.rng)
+        with run.autocast:
+            h = encode(tiles.contiguous(memory_format=torch.channels_last))
+            logits = classify(reorder(h.unflatten(0, (len(x), -1)), perm))
+        target = fgssl.to_device(target.flatten(), run.device)  # (B Q,), as logits (B Q, P)
+        loss = F.cross_entropy(logits.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        if run.due():
+            run.log(loss=loss, chance=math.log(args.perms), lr=lr,
+                    solved=fgssl.accuracy(logits.argmax(1), target))
+        if run.evaluates():
+            shuffled, target, answer = solve(encoder, head, shown, args, run)
+            draw_solutions(shuffled, target, answer, perms, args, run.out)
+            if len(run.val.images):
+                run.note(val_puzzles=fgssl.accuracy(answer, target), n=len(target),
+                         chance=100 / args.perms)
+            run.note(**run.knn())
+    run.finish(" --layer best", loss="chance", val_puzzles="chance", knn="random_init")
+
+
 @torch.no_grad()
-def solve(encoder, head, images, args, device, autocast):
+def solve(encoder, head, images, args, run):
     """Give each image one puzzle, always the same: uint8 (N, 3, C, C) -> three results on the CPU.
 
-    The image as shuffled (N, 3, g t, g t); the numbers of the permutation used and of the one the
-    network says, (N,). Nothing is distorted, and nothing learns: both parts are in eval mode.
+    The shuffled image (N, 3, g t, g t); the indices of the true and of the predicted permutation,
+    (N,). Nothing is jittered, and nothing is learned: encoder and head are in eval mode.
     """
     was_training = encoder.training
     encoder.eval(), head.eval()
     rng, results = torch.Generator().manual_seed(args.seed), []
     for first in range(0, len(images), 256):
-        x = fgssl.fetch(images, slice(first, first + 256), device)
+        x = fgssl.fetch(images, slice(first, first + 256), run.device)
         x = fgssl.evaluation_view(x, args.size)
         target, perm, offset = draw_puzzles(len(x), head.perms.cpu(), args, rng)
         cut = x, perm[:, 0], args.grid, args.tile, offset
-        tiles = finish(kernels.tile_shuffle(*cut, impl=args.impl), args)
-        with autocast:
+        tiles = jitter_and_normalize(kernels.tile_shuffle(*cut, impl=args.impl), args)
+        with run.autocast:
             logits = head(encoder(tiles).unflatten(0, (len(x), -1)))
         shuffled = kernels.tile_shuffle(*cut, image=True, impl=args.impl)
         results.append((shuffled.cpu(), target[:, 0], logits.argmax(1).cpu()))
@@ -147,14 +184,14 @@ def solve(encoder, head, images, args, device, autocast):
     return [torch.cat(parts) for parts in zip(*results)]
 
 
-def draw_solutions(shuffled, target, answer, perms, args, file):
-    """A picture of eight puzzles: as shuffled, as the network puts them together, as they were."""
+def draw_solutions(shuffled, target, answer, perms, args, out):
+    """A picture of eight puzzles: shuffled, as the network solves them, and true."""
     shuffled, target, answer = (v[:: max(1, len(v) // 8)][:8] for v in (shuffled, target, answer))
     rows = [shuffled]
     for solution in (answer, target):
         back = perms[solution].argsort(1)                    # the tiles lie edge to edge: no offset
         rows.append(kernels.tile_shuffle(shuffled, back, args.grid, args.tile, image=True))
-    pictures.grid(file, rows, ("shuffled", "solved", "true"))
+    pictures.grid(out / "puzzles.png", rows, ("shuffled", "solved", "true"))
 
 
 def arguments(argv):
@@ -169,19 +206,17 @@ def arguments(argv):
     p.add_argument("--puzzles", type=fgssl.number(int, 1), default=8,
                    help="puzzles made of each image a step; its tiles are encoded once for all")
     p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.6,
-                   help="smallest share of the image that a puzzle may show")
+                   help="smallest fraction of the image's area that a puzzle shows")
     p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
                    help="strength of colour jitter, each tile its own; 0 where colour is evidence "
                         "of the class")
     p.add_argument("--gray", type=fgssl.number(float, 0, 1), default=0.2,
                    help="probability of a grey puzzle; lower it with --color")
     p.add_argument("--tile-norm", action="store_true",
-                   help="subtract each tile's own mean and deviation, as the paper does")
+                   help="normalise each tile by its own mean and std, as the paper does")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
                    help="width of the head's hidden layers")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
-    p.add_argument("--eval-every", type=fgssl.number(int, 1), default=5,
-                   help="epochs between checks on val, by puzzles and by k-NN")
     args = fgssl.parse(p, argv)
     cell = args.size // args.grid
     args.tile = args.tile or cell * 4 // 5
@@ -191,92 +226,5 @@ def arguments(argv):
     return args
 
 
-def main(argv=None):
-    args = arguments(argv)
-    device, autocast = fgssl.device_and_precision(args.precision)
-    with parallel.one_first():
-        data = fgssl.data_of(args)
-        train = data.cached("train", fgssl.cache_side(args.size))
-        val = data.cached("val", fgssl.cache_side(args.size))
-    per_epoch = fgssl.steps_per_epoch(len(train.images), args.batch)
-    total = args.epochs * per_epoch
-
-    torch.manual_seed(args.seed)
-    encoder = fgssl.resnet(args.arch).to(device, memory_format=torch.channels_last)
-    perms = torch.from_numpy(permutation_set(args.grid, args.perms, args.seed))
-    head = PuzzleHead(encoder.dim, args.hidden, perms).to(device)
-    if args.sync_bn:
-        parallel.synchronise(encoder, head)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
-                                  weight_decay=args.weight_decay, fused=device.type == "cuda")
-    rng = parallel.Generator().manual_seed(args.seed)        # of the puzzles
-    state = dict(encoder=encoder, head=head, optimizer=optimizer)
-    encode, classify = parallel.averaged(encoder, head)
-    first = parallel.rank() == 0                             # alone draws and evaluates
-
-    random_init = fgssl.knn_check(encoder, train, val, args.size, device, autocast)  # the yardstick
-    out, step = Path(args.out), 0
-    if args.resume:
-        step = fgssl.load(out / "checkpoint.pt", rng, **state)
-    log = fgssl.Log(args, total, step, device, kernels.status(), args.batch)
-    shown = val.images if len(val.images) else train.images[:1000]
-    if step == 0 and first:
-        draw_solutions(*solve(encoder, head, shown, args, device, autocast), perms, args,
-                       out / "puzzles.png")
-        log.note(0, knn=random_init, random_init=random_init)
-    stop, saved = fgssl.StopSignal(), time.time()
-
-    order = fgssl.batches(len(train.images), args.batch, args.seed, step)
-    while step < total:
-        step += 1
-        lr = fgssl.cosine_lr(step, total, total // 20, args.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        mine = parallel.share(next(order))                   # of the batch's images
-        x = fgssl.fetch(train.images, mine, device)          # (B, 3, C, C)
-        x = fgssl.in_pieces(random_view, x, args, rng)
-        target, perm, offset = draw_puzzles(len(x), perms, args, rng)
-        tiles = kernels.tile_shuffle(x, perm[:, 0], args.grid, args.tile, offset, impl=args.impl)
-        tiles = finish(tiles, args, rng)
-        with autocast:
-            h = encode(tiles.contiguous(memory_format=torch.channels_last))
-            logits = classify(reorder(h.unflatten(0, (len(x), -1)), perm))
-        target = fgssl.to_device(target.flatten(), device)   # (B Q,), as logits (B Q, P)
-        loss = F.cross_entropy(logits.float(), target)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-
-        leave, late = parallel.either(step == total or bool(stop), time.time() - saved > 60)
-        save = leave or late
-        if save or log.due(step):
-            value = parallel.mean(loss)                      # the one wait for a GPU
-            solved = parallel.mean(fgssl.accuracy(logits.argmax(1), target))
-            log(step, loss=value, chance=math.log(args.perms), solved=solved, lr=lr)
-            if not math.isfinite(value):
-                fgssl.save(out / "diverged.pt", step, args, rng, **state)
-                raise FloatingPointError(f"loss {value} at step {step}, learning rate {lr:.1e}. "
-                                         f"This state is in {out}/diverged.pt; try a smaller --lr.")
-        if save:
-            fgssl.save(out / "checkpoint.pt", step, args, rng, **state)
-            saved = time.time()
-        if first and (step == total or step % (args.eval_every * per_epoch) == 0):
-            shuffled, target, answer = solve(encoder, head, shown, args, device, autocast)
-            draw_solutions(shuffled, target, answer, perms, args, out / "puzzles.png")
-            if len(val.images):
-                log.note(step, val_puzzles=fgssl.accuracy(answer, target), chance=100 / args.perms)
-            knn = fgssl.knn_check(encoder, train, val, args.size, device, autocast)
-            log.note(step, knn=knn, random_init=random_init)
-        if leave:
-            break
-
-    if first:
-        log.curves(loss="chance", val_puzzles="chance", knn="random_init")
-    if step < total:
-        stop.leave(args)
-    print(f"done: {out}/checkpoint.pt. "
-          f"Next: python linear_eval.py {out}/checkpoint.pt --layer best")
-
-
 if __name__ == "__main__":
-    parallel.run(main)
+    fgssl.launch(main)

@@ -29,7 +29,7 @@ STEPS, DECODED = 20, 128
 def main():
     args = train_simclr.arguments([*sys.argv[1:], "--out", "nowhere"])
     device, autocast = fgssl.device_and_precision(args.precision)
-    data = fgssl.data_of(args)
+    data = fgssl.load_data_for(args)
     side, seconds = fgssl.cache_side(args.size), defaultdict(list)
     images = data.cached("train", side).images
 
@@ -53,8 +53,7 @@ def main():
         with stage("cache read"):
             x = fgssl.fetch(images, next(order), device)
         with stage("augment"):
-            x = fgssl.in_pieces(train_simclr.random_view, x.repeat(2, 1, 1, 1), args, rng)
-            x = fgssl.normalize(train_simclr.change_one(x, args.view, rng))
+            x = fgssl.normalize(train_simclr.two_views(x, args, rng))
             x = x.contiguous(memory_format=torch.channels_last)
         with stage("forward"), autocast:
             h = head(encoder(x))

@@ -81,7 +81,7 @@ def ours(images, args):
     rng = torch.Generator().manual_seed(0)
     for index in fgssl.batches(len(images), BATCH, 0):
         x = fgssl.fetch(images, index, torch.device("cpu"))
-        yield fgssl.in_pieces(train_simclr.random_view, x.repeat(2, 1, 1, 1), args, rng)
+        yield train_simclr.two_views(x, args, rng)
 
 
 def main():

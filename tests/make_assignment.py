@@ -93,7 +93,7 @@ EXERCISES = (
     Exercise(("permutation_set",), "test_jigsaw.py", "far_apart or greedy or repeat_with", 45,
              "why 100 of 362,880 orders, and which",
              "keep each candidate's least distance to those chosen; take the farthest"),
-    Exercise(("psnr", "ssim"), "test_srgan.py", "psnr_is or ssim_is", 45,
+    Exercise(("psnr", "ssim"), "test_super_resolution.py", "psnr_is or ssim_is", 45,
              "what super-resolution is measured by, and what that misses",
              "means, variances and covariance under one Gaussian window: five convolutions"),
     Exercise(("grad_cam",), "test_explain.py", "grad_cam_of or what_they_share or map_of_zeros", 30,
@@ -161,8 +161,8 @@ def cuda_kernels(file):
 def find(name, root=ROOT):
     """The one function called NAME, or FILE:NAME. Raises ValueError for none or several."""
     of_file, _, short = name.rpartition(":")
-    files = (file for pattern in ("*.py", "imagesets/*.py", "kernels/*.py", "kernels/*.cu")
-             for file in sorted(root.glob(pattern)))
+    files = (file for folder in (".", "methods", "evaluation", "imagesets", "kernels")
+             for kind in ("*.py", "*.cu") for file in sorted((root / folder).glob(kind)))
     found = [f for file in files if str(file).endswith(of_file)
              for f in (cuda_kernels if file.suffix == ".cu" else python_functions)(file)
              if f.name == short]

@@ -25,6 +25,7 @@ import parallel
 import train_jigsaw
 import train_simclr
 import train_srgan
+from methods.large_batch import two_pass
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TINY = ["--size", "16", "--batch", "8", "--epochs", "2", "--precision", "fp32", "--sync-bn"]
@@ -45,23 +46,24 @@ def networks(kind, batch_norm):
         norm(7), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     head = nn.Sequential(nn.Linear(7, 6, bias=False), nn.BatchNorm1d(6) if batch_norm else
                          nn.Tanh(), nn.Linear(6, 16, bias=False))
-    parallel.synchronise(encoder, head)
+    parallel.convert_sync_batchnorm(encoder, head)
     return encoder.to(kind), head.to(kind)
 
 
 def contrast(kind, batch_norm=False, chunk=None):
     """The loss of one global batch, all gradients, and what batch-norm learned."""
     encoder, head = networks(kind, batch_norm)
-    averaged = parallel.averaged(encoder, head)
+    wrapped = parallel.wrap_ddp(encoder, head)
     rng = torch.Generator().manual_seed(1)  # colours of their own: z that lie apart round less
     views = torch.randn(24, 3, 9, 9, generator=rng) + 2 * torch.randn(24, 3, 1, 1, generator=rng)
-    x, plain = parallel.share(views.to(kind)), contextlib.nullcontext()
+    x = views.to(kind)[parallel.rank()::parallel.ranks()]
     if chunk:
-        args = Namespace(chunk=chunk, temperature=0.5, impl="torch")
-        _, loss = train_simclr.two_pass((encoder, head), averaged, x, args, plain)
+        _, loss = two_pass(train_simclr.embed, (encoder, head), wrapped, x,
+                           contextlib.nullcontext(), chunk,
+                           lambda z: kernels.nt_xent(z, 0.5, "torch", parallel.group()))
     else:
-        h = averaged[0](x if kind == torch.float64 else fgssl.normalize(x))
-        z = F.normalize(averaged[1](h), dim=1)
+        h = wrapped[0](x if kind == torch.float64 else fgssl.normalize(x))
+        z = F.normalize(wrapped[1](h), dim=1)
         loss = kernels.nt_xent(z, 0.5, "torch", parallel.group())
         loss.backward()
     left = {"loss": torch.tensor(parallel.mean(loss))}
@@ -91,7 +93,7 @@ def train_all(photos, out, patch):
         patch.setattr(train_simclr, "embed", watched)
         train(train_simclr, photos, out, *LARS, "--view", "dropout", "--blur", "0.5")
     train(train_jigsaw, photos, out)
-    train(train_srgan, photos, out, "--warmup", "1", "--blocks", "1", "--width", "8")
+    train(train_srgan, photos, out, "--pixel-epochs", "1", "--blocks", "1", "--width", "8")
     return shown
 
 
@@ -185,7 +187,7 @@ def test_loss_and_every_gradient_are_those_of_one_process(run, case, alone, limi
 
 
 def test_ranks_are_shown_different_images_in_the_views_of_one_process(run):
-    """Row i of rank r is row 2 i + r of the batch: the shares neither overlap nor leave one out,
+    """Row i of rank r is row 2 i + r of the batch: the shards neither overlap nor leave one out,
     and a view does not depend on the number of ranks."""
     assert len(run.one["shown"]) == 2 * (28 // 8)
     for one, *two in zip(run.one["shown"], *(rank["shown"] for rank in run.ranks)):
@@ -244,7 +246,7 @@ def test_a_rank_that_fails_ends_all_with_its_error(photos, tmp_path):
     program = torchrun(__file__, "fail", photos, tmp_path)
     _, errors = program.communicate(timeout=300)
     assert program.returncode == 1
-    assert "ValueError: no such bird" in errors and "(rank 1 of 2)" in errors
+    assert "ValueError: no such bird" in errors and "rank 1 of 2 failed" in errors
     assert errors.count("File \"" + __file__) <= 4, "rank 0, which lost its partner, is silent"
 
 
@@ -258,7 +260,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(photos, tmp_path):
     program.send_signal(signal.SIGINT)
     rest, _ = program.communicate(timeout=300)
     assert program.returncode != 0
-    assert re.search(r"torchrun --nproc-per-node 2 train_simclr.py --out \S+ --resume", rest)
+    assert re.search(r"torchrun --nproc-per-node 2 \S*train_simclr.py --out \S+ --resume", rest)
     step = fgssl.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"]
     losses = [r for r in fgssl.read_log(tmp_path / "run" / "log.jsonl") if "loss" in r]
     assert step == losses[-1]["step"]

@@ -122,21 +122,22 @@ def test_tile_norm_takes_brightness_and_contrast_from_every_tile():
     rng = torch.Generator().manual_seed(0)
     tiles = torch.rand(2, 9, 3, 16, 16, generator=rng)
     args = settings(tile_norm=True, color=0)
-    plain = train_jigsaw.finish(tiles, args)
-    darker = train_jigsaw.finish(0.5 * tiles + 0.2, args)
+    plain = train_jigsaw.jitter_and_normalize(tiles, args)
+    darker = train_jigsaw.jitter_and_normalize(0.5 * tiles + 0.2, args)
     torch.testing.assert_close(plain.mean((1, 2, 3)), torch.zeros(18), atol=1e-5, rtol=0)
     assert (plain.std((1, 2, 3)) - 1).abs().max() < 0.1, "0.02 is added to a deviation near 0.29"
     torch.testing.assert_close(darker, plain, atol=0.3, rtol=0.1)  # but for those 0.02
-    flat = train_jigsaw.finish(torch.full((1, 9, 3, 16, 16), 0.7), args)
-    assert flat.abs().max() < 1e-3, "a flat tile is not divided by its deviation, 0"
+    flat = train_jigsaw.jitter_and_normalize(torch.full((1, 9, 3, 16, 16), 0.7), args)
+    assert flat.abs().max() < 1e-3, "a flat tile is not divided by its std, 0"
 
 
 def test_neighbours_are_jittered_apart():
     """One jitter for the whole image would leave its tiles matched by their colours."""
     tiles = torch.full((1, 9, 3, 16, 16), 0.5)
-    colors = train_jigsaw.finish(tiles, settings(color=1.0), torch.Generator().manual_seed(0))
+    colors, still = (train_jigsaw.jitter_and_normalize(tiles, settings(color=color),
+                                                       torch.Generator().manual_seed(0))
+                     for color in (1.0, 0.0))
     assert len(torch.unique(colors[:, 0, 0, 0])) > 4, "each tile is jittered with probability 0.8"
-    still = train_jigsaw.finish(tiles, settings(color=0.0), torch.Generator().manual_seed(0))
     torch.testing.assert_close(still, fgssl.normalize(tiles[0]), atol=1e-5, rtol=0)
 
 
@@ -146,7 +147,8 @@ def network():
     encoder = fgssl.resnet("resnet10")
     head = train_jigsaw.PuzzleHead(encoder.dim, 16, torch.from_numpy(permutation_set(3, 100, 0)))
     images = torch.randint(256, (12, 3, 112, 112), dtype=torch.uint8).numpy()
-    return encoder, head, images, settings(), *fgssl.device_and_precision("fp32")
+    device, autocast = fgssl.device_and_precision("fp32")
+    return encoder, head, images, settings(), argparse.Namespace(device=device, autocast=autocast)
 
 
 def test_solving_is_deterministic_and_changes_nothing(network):

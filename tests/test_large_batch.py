@@ -1,7 +1,6 @@
 """What train_simclr.py has for large batches: LARS, and the loss of a whole batch in chunks."""
 
 import contextlib
-from argparse import Namespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 import fgssl
 import kernels
 import train_simclr
-from train_simclr import LARS
+from methods.large_batch import LARS, two_pass
 
 PLAIN = contextlib.nullcontext()
 
@@ -88,8 +87,8 @@ def test_chunks_have_the_loss_and_gradient_of_one_graph(batch_norm, chunk):
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(24, 3, 9, 9, generator=rng) + 2 * torch.rand(24, 3, 1, 1, generator=rng)
     ours, wanted = networks(batch_norm), networks(batch_norm)
-    args = Namespace(chunk=chunk, temperature=0.5, impl="torch")
-    z, loss = train_simclr.two_pass(ours, ours, x, args, PLAIN)
+    z, loss = two_pass(train_simclr.embed, ours, ours, x, PLAIN, chunk,
+                       lambda z: kernels.nt_xent(z, 0.5, "torch"))
     parts = x.split(chunk if batch_norm else 24)
     whole = torch.cat([train_simclr.embed(*wanted, part, PLAIN) for part in parts])
     reference = kernels.nt_xent_dense(whole, 0.5)

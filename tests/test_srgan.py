@@ -17,8 +17,11 @@ import kernels
 import pictures
 import linear_eval
 import train_srgan as srgan
+from methods import super_resolution
+from methods.srgan import (
+    Generator, build_discriminator, freeze, load_content_encoder, update_ema)
 
-TINY = ["--size", "16", "--batch", "8", "--epochs", "3", "--warmup", "1", "--blocks", "1",
+TINY = ["--size", "16", "--batch", "8", "--epochs", "3", "--pixel-epochs", "1", "--blocks", "1",
         "--width", "8", "--precision", "fp32"]
 PER_EPOCH = 28 // 8  # 40 images: 8 to test, 4 to val, 28 to train
 
@@ -43,7 +46,7 @@ def noise(*shape, seed=0):
 def trained_like(scale=4, blocks=1, width=8):
     """A generator whose last layer is no longer zero."""
     torch.manual_seed(0)
-    generator = srgan.Generator(blocks, width, scale)
+    generator = Generator(blocks, width, scale)
     torch.nn.init.normal_(generator.detail.weight, std=0.1)
     return generator
 
@@ -69,21 +72,6 @@ def test_a_crop_is_a_window_of_its_image_and_every_window_comes_up():
     assert 150 < mirrored.sum() < 250
 
 
-@pytest.mark.parametrize("scale", [2, 4, 8])
-def test_low_is_what_pillow_makes_of_high(scale):
-    """Without antialiasing it aliases, and the generator learns to undo what no camera does."""
-    high = (noise(1, 3, 48, 48) * 255).round() / 255
-    low = srgan.shrink(high, scale)
-    side = 48 // scale
-    pillow = pictures.to_image(high[0]).resize((side, side), Image.BICUBIC)
-    difference = np.abs(np.asarray(pillow, int) - np.asarray(pictures.to_image(low[0]), int))
-    assert difference.max() <= 1, "Pillow rounds between its two passes"
-    assert torch.equal(low, srgan.to_8_bits(low)), "a file holds 256 levels"
-    big = pictures.to_image(low[0]).resize((48, 48), Image.BICUBIC)
-    ours = pictures.to_image(srgan.to_8_bits(srgan.enlarge(low, scale))[0])
-    assert np.abs(np.asarray(big, int) - np.asarray(ours, int)).max() <= 1
-
-
 def test_a_small_view_is_of_the_photograph_in_its_own_row():
     """Shifted by one, every true pair would be taught as false."""
     args = srgan.arguments(["--out", "nowhere", "--size", "16"])
@@ -101,20 +89,10 @@ def test_a_small_view_is_of_the_photograph_in_its_own_row():
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_an_untrained_generator_is_bicubic_and_a_trained_one_is_not_clamped(scale):
     low = noise(2, 3, 5, 7)
-    assert torch.equal(srgan.Generator(2, 8, scale)(low), srgan.enlarge(low, scale))
+    assert torch.equal(Generator(2, 8, scale)(low), super_resolution.enlarge(low, scale))
     fake = trained_like(scale)(20 * low)
     assert fake.shape == (2, 3, 5 * scale, 7 * scale)
     assert fake.min() < 0 and fake.max() > 1, "clamped: no gradient beyond"
-
-
-def test_tiles_leave_no_seam():
-    """A margin smaller than the reach shows as lines across the enlarged image."""
-    generator = trained_like(scale=2, blocks=3)
-    low = noise(1, 3, 37, 50)
-    with torch.no_grad():
-        whole = generator(low)
-    torch.testing.assert_close(srgan.enlarge_in_tiles(generator, low, tile=16), whole,
-                               atol=1e-5, rtol=0)  # values near 1: sums in another order
 
 
 def test_vgg19_takes_torchvisions_weights_and_names_what_does_not_fit(tmp_path):
@@ -129,21 +107,21 @@ def test_vgg19_takes_torchvisions_weights_and_names_what_does_not_fit(tmp_path):
     state |= {f"{name}.bias": torch.zeros(shape[0]) for name, shape in shapes.items()}
     state["classifier.0.weight"] = torch.zeros(2, 2)
     torch.save(state, tmp_path / "vgg19.pth")
-    network = srgan.content_network(tmp_path / "vgg19.pth", "resnet10")
+    network = load_content_encoder(tmp_path / "vgg19.pth", "resnet10")
     features, = network.stages(noise(1, 3, 40, 33))
     assert features.shape == (1, 512, 2, 2) and features.min() >= 0, "phi_5,4: before the last pool"
     assert torch.equal(network.state_dict()["features.34.weight"], state["features.34.weight"])
     del state["features.0.bias"]
     torch.save(state, tmp_path / "vgg19.pth")
     with pytest.raises(ValueError, match=r"missing features\.0\.bias"):
-        srgan.content_network(tmp_path / "vgg19.pth", "resnet10")
+        load_content_encoder(tmp_path / "vgg19.pth", "resnet10")
 
 
 def test_the_content_encoder_may_be_of_another_architecture_than_the_discriminator(tmp_path):
     """It was refused: "holds a resnet18, not a resnet10"."""
     encoder = fgssl.resnet("resnet18")
     torch.save({"encoder": encoder.state_dict(), "args": {"arch": "resnet18"}}, tmp_path / "a.pt")
-    found = srgan.content_network(tmp_path / "a.pt", "resnet10")
+    found = load_content_encoder(tmp_path / "a.pt", "resnet10")
     assert_same(encoder.state_dict(), found.state_dict())
 
 
@@ -155,14 +133,14 @@ def gradients(network):
             for name, p in network.named_parameters()}
 
 
-@pytest.fixture(params=["resnet", "vgg"])
+@pytest.fixture(params=["resnet10", "srgan-vgg"])
 def game(request):
     """A generator, a discriminator, and the images of one step."""
-    args = srgan.arguments(["--out", "nowhere", "--discriminator", request.param])
+    args = srgan.arguments(["--out", "nowhere", "--arch", request.param])
     torch.manual_seed(0)
-    discriminator = srgan.discriminator_for(args)
+    discriminator = build_discriminator(args)
     generator, high = trained_like(), noise(4, 3, 32, 32)
-    return generator, discriminator, high, generator(srgan.shrink(high, 4))
+    return generator, discriminator, high, generator(super_resolution.shrink(high, 4))
 
 
 @pytest.mark.parametrize("term", ["pixel", "features", "adversarial"])
@@ -170,7 +148,7 @@ def test_each_term_of_the_generator_reaches_all_of_it_and_nothing_else(game, ter
     """A content loss wrapped in a new tensor has no gradient; a discriminator that is
     not frozen learns to be fooled."""
     generator, discriminator, high, fake = game
-    srgan.freeze(discriminator)
+    freeze(discriminator)
     before = {k: v.clone() for k, v in discriminator.state_dict().items()}
     loss = {"pixel": lambda: srgan.pixel_loss(fake, high),
             "features": lambda: srgan.feature_loss(discriminator.encoder, fake, high),
@@ -220,7 +198,7 @@ def test_truth_is_read_from_every_stage_and_match_from_the_last(game):
 
 def test_feature_loss_is_zero_for_equal_images_only(game):
     _, discriminator, high, fake = game
-    encoder = srgan.freeze(discriminator).encoder
+    encoder = freeze(discriminator).encoder
     assert srgan.feature_loss(encoder, high, high).item() == 0
     assert srgan.feature_loss(encoder, fake, high).item() > 0
 
@@ -230,73 +208,25 @@ def test_each_phase_has_its_own_cosine():
     rates = [srgan.learning_rates(step, 40, 100, args) for step in range(1, 101)]
     g, d = np.array(rates).T
     assert g[:40].max() == args.lr and g[39] == 0 and g[99] == 0 and d[99] == 0
-    assert (d[:40] == 0).all(), "in the warm-up the discriminator does not learn"
+    assert (d[:40] == 0).all(), "in the pixel phase the discriminator does not learn"
     assert g[40:].max() == args.lr_generator and d[40:].max() == args.lr_discriminator
     assert (np.diff(g[43:]) <= 0).all() and (np.diff(d[43:]) <= 0).all()
-    assert srgan.learning_rates(1, 0, 10, args)[1] > 0, "no warm-up at all"
-    assert srgan.learning_rates(10, 10, 10, args) == (0, 0), "nothing but warm-up"
+    assert srgan.learning_rates(1, 0, 10, args)[1] > 0, "no pixel phase at all"
+    assert srgan.learning_rates(10, 10, 10, args) == (0, 0), "nothing but the pixel phase"
 
 
 def test_the_average_follows_the_generator():
-    generator, ema = trained_like(), srgan.freeze(trained_like())
+    generator, ema = trained_like(), freeze(trained_like())
     with torch.no_grad():
         generator.first.weight.add_(1)
 
     def gap():
         return (generator.first.weight - ema.first.weight).mean().item()
 
-    srgan.follow(ema, generator, 1)
+    update_ema(ema, generator, 1)
     assert gap() == pytest.approx(0.1, rel=1e-3), "quick at first"
-    srgan.follow(ema, generator, 10 ** 6)
+    update_ema(ema, generator, 10 ** 6)
     assert gap() == pytest.approx(0.1 * 0.999, rel=1e-3)
-
-
-# Measures ---------------------------------------------------------------------------------------
-
-
-def test_brightness_is_that_of_bt601():
-    colours = torch.tensor([(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1.0)])
-    y = srgan.brightness(colours.view(5, 3, 1, 1).expand(5, 3, 6, 6), 2)
-    assert y.shape == (5, 1, 2, 2)
-    assert y[:, 0, 0, 0].tolist() == pytest.approx([16, 235, 81.481, 144.553, 40.966])
-
-
-def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
-    """On RGB, with the border or the image's own maximum it is another number."""
-    x = (77 * noise(2, 3, 20, 17)).round() / 255  # dark: its own maximum would show
-    rows = torch.tensor([0, 2]).repeat(10).view(20, 1)  # uneven: absolute differences would show
-    y = x + rows * torch.tensor([1, 2]).view(2, 1, 1, 1) / 255
-    y[:, :, :4], y[:, :, -4:], y[:, :, :, :4], y[:, :, :, -4:] = 1, 0, 1, 0
-    step = (65.481 + 128.553 + 24.966) / 255
-    found = srgan.psnr(srgan.brightness(x, 4), srgan.brightness(y, 4))
-    wanted = [10 * math.log10(255 ** 2 / (square * step ** 2)) for square in (2, 8)]
-    assert found.tolist() == pytest.approx(wanted, abs=1e-3), (
-        "10 log10 of 255 squared over the mean square, for each image alone")
-    assert srgan.psnr(x, x).tolist() == pytest.approx([100, 100]), "equal images: at most 100"
-
-
-def test_ssim_is_the_papers_formula_written_out():
-    rng = np.random.default_rng(0)
-    x = rng.uniform(0, 255, (13, 12))
-    y = np.clip(0.6 * x + rng.normal(20, 25, (13, 12)), 0, 255)
-    g = [math.exp(-(i - 5) ** 2 / (2 * 1.5 ** 2)) for i in range(11)]
-    total, values = sum(g) ** 2, []
-    for top in range(3):
-        for left in range(2):
-            mx = my = xx = yy = xy = 0.0
-            for i in range(11):
-                for j in range(11):
-                    w, a, b = g[i] * g[j] / total, x[top + i, left + j], y[top + i, left + j]
-                    mx, my = mx + w * a, my + w * b
-                    xx, yy, xy = xx + w * a * a, yy + w * b * b, xy + w * a * b
-            c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-            values.append((2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
-                          / ((mx ** 2 + my ** 2 + c1) * (xx - mx ** 2 + yy - my ** 2 + c2)))
-    a, b = (torch.from_numpy(v).view(1, 1, 13, 12) for v in (x, y))
-    assert srgan.ssim(a, b).item() == pytest.approx(np.mean(values), abs=1e-9), (
-        "a window whose weights sum to 1, only where it fits; constants for values to 255, squared")
-    assert srgan.ssim(torch.cat([a, b]), torch.cat([a, a])).tolist() == pytest.approx(
-        [1, np.mean(values)]), "each pair on its own"
 
 
 # The run ----------------------------------------------------------------------------------------
@@ -305,13 +235,12 @@ def test_ssim_is_the_papers_formula_written_out():
 def test_a_run_leaves_checkpoint_log_and_pictures(run):
     out, checkpoint, records = run
     assert checkpoint["step"] == 3 * PER_EPOCH
-    for picture in ("samples.png", "samples_warmup.png", "curves.png"):
+    for picture in ("samples.png", "samples_pixel.png", "curves.png"):
         Image.open(out / picture).verify()
     warm = next(r for r in records if "pixel" in r)
     last = [r for r in records if "discriminator" in r][-1]
-    assert warm["pixel_weight"] == 1 and "adversarial" not in warm
-    assert {"pixel", "pixel_weight", "adversarial", "adversarial_weight", "psnr", "bicubic"} <= \
-        last.keys(), "every term with its weight"
+    assert "adversarial" not in warm
+    assert {"pixel", "adversarial", "psnr", "bicubic"} <= last.keys(), "every term of the loss"
     assert 0 < last["D_high"] < 1 and 0 < last["D_fake"] < 1 and last["lr"] == 0
     assert last["chance"] == pytest.approx(2 * math.log(2))
     measured = [r for r in records if "val_psnr" in r]
@@ -325,13 +254,13 @@ def test_a_run_leaves_checkpoint_log_and_pictures(run):
 def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
         photos, tmp_path, monkeypatch):
     """Three generator forwards a step; batch-norm moved by the generator's turn."""
-    calls, forward = [], srgan.Generator.forward
+    calls, forward = [], Generator.forward
 
     def counted(self, low):
         calls.append(torch.is_grad_enabled() and self.training)
         return forward(self, low)
 
-    monkeypatch.setattr(srgan.Generator, "forward", counted)
+    monkeypatch.setattr(Generator, "forward", counted)
     checkpoint, _ = train(photos, tmp_path)
     assert sum(calls) == checkpoint["step"]
     assert checkpoint["encoder"]["bn1.num_batches_tracked"] == 2 * PER_EPOCH
@@ -344,7 +273,7 @@ def test_a_true_crop_is_matched_with_its_own_photographs_view(photos, tmp_path, 
     monkeypatch.setattr(srgan, "small_view", same)
     nt_xent = kernels.nt_xent
     monkeypatch.setattr(kernels, "nt_xent", lambda z, *how: pairs.append(z) or nt_xent(z, *how))
-    train(photos, tmp_path, "--epochs", "1", "--warmup", "0")
+    train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0")
     high, small = pairs[0].detach().chunk(2)
     assert torch.allclose(high, small, atol=1e-5) and not torch.allclose(high, small.roll(1, 0))
 
@@ -356,10 +285,10 @@ def test_each_network_is_moved_by_its_own_losses_alone(
     the discriminator learns all the same."""
     loss = srgan.pixel_loss
     monkeypatch.setattr(srgan, "pixel_loss", lambda fake, high: pixel * loss(fake, high))
-    after, _ = train(photos, tmp_path, "--epochs", "1", "--warmup", "0", "--adversarial",
+    after, _ = train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0", "--adversarial",
                      adversarial)
     torch.manual_seed(0)  # main makes the discriminator first, then the generator
-    before = srgan.discriminator_for(srgan.arguments(["--out", "nowhere"]))
+    before = build_discriminator(srgan.arguments(["--out", "nowhere"]))
     still = not after["generator"]["detail.weight"].any()
     assert still == (pixel == 0 and adversarial == "0"), "its last layer starts at zero"
     for name, network in before.named_children():
@@ -370,7 +299,7 @@ def test_each_network_is_moved_by_its_own_losses_alone(
 @pytest.mark.parametrize("stop_after", [2, PER_EPOCH, PER_EPOCH + 1, 2 * PER_EPOCH + 2])
 def test_resume_is_the_run_that_was_never_interrupted(photos, run, tmp_path, monkeypatch,
                                                       stop_after):
-    """In the warm-up, exactly between the phases, at the first adversarial step, and later."""
+    """In the pixel phase, exactly between the phases, at the first adversarial step, and later."""
     asked = []
 
     def stop(self):  # as if Ctrl-C came during that step; the loop asks once in each
@@ -409,8 +338,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(photos, tmp_path, monkeypatch, 
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
-@pytest.mark.parametrize("flags", [["--discriminator", "vgg"], ["--scale", "2"], ["--warmup", "0"],
-                                   ["--match", "0"], ["--content", "features"]])
+@pytest.mark.parametrize("flags", [
+    ["--arch", "srgan-vgg"], ["--scale", "2"], ["--pixel-epochs", "0"], ["--match", "0"],
+    ["--content", "features"]])
 def test_other_roads_run_through(photos, tmp_path, flags):
     checkpoint, records = train(photos, tmp_path, "--epochs", "2", *flags)
     assert checkpoint["step"] == 2 * PER_EPOCH
@@ -424,7 +354,7 @@ def test_the_encoder_of_another_run_can_be_the_content_loss(photos, run, tmp_pat
 
 
 @pytest.mark.parametrize("flags, error", [
-    (["--warmup", "9"], "--warmup 9 is more than all --epochs 3"),
+    (["--pixel-epochs", "9"], "--pixel-epochs 9 is more than all --epochs 3"),
     (["--size", "18"], "--size 18 is not a multiple of --scale 4"),
     (["--scale", "8"], "--size 16 is not a multiple of --scale 8"),
     (["--content-from", "x.pt"], "--content-from is used by --content features"),
@@ -439,13 +369,13 @@ def test_arguments_that_make_no_sense_are_named(photos, tmp_path, capsys, flags,
 
 @pytest.mark.parametrize("flags, name, dim", [
     ([], "resnet10", 256), (["--encoder", "generator"], "generator", 8),
-    (["--discriminator", "vgg"], "vgg discriminator", 512)])
+    (["--arch", "srgan-vgg"], "srgan-vgg", 512)])
 def test_linear_eval_reads_either_network_beside_the_same_untrained(
         photos, run, tmp_path, monkeypatch, flags, name, dim):
     out = run[0]
-    if "vgg" in flags:
+    if "srgan-vgg" in flags:
         out, flags = tmp_path, []
-        train(photos, out, "--discriminator", "vgg", "--epochs", "1", "--warmup", "0")
+        train(photos, out, "--arch", "srgan-vgg", "--epochs", "1", "--pixel-epochs", "0")
     seen, evaluate = [], linear_eval.evaluate
 
     def spy(network, *how):
@@ -472,55 +402,3 @@ def test_only_a_run_of_this_script_has_a_generator(tmp_path):
         linear_eval.main([str(tmp_path / "simclr.pt"), "--encoder", "generator"])
     with pytest.raises(SystemExit):
         linear_eval.main(["--init", "random", "--encoder", "generator"])
-
-
-# Its use ----------------------------------------------------------------------------------------
-
-
-def test_upscale_takes_images_of_any_size_and_mode(run, tmp_path, capsys):
-    images = {"grey.png": Image.new("L", (7, 5), 90), "clear.png": Image.new("RGBA", (33, 9)),
-              "one.bmp": Image.new("RGB", (1, 1), "red")}
-    for name, image in images.items():
-        image.save(tmp_path / name)
-    turned = Image.new("RGB", (20, 30))
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(tmp_path / "turned.jpg", exif=exif)
-    files = [str(tmp_path / name) for name in (*images, "turned.jpg")]
-    model = ["--from", str(run[0] / "checkpoint.pt")]
-    srgan.main(["--upscale", *files, *model])
-    for name, size in {"grey": (28, 20), "clear": (132, 36), "one": (4, 4),
-                       "turned": (120, 80)}.items():
-        assert Image.open(tmp_path / f"{name}_x4.png").size == size
-    assert re.search(r"grey\.png 7 x 5 -> .*grey_x4\.png 28 x 20", capsys.readouterr().out)
-    srgan.main(["--upscale", files[0], *model, "--out", str(tmp_path / "large")])
-    assert (tmp_path / "large" / "grey_x4.png").exists()
-
-
-def test_upscale_says_what_is_wrong(run, tmp_path):
-    model = str(run[0] / "checkpoint.pt")
-    (tmp_path / "text.png").write_text("no image")
-    torch.save({"encoder": {}}, tmp_path / "other.pt")
-    torch.save(run[1] | {"ema": {}}, tmp_path / "empty.pt")
-    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
-    for image, checkpoint, error in (
-            ("absent.png", model, ValueError), ("text.png", model, ValueError),
-            ("good.png", tmp_path / "absent.pt", FileNotFoundError),
-            ("good.png", tmp_path / "other.pt", ValueError),
-            ("good.png", tmp_path / "empty.pt", ValueError)):
-        with pytest.raises(error, match=re.escape(image if "good" not in image
-                                                  else str(checkpoint))):
-            srgan.main(["--upscale", str(tmp_path / image), "--from", str(checkpoint)])
-
-
-def test_the_enlarged_image_is_that_of_the_average(run, tmp_path):
-    """A generator loaded in part, or the noisy one in place of its average, looks nearly right."""
-    low = (noise(1, 3, 6, 9) * 255).round() / 255
-    pictures.to_image(low[0]).save(tmp_path / "small.png")
-    srgan.main(["--upscale", str(tmp_path / "small.png"), "--from", str(run[0] / "checkpoint.pt")])
-    ema = srgan.Generator(1, 8, 4)
-    ema.load_state_dict(run[1]["ema"])
-    with torch.no_grad():
-        wanted = pictures.to_image(ema(low)[0])
-    found = Image.open(tmp_path / "small_x4.png")
-    assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() <= 1, "float rounding"

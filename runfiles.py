@@ -1,0 +1,233 @@
+"""The files of a run: its checkpoint and its log.
+
+    save, load       checkpoint.pt: everything that --resume needs
+    read_checkpoint  any checkpoint, executing nothing
+    Log, read_log    the terminal's lines, log.jsonl, curves.png
+"""
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from torch import nn
+
+import kernels
+import parallel
+import pictures
+from imagesets.errors import UserError
+from imagesets.progress import minutes
+
+# ------------------------------------------------------------------------------------------------
+# Checkpoints
+# ------------------------------------------------------------------------------------------------
+
+
+def save(file, step, args, rng, **parts):
+    """Write one checkpoint: step, args, the state of every part and of the random generators.
+
+    rng: the generator of the views; parts: name=module or name=optimizer. PyTorch's own generators
+    are saved for encoders with dropout. Written to a temporary name and renamed: a crash while
+    saving leaves the last checkpoint whole. Rank 0 writes, and the others wait.
+    """
+    if parallel.rank() == 0:
+        write_checkpoint(Path(file), step, args, rng, parts)
+    parallel.wait()
+
+
+def write_checkpoint(file, step, args, rng, parts):
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint.update(step=step, args=vars(args).copy(), rng={
+        "views": rng.get_state(), "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
+    partial = file.with_name(file.name + ".part")
+    try:
+        torch.save(checkpoint, partial)
+        os.replace(partial, file)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched.") from error
+
+
+def read_checkpoint(file):
+    """torch.load, executing nothing. Raises FileNotFoundError, or UserError for another file."""
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"no checkpoint {file}: name one that a trainer wrote, such as "
+                                "out/simclr/checkpoint.pt")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception:  # zip, pickle and end-of-file errors have no common type
+        raise UserError(f"{file} is no checkpoint: cut short, or holding more than tensors and "
+                        "plain values, which are all that is ever loaded") from None
+    if not isinstance(checkpoint, dict):
+        raise UserError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint")
+    if isinstance(checkpoint.get("args"), dict):
+        rename_old_arguments(checkpoint["args"])
+    return checkpoint
+
+
+def rename_old_arguments(args):
+    """Give the arguments of an older SRGAN run, in place, the names that they have now."""
+    if "warmup" in args:
+        args["pixel_epochs"] = args.pop("warmup")
+    if args.pop("discriminator", None) == "vgg":
+        args["arch"] = "srgan-vgg"
+
+
+def load(file, rng, **parts):
+    """Put a checkpoint's state back into the parts and the random generators; returns its step."""
+    checkpoint = read_checkpoint(file)
+    absent = [name for name in ("step", "rng", *parts) if name not in checkpoint]
+    if absent:
+        raise UserError(f"{file} is no checkpoint of this script: it lacks {', '.join(absent)}")
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            load_weights(part, checkpoint[name], f"{name} in {file}")
+        else:
+            part.load_state_dict(checkpoint[name])
+    state = checkpoint["rng"]
+    rng.set_state(state["views"])
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    return checkpoint["step"]
+
+
+def load_weights(module, state, what):
+    """module.load_state_dict, but with every key that does not fit listed in one UserError."""
+    own = module.state_dict()
+    problems = [f"missing {k}" for k in own if k not in state]
+    problems += [f"unexpected {k}" for k in state if k not in own]
+    problems += [f"{k} is {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}"
+                 for k in own if k in state and state[k].shape != own[k].shape]
+    if problems:
+        raise UserError(f"{what} does not fit this {type(module).__name__}, "
+                         f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
+    module.load_state_dict(state)
+
+
+# ------------------------------------------------------------------------------------------------
+# Log
+# ------------------------------------------------------------------------------------------------
+
+FORMATS = dict.fromkeys(("knn", "solved", "val_puzzles"), "{:.1f} %")
+FORMATS |= dict.fromkeys(("psnr", "val_psnr"), "{:.2f} dB")
+YARDSTICKS = ("chance", "random_init", "bicubic")
+
+
+class Log:
+    """One line on the terminal and one JSON line in <out>/log.jsonl for each record.
+
+    The first record holds what repeats the run: command, arguments, versions, device, commit.
+    Resumed at `step`, later records (of a run that outlived its last checkpoint) are dropped.
+
+    total: steps in the whole run; per_step, unit: what the rate counts, e.g. 256 "views". Rank 0
+    alone prints and writes.
+    """
+
+    def __init__(self, args, total, step, device, per_step, unit="img"):
+        self.total, self.per_step, self.unit = total, per_step, unit
+        self.folder = Path(args.out)
+        self.file = self.folder / "log.jsonl"
+        if parallel.rank() == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            kept = [record for record in read_log(self.file) if step and record["step"] <= step]
+            partial = self.file.with_suffix(".part")         # a full disk must not cost the log
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            os.replace(partial, self.file)
+        self._write({"step": step, "argv": sys.argv, "args": vars(args), "seed": args.seed,
+                     "device": describe_device(device), "processes": parallel.ranks(),
+                     "kernels": kernels.status(), "commit": commit(),
+                     "python": platform.python_version(), "torch": str(torch.__version__),
+                     "numpy": np.__version__, "pillow": PIL.__version__,
+                     "started": time.strftime("%Y-%m-%d %H:%M:%S")})
+        self.step, self.time = step, time.time()
+
+    def __call__(self, step, **values):
+        """Log numbers of training, with the rate since the last record and the time left."""
+        steps_per_s = (step - self.step) / max(time.time() - self.time, 1e-9)
+        rate = round(steps_per_s * self.per_step, 1)
+        tail = [f"{rate:.0f} {self.unit}/s", f"eta {minutes((self.total - step) / steps_per_s)}"]
+        if torch.cuda.is_available():
+            tail.append(f"mem {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        self.note(step, tail, **values, **{f"{self.unit}_per_s": rate})
+
+    def note(self, step, tail=(), **values):
+        """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
+
+        `n`, how many images a percentage is of, and then a yardstick follow their number; the
+        yardstick is printed in brackets. Lines are at most 120 columns wide.
+        """
+        words = [f"step {step}/{self.total}"]
+        for name, value in values.items():
+            yardstick = next((word for word in YARDSTICKS if name.startswith(word)), None)
+            if yardstick:
+                words[-1] += f" ({yardstick.replace('_', ' ')} {value:.4g})"
+            elif name == "n":
+                words[-1] += f" of {value}"
+            elif not name.endswith("_per_s"):
+                label = {"knn": "k-NN"}.get(name, name.replace("_", " "))
+                words.append(f"{label} {FORMATS.get(name, '{:.4g}').format(value)}")
+        line = "  ".join(word.replace(" ", "\xa0") for word in [*words, *tail])  # not broken
+        lines = textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
+        print("\n".join(lines).replace("\xa0", " "), flush=True)
+        self._write({"step": step, **values})
+        self.step, self.time = step, time.time()
+
+    def curves(self, **yardsticks):
+        """Draw each named number over the steps, beside its yardstick, into <out>/curves.png."""
+        records, panels = read_log(self.file), []
+        for name, yardstick in yardsticks.items():
+            points = [(r["step"], r[name], r[yardstick]) for r in records
+                      if r.get(name) is not None]
+            if points:
+                steps, values, level = zip(*points)
+                name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
+                panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
+                                             "step"))
+        if panels:
+            pictures.stack(panels).save(self.folder / "curves.png")
+
+    def _write(self, record):
+        if parallel.rank() > 0:
+            return
+        with open(self.file, "a") as out:
+            finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
+                      for name, value in record.items()}  # JSON knows neither NaN nor infinity
+            out.write(json.dumps(finite) + "\n")
+
+
+def read_log(file):
+    """The records of a log.jsonl; a last line cut short by a crash is left out."""
+    records = []
+    for line in Path(file).read_text().splitlines() if Path(file).exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            records.append(json.loads(line))
+    return records
+
+
+def commit():
+    """The git commit of this code, with + where files were changed; None outside a checkout."""
+    try:
+        git = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
+        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def describe_device(device):
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"

@@ -1,0 +1,134 @@
+"""Super-resolution: how images are shrunk, PSNR and SSIM, and --upscale."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_srgan import noise, run, srgan, trained_like  # noqa: F401
+
+import pictures
+from methods.super_resolution import enlarge, luma_bt601, psnr, shrink, ssim, to_8_bits
+from methods.srgan import Generator
+from methods.upscale import enlarge_in_tiles
+
+
+@pytest.mark.parametrize("scale", [2, 4, 8])
+def test_low_is_what_pillow_makes_of_high(scale):
+    """Without antialiasing it aliases, and the generator learns to undo what no camera does."""
+    high = (noise(1, 3, 48, 48) * 255).round() / 255
+    low = shrink(high, scale)
+    side = 48 // scale
+    pillow = pictures.to_image(high[0]).resize((side, side), Image.BICUBIC)
+    difference = np.abs(np.asarray(pillow, int) - np.asarray(pictures.to_image(low[0]), int))
+    assert difference.max() <= 1, "Pillow rounds between its two passes"
+    assert torch.equal(low, to_8_bits(low)), "a file holds 256 levels"
+    big = pictures.to_image(low[0]).resize((48, 48), Image.BICUBIC)
+    ours = pictures.to_image(to_8_bits(enlarge(low, scale))[0])
+    assert np.abs(np.asarray(big, int) - np.asarray(ours, int)).max() <= 1
+
+
+def test_tiles_leave_no_seam():
+    """A margin smaller than the reach shows as lines across the enlarged image."""
+    generator = trained_like(scale=2, blocks=3)
+    low = noise(1, 3, 37, 50)
+    with torch.no_grad():
+        whole = generator(low)
+    torch.testing.assert_close(enlarge_in_tiles(generator, low, tile=16), whole,
+                               atol=1e-5, rtol=0)  # values near 1: sums in another order
+
+
+def test_luma_is_that_of_bt601():
+    colours = torch.tensor([(0, 0, 0), (1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1.0)])
+    y = luma_bt601(colours.view(5, 3, 1, 1).expand(5, 3, 6, 6), 2)
+    assert y.shape == (5, 1, 2, 2)
+    assert y[:, 0, 0, 0].tolist() == pytest.approx([16, 235, 81.481, 144.553, 40.966])
+
+
+def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
+    """On RGB, with the border or the image's own maximum it is another number."""
+    x = (77 * noise(2, 3, 20, 17)).round() / 255  # dark: its own maximum would show
+    rows = torch.tensor([0, 2]).repeat(10).view(20, 1)  # uneven: absolute differences would show
+    y = x + rows * torch.tensor([1, 2]).view(2, 1, 1, 1) / 255
+    y[:, :, :4], y[:, :, -4:], y[:, :, :, :4], y[:, :, :, -4:] = 1, 0, 1, 0
+    step = (65.481 + 128.553 + 24.966) / 255
+    found = psnr(luma_bt601(x, 4), luma_bt601(y, 4))
+    wanted = [10 * math.log10(255 ** 2 / (square * step ** 2)) for square in (2, 8)]
+    assert found.tolist() == pytest.approx(wanted, abs=1e-3), (
+        "10 log10 of 255 squared over the mean square, for each image alone")
+    assert psnr(x, x).tolist() == pytest.approx([100, 100]), "equal images: at most 100"
+
+
+def test_ssim_is_the_papers_formula_written_out():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 255, (13, 12))
+    y = np.clip(0.6 * x + rng.normal(20, 25, (13, 12)), 0, 255)
+    g = [math.exp(-(i - 5) ** 2 / (2 * 1.5 ** 2)) for i in range(11)]
+    total, values = sum(g) ** 2, []
+    for top in range(3):
+        for left in range(2):
+            mx = my = xx = yy = xy = 0.0
+            for i in range(11):
+                for j in range(11):
+                    w, a, b = g[i] * g[j] / total, x[top + i, left + j], y[top + i, left + j]
+                    mx, my = mx + w * a, my + w * b
+                    xx, yy, xy = xx + w * a * a, yy + w * b * b, xy + w * a * b
+            c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+            values.append((2 * mx * my + c1) * (2 * (xy - mx * my) + c2)
+                          / ((mx ** 2 + my ** 2 + c1) * (xx - mx ** 2 + yy - my ** 2 + c2)))
+    a, b = (torch.from_numpy(v).view(1, 1, 13, 12) for v in (x, y))
+    assert ssim(a, b).item() == pytest.approx(np.mean(values), abs=1e-9), (
+        "a window whose weights sum to 1, only where it fits; constants for values to 255, squared")
+    assert ssim(torch.cat([a, b]), torch.cat([a, a])).tolist() == pytest.approx(
+        [1, np.mean(values)]), "each pair on its own"
+
+
+def test_upscale_takes_images_of_any_size_and_mode(run, tmp_path, capsys):
+    images = {"grey.png": Image.new("L", (7, 5), 90), "clear.png": Image.new("RGBA", (33, 9)),
+              "one.bmp": Image.new("RGB", (1, 1), "red")}
+    for name, image in images.items():
+        image.save(tmp_path / name)
+    turned = Image.new("RGB", (20, 30))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    files = [str(tmp_path / name) for name in (*images, "turned.jpg")]
+    model = ["--from", str(run[0] / "checkpoint.pt")]
+    srgan.main(["--upscale", *files, *model])
+    for name, size in {"grey": (28, 20), "clear": (132, 36), "one": (4, 4),
+                       "turned": (120, 80)}.items():
+        assert Image.open(tmp_path / f"{name}_x4.png").size == size
+    assert re.search(r"grey\.png 7 x 5 -> .*grey_x4\.png 28 x 20", capsys.readouterr().out)
+    srgan.main(["--upscale", files[0], *model, "--out", str(tmp_path / "large")])
+    assert (tmp_path / "large" / "grey_x4.png").exists()
+
+
+def test_upscale_says_what_is_wrong(run, tmp_path):
+    model = str(run[0] / "checkpoint.pt")
+    (tmp_path / "text.png").write_text("no image")
+    torch.save({"encoder": {}}, tmp_path / "other.pt")
+    torch.save(run[1] | {"ema": {}}, tmp_path / "empty.pt")
+    Image.new("RGB", (4, 4)).save(tmp_path / "good.png")
+    for image, checkpoint, error in (
+            ("absent.png", model, ValueError), ("text.png", model, ValueError),
+            ("good.png", tmp_path / "absent.pt", FileNotFoundError),
+            ("good.png", tmp_path / "other.pt", ValueError),
+            ("good.png", tmp_path / "empty.pt", ValueError)):
+        with pytest.raises(error, match=re.escape(image if "good" not in image
+                                                  else str(checkpoint))):
+            srgan.main(["--upscale", str(tmp_path / image), "--from", str(checkpoint)])
+
+
+def test_the_enlarged_image_is_that_of_the_average(run, tmp_path):
+    """A generator loaded in part, or the noisy one in place of its average, looks nearly right."""
+    low = (noise(1, 3, 6, 9) * 255).round() / 255
+    pictures.to_image(low[0]).save(tmp_path / "small.png")
+    srgan.main(["--upscale", str(tmp_path / "small.png"), "--from", str(run[0] / "checkpoint.pt")])
+    ema = Generator(1, 8, 4)
+    ema.load_state_dict(run[1]["ema"])
+    with torch.no_grad():
+        wanted = pictures.to_image(ema(low)[0])
+    found = Image.open(tmp_path / "small_x4.png")
+    assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() <= 1, "float rounding"
