@@ -37,7 +37,7 @@ import parallel
 import pictures
 from imagesets.cache import (  # noqa: F401, for the scripts
     Dataset, Source, Split, decode, load_data, to_rgb, upright)
-from imagesets.progress import minutes
+from imagesets.progress import format_time as minutes
 
 # ------------------------------------------------------------------------------------------------
 # Data: an array of images -> batches
