@@ -93,12 +93,10 @@ def file_lock(file, name):
     The file is removed on success: a process that waited then finds the work done.
     """
     with open(file, "a") as held:
-        waiting = False
-        while not try_lock(held):
-            if not waiting:
-                print(f"waiting for another process that downloads {name}", file=sys.stderr)
-            waiting = True
-            time.sleep(0.2)
+        if not try_lock(held):
+            print(f"waiting for another process that downloads {name}", file=sys.stderr, flush=True)
+            while not try_lock(held):
+                time.sleep(0.2)
         yield
     with contextlib.suppress(OSError):
         file.unlink()

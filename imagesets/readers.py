@@ -146,7 +146,8 @@ def dogs(folder):
     largest dog.
     """
     images = folder / ("Images" if (folder / "Images").is_dir() else "images")
-    breeds, rows, boxes = {}, [], []
+    annotations = folder / "Annotation"
+    has_boxes, breeds, rows, boxes = annotations.is_dir(), {}, [], []
     for split in ("train", "test"):
         file = folder / f"{split}_list.mat"
         names, labels = read_columns(file, {"file_list": str, "labels": int})
@@ -159,8 +160,8 @@ def dogs(folder):
                 raise UserError(f"{file}: cannot use {name!r} with label {label}. Expected "
                                 "<id>-<breed>/<image>.jpg and one breed for each label.")
             rows.append((require_image(images, name, file), breed[1], split))
-            if (folder / "Annotation").is_dir():
-                boxes.append(largest_box(folder / "Annotation" / name.removesuffix(".jpg")))
+            if has_boxes:
+                boxes.append(largest_box(annotations / name.removesuffix(".jpg")))
     records = make_records(rows, [breeds[label] for label in sorted(breeds)])
     return records._replace(boxes=np.array(boxes, np.float32) if boxes else None)
 
