@@ -34,7 +34,6 @@ import parallel
 from imagesets.cache import (  # noqa: F401, for the scripts
     Dataset, Source, Split, decode, load_data, to_rgb, upright)
 from imagesets.errors import UserError
-from imagesets.progress import minutes  # noqa: F401, for the scripts
 from runfiles import (  # noqa: F401, for the scripts
     Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
 

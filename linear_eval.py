@@ -43,7 +43,7 @@ from torch import nn
 import fgssl
 import pictures
 from methods import srgan
-from imagesets.progress import progress
+from imagesets.progress import format_time, progress
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -355,7 +355,7 @@ def finetune(model, train, val, args, how, title, file, stop):
             shown, rate = time.time(), (step - begun) / (time.time() - start)
             val_yet = f"best val {best['val']:.1f}  " if best["step"] else ""
             print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  {val_yet}"
-                  f"{rate * batch:.0f} img/s  eta {fgssl.minutes((total - step) / rate)}",
+                  f"{rate * batch:.0f} img/s  eta {format_time((total - step) / rate)}",
                   flush=True)
         if save:
             fgssl.save(file, step, Namespace(what=what, best=best), rng, **state)

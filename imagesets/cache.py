@@ -1,8 +1,8 @@
-"""The images of a set: each file is decoded once, into one uint8 array on disk.
+"""The image cache: each file is decoded once, into one uint8 array on disk.
 
-    load_data    a name or a folder -> Dataset
-    Dataset      the files of a set; its `cached(split, side)` is that array
-    decode       a file of any kind -> a square of its picture, uint8 (3, side, side)
+    load_data    name or folder -> Dataset
+    Dataset      the images of a set; `cached(split, side)` returns that array
+    decode       image file of any kind -> a square of it, uint8 (3, side, side)
 """
 
 import contextlib
@@ -24,19 +24,19 @@ from . import Records, read, smaller
 from .errors import UserError
 from .progress import progress
 
-VERSION = 2  # part of every cache's name: raise it when something else is stored
+VERSION = 2  # part of every cache's name: increase it when the stored pixels change
 
 
 def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=None, bbox=None,
               subset=None, classes=None):
-    """Find a data set by name, downloading it where it has a public source, or read any folder.
+    """Return the Dataset of a named set, downloaded if it has a public source, or of any folder.
 
-    name_or_folder: "toy", "cub", ..., or a path (see imagesets/ for the layouts).
-    root: where the named sets lie; None means $FGSSL_DATA, else ./data.
-    skip_bad: leave unreadable files out, with a count, where they would raise otherwise.
-    labels: which of a set's labels, such as "coarse"; None is the finest. bbox: show the box of
-    each image in place of its centre. subset, classes: a share of the images, a number of classes.
-    Returns a Dataset. Raises FileNotFoundError or ValueError saying what was wanted and where.
+    name_or_folder: "toy", "cub", ..., or a path (layouts: imagesets/README.md).
+    root: folder of the named sets; None means $FGSSL_DATA, or else ./data.
+    skip_bad: skip unreadable files and report their number, instead of raising.
+    labels: a level of labels, such as "coarse"; None means the finest. bbox: crop each image to its
+    box. subset: fraction of the images. classes: number of classes.
+    FileNotFoundError and UserError say what was expected and where.
     """
     root = Path(root or os.environ.get("FGSSL_DATA") or "data")
     records, crops = smaller(read(name_or_folder, root, labels), subset, classes), None
@@ -44,43 +44,43 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=No
         if records.boxes is None:
             raise UserError(f"{records.name} has no boxes: leave --bbox out.")
         records, crops = records._replace(boxes=None), records.boxes
-    part = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images"]
-    return Dataset(records, skip_bad, workers, crops, ", ".join(filter(None, part)))
+    note = [labels and f"{labels} labels", bbox and "boxes", subset and f"{subset:g} of the images"]
+    return Dataset(records, skip_bad, workers, crops, ", ".join(filter(None, note)))
 
 
 class Split(NamedTuple):
     images: np.ndarray              # uint8 (N, 3, side, side)
     labels: np.ndarray              # int64 (N,)
-    rows: np.ndarray | None = None  # int64 (N,): where each image stands in the records
+    rows: np.ndarray | None = None  # int64 (N,): index of each image in the records
 
 
 @dataclasses.dataclass
 class Dataset:
-    """The files of a data set and what is known of them, split into train, val and test.
+    """The images of a set, in splits train, val and test.
 
-    crops: (N, 4), where images are cropped to their boxes. part: what of the set, in words.
+    crops: (N, 4) boxes to crop to, or None. note: the options that chose a part, for messages.
     """
 
     records: Records
     skip_bad: bool = False
     workers: int | None = None
     crops: np.ndarray | None = None
-    part: str = ""
+    note: str = ""
 
     @property
     def name(self):
-        return f"{self.records.name}, {self.part}" if self.part else self.records.name
+        return f"{self.records.name}, {self.note}" if self.note else self.records.name
 
     @property
     def classes(self):
         return self.records.classes
 
     def cached(self, split, side, labelled=False):
-        """Every image of a split, decoded once: one square of each, `side` pixels wide.
+        """Return a split's images as squares of `side` pixels; decode them if not cached yet.
 
-        labelled: leave out images whose label is unknown.
-        Returns images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 where
-        unknown; rows, int64 (N,), their places in `records`. N is 0 for a split without images.
+        labelled: leave out images without a label.
+        Returns a Split: images, uint8 (N, 3, side, side), memory-mapped; labels, int64 (N,), -1 if
+        unknown; rows, int64 (N,), indices in `records`. N is 0 for a split without images.
         """
         wanted = self.records.labels >= 0 if labelled else True
         rows = np.flatnonzero((self.records.splits == split) & wanted)
@@ -89,36 +89,36 @@ class Dataset:
             return Split(np.empty((0, 3, side, side), np.uint8), labels, rows)
         file = cache_file(f"{self.records.name[:40]}-{split}-{side}", sources)
         if not file.exists():
-            what = f"decoding {self.name} {split}"
-            build_cache(file, sources, side, what, self.skip_bad, self.workers)
-        images = np.load(file, mmap_mode="c")                # "c": stray writes go nowhere
+            label = f"decoding {self.name} {split}"
+            build_cache(file, sources, side, label, self.skip_bad, self.workers)
+        images = np.load(file, mmap_mode="c")                # "c": writes do not reach the disk
         with open(file, "rb") as content:
-            content.seek(images.offset + images.nbytes)      # what lies behind the array
+            content.seek(images.offset + images.nbytes)      # the JSON behind the array
             bad = json.load(content)
         if bad:
-            print("skipped", unreadable(bad, len(sources), self.skip_bad), file=sys.stderr)
+            print("skipped", report_unreadable(bad, len(sources), self.skip_bad), file=sys.stderr)
             labels, rows = (np.delete(v, [row for row, _ in bad]) for v in (labels, rows))
         return Split(images, labels, rows)
 
     def source(self, row):
-        """What is read of an image of the records, as `decode` takes it."""
+        """The Source of an image of the records: what `decode` reads."""
         box = None if self.crops is None else tuple(self.crops[row].tolist())
         return Source(self.records.paths[row], box, self.records.banner)
 
 
 class Source(NamedTuple):
-    """A file, and what of its picture is shown: around a box (x, y, width, height, in pixels) or in
-    the middle; without the `banner`, rows of pixels at its foot."""
+    """An image file and what to crop from it: a square around the box (x, y, width, height in
+    pixels), or else in the centre; without the lowest `banner` rows of pixels."""
     path: Path
     box: tuple | None = None
     banner: int = 0
 
     def square(self, width, height, scale=1):
-        """What is shown of a picture of these sides: left, top and side of a square, in pixels.
+        """The crop in an image of width x height pixels: left, top and side of a square.
 
-        The largest one in the middle; or the smallest that holds the box, moved and cut to lie in
-        the picture. scale: pixels of this picture for one of the file's. Raises ValueError for a
-        box outside of the picture.
+        The largest centred square; or the smallest that contains the box, moved and cut to lie in
+        the image. scale: pixels of this image per pixel of the file. UserError for a box outside
+        the image.
         """
         height -= self.banner * scale
         if self.box is None:
@@ -126,37 +126,40 @@ class Source(NamedTuple):
             return (width - side) / 2, (height - side) / 2, side
         x, y, w, h = (scale * value for value in self.box)
         if not (w > 0 and h > 0 and -w < x < width and -h < y < height):
-            raise UserError(f"its box {self.box} is not in the picture")
+            raise UserError(f"its box {self.box} is not in the image")
         side = min(max(w, h), width, height)
         left, top = x + (w - side) / 2, y + (h - side) / 2
         return min(max(left, 0), width - side), min(max(top, 0), height - side), side
 
 
 # ------------------------------------------------------------------------------------------------
-# The file of a cache: a .npy array and, behind it, JSON: [row, why] of each unreadable image
+# A cache file: a .npy array followed by JSON, [row, reason] of each unreadable image
 # ------------------------------------------------------------------------------------------------
 
 
 def cache_file(name, sources):
-    """Its path, in $FGSSL_CACHE or ~/.cache/fgssl: `name` and a digest of every source's path, size
-    and time and of what is cropped, so that a changed file makes a new cache."""
+    """The path of a cache, in $FGSSL_CACHE or ~/.cache/fgssl.
+
+    It ends in a digest of the path, size, time and crop of every source: a changed file makes a new
+    cache.
+    """
     digest = hashlib.sha256(b"%d" % VERSION)
     for path, *crop in sources:
-        size = time = -1                                     # of a link to nowhere
+        size = time = -1                                     # of a broken link
         with contextlib.suppress(FileNotFoundError):
             size, time = os.stat(path).st_size, os.stat(path).st_mtime_ns
-        name_of_file = os.fsencode(os.path.abspath(path))
-        digest.update(b"%s\0%d\0%d\0%a\n" % (name_of_file, size, time, crop))
+        absolute = os.fsencode(os.path.abspath(path))
+        digest.update(b"%s\0%d\0%d\0%a\n" % (absolute, size, time, crop))
     folder = Path(os.environ.get("FGSSL_CACHE") or Path.home() / ".cache" / "fgssl")
     return folder / f"{name}-{digest.hexdigest()[:16]}.npy"
 
 
-def build_cache(file, sources, side, what, skip_bad=False, workers=None):
-    """Decode `sources` on all cores into `file`.
+def build_cache(file, sources, side, label, skip_bad=False, workers=None):
+    """Decode `sources` into `file` with all cores.
 
-    It is written under a temporary name and renamed when whole: an interrupted build leaves nothing
-    that could pass for a cache. Raises OSError naming the folder where it cannot be written to;
-    ValueError for unreadable images, unless `skip_bad`, and where all are.
+    The file gets its name only when it is complete, so an interrupted build leaves no cache.
+    OSError names the folder if it cannot be written; UserError for unreadable images unless
+    `skip_bad`, and if no image can be read.
     """
     def read(source):
         try:
@@ -175,18 +178,18 @@ def build_cache(file, sources, side, what, skip_bad=False, workers=None):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             np.lib.format.write_array_header_1_0(out, header(len(sources)))
             images = (pool.map(read, sources[i:i + 256]) for i in range(0, len(sources), 256))
-            images = progress(chain.from_iterable(images), len(sources), what)
+            images = progress(chain.from_iterable(images), len(sources), label)
             for row, image in enumerate(images):
                 if isinstance(image, str):
                     bad.append((row, image))
                 else:
-                    out.write(image.tobytes())  # not by memory map: there a full disk is a crash
+                    out.write(image.tobytes())  # with a memory map, a full disk is a crash
             out.write(json.dumps(bad).encode())
-            if bad:  # fewer images than promised; NumPy pads its header so that N can shrink
+            if bad:  # fewer images than announced; NumPy pads its header, so a smaller N fits
                 out.seek(0)
                 np.lib.format.write_array_header_1_0(out, header(len(sources) - len(bad)))
         if bad:
-            unreadable(bad, len(sources), skip_bad)
+            report_unreadable(bad, len(sources), skip_bad)
         os.replace(partial, file)
     except OSError as error:
         raise OSError(f"cannot write the image cache in {file.parent}: {error}. Free some space, "
@@ -196,16 +199,19 @@ def build_cache(file, sources, side, what, skip_bad=False, workers=None):
             partial.unlink()
 
 
-def unreadable(bad, total, skip):
-    """What of `total` images cannot be read, [(row, why)], in words; unless `skip`, and where all
-    are, as a ValueError."""
-    first = bad[0][1]
+def report_unreadable(bad, total, skip):
+    """Describe the unreadable ones of `total` images; bad: [(row, reason)].
+
+    UserError unless `skip`, and if all are unreadable.
+    """
+    reason = bad[0][1]
     if len(bad) == total:
-        raise UserError(f"none of the {total} images can be read: {first}")
+        raise UserError(f"none of the {total} images can be read: {reason}. Check the folder; "
+                        "python fgssl.py data NAME lists what is wrong.")
     more = f" ({len(bad) - 1} more like it)" if len(bad) > 1 else ""
     if not skip:
-        raise UserError(f"{first}{more}. Remove or replace it, or pass --skip-bad.")
-    return f"{len(bad)} of {total} images: {first}{more}"
+        raise UserError(f"{reason}{more}. Remove or replace it, or pass --skip-bad.")
+    return f"{len(bad)} of {total} images: {reason}{more}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -214,12 +220,12 @@ def unreadable(bad, total, skip):
 
 
 def decode(source, side):
-    """Read one image file of any mode and orientation: a square of it, uint8 (3, side, side).
+    """Read a square of an image file of any mode and orientation: uint8 (3, side, side).
 
-    source: a path, or a Source, which says what of the picture. EXIF rotation is applied first;
-    grey, palette, CMYK and 16-bit images become RGB, transparency becomes white. A JPEG of which
-    the middle is shown is decoded at the smallest DCT scale that still covers the target (Pillow's
-    draft mode). Raises ValueError naming the file where it cannot be read.
+    source: a path, or a Source, which says what to crop. EXIF orientation is applied first. Grey,
+    palette, CMYK and 16-bit images become RGB; transparency becomes white. Without a box, a JPEG is
+    decoded at the smallest DCT scale that still covers the target (Pillow's draft mode). UserError
+    names a file that cannot be read.
     """
     source = source if isinstance(source, Source) else Source(source)
     path = source.path
@@ -234,17 +240,17 @@ def decode(source, side):
             image = image.resize((side, side), Image.BILINEAR,
                                  (left, top, left + length, top + length))
             return np.asarray(image).transpose(2, 0, 1)
-    except Exception as error:  # Pillow's readers raise OSError, SyntaxError, struct.error, ...
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
         raise UserError(f"cannot read image {path}: {error}") from error
 
 
 def upright(image):
-    """The image turned as its EXIF orientation says; damaged EXIF is no reason to lose it."""
+    """Turn an image as its EXIF orientation says; damaged EXIF is ignored."""
     turn = Image.Transpose
-    image.load()  # a TIFF is turned by Pillow itself while it loads, and its orientation erased
+    image.load()  # Pillow itself turns a TIFF while it loads, and deletes the orientation
     try:
         orientation = image.getexif().get(0x0112)
-    except Exception:  # of many kinds, as for the image itself
+    except Exception:  # of many kinds, as in `decode`
         return image
     turns = {2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM,
              5: turn.TRANSPOSE, 6: turn.ROTATE_270, 7: turn.TRANSVERSE, 8: turn.ROTATE_90}
@@ -252,11 +258,11 @@ def upright(image):
 
 
 def to_rgb(image):
-    """An 8-bit RGB copy of a Pillow image of any mode. Raises ValueError for NaN pixels."""
+    """Convert a Pillow image of any mode to 8-bit RGB. UserError for NaN or infinite pixels."""
     if image.mode == "F" or image.mode.startswith("I"):  # one channel of 16 or 32 bits
         grey = np.asarray(image, np.float64)
         if not np.isfinite(grey).all():
-            raise UserError("it holds pixels that are not finite")
+            raise UserError("it has pixels that are not finite")
         white = next((w for w in (1, 255, 65535) if grey.max() <= w), grey.max())
         if image.mode.startswith("I;16"):
             white = 65535

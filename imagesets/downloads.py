@@ -1,11 +1,11 @@
 """Fetching a data set: download, check, unpack.
 
-    obtain       archives from the internet -> one folder, whole or not at all
-    download     one file: broken off, it goes on where it was; checked before it gets its name
-    unpack       a tar or zip archive into a folder, and nowhere else
+    download_set    archives -> one folder, complete or not at all
+    download        one file: resumed if interrupted, checked before it gets its name
+    unpack          a tar or zip archive -> files in one folder and nowhere else
 
-An archive is hostile until shown otherwise: its md5 says that it is the file we mean, and unpacking
-trusts neither its names nor its sizes.
+Archives are not trusted: the md5 shows that a file is the expected one, and unpacking checks every
+name and the total size.
 """
 
 import contextlib
@@ -25,87 +25,85 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from .errors import UserError
-from .progress import amount, progress
+from .progress import format_bytes, progress
 
-CHUNK = 1 << 20
-TIMEOUT = 30   # seconds without a byte after which a connection counts as broken
-TRIES = 5      # connections in a row that bring nothing new, before we give up
-PAUSE = 1      # seconds before the second of them; doubled for each one after
-BOMB = 4       # photographs are compressed already: an archive that grows fourfold holds no images
+CHUNK = 1 << 20    # bytes read at a time
+TIMEOUT = 30       # seconds without a byte until a connection counts as broken
+MAX_TRIES = 5      # connections in a row without a new byte until we give up
+RETRY_WAIT = 1     # seconds before the second of them, doubled each time
+MAX_GROWTH = 4     # unpacked / packed size; photos are compressed, so real archives hardly grow
 
 
 class Archive(NamedTuple):
-    """A file on the internet. `file` is its name on this machine, under --root."""
+    """A file to download. `file` is its name under --root."""
     file: str
     url: str
-    size: int               # bytes; about that many where there is no md5
-    md5: str | None = None  # None where the source gives none: a zip's own checksums must do
+    size: int               # bytes; approximate if there is no md5
+    md5: str | None = None  # None if none is published; then only the archive's own checksums help
 
 
-def obtain(name, archives, root, place):
-    """Download `archives` into root and unpack them all into the folder root/place.
+def download_set(name, archives, root, folder):
+    """Download `archives` into root and unpack all of them into root/folder.
 
-    An archive that is there already, put there by hand, is checked and used. Of two processes that
-    ask at once, one fetches and the other waits. Interrupted, it leaves no folder, and at most a
-    .part that the next call goes on with. Raises ConnectionError where the internet does not give
-    the file, ValueError for one that is not what was wanted, OSError for a disk that is full.
+    An archive that already lies in root is checked and used. If two processes ask at once, one
+    downloads and the other waits. After an interruption there is no folder, and at most a .part
+    file that the next call resumes. ConnectionError if the download fails, UserError for a wrong
+    file, OSError for a full disk.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with alone(root / f".{name}.lock", name):
-            if not (root / place).is_dir():                  # another process may have been faster
-                check_room(archives, root)
-                fill(root / place, archives)
+        with file_lock(root / f".{name}.lock", name):
+            if not (root / folder).is_dir():                 # another process may have made it
+                check_disk_space(archives, root)
+                download_and_unpack(archives, root / folder)
     except ConnectionError:
         raise
     except OSError as error:
-        raise OSError(f"cannot keep {name} in {root}: {error}. Make room there, or choose another "
-                      "--root.") from error
+        raise OSError(f"cannot store {name} in {root}: {error}. Free some space there, or choose "
+                      "another --root.") from error
 
 
-def fill(folder, archives):
-    """Download archives beside the folder and unpack them; it gets its name when it is whole.
+def download_and_unpack(archives, folder):
+    """Download archives beside the folder and unpack them; it gets its name when it is complete.
 
-    What was downloaded is removed where it has served, and where it cannot be used.
+    Downloaded archives are removed once unpacked, and if they are unusable.
     """
     files = [folder.with_name(archive.file) for archive in archives]
-    ours = [file for archive, file in zip(archives, files) if download(archive, file)]
+    temporary = [file for archive, file in zip(archives, files) if download(archive, file)]
     draft = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(draft, ignore_errors=True)                 # of a process that was killed
+    shutil.rmtree(draft, ignore_errors=True)                 # left by a process that was killed
     try:
         for file in files:
             unpack(file, draft)
         inner = draft / folder.name
         os.replace(inner if inner.is_dir() else draft, folder)
-    except (OSError, KeyboardInterrupt):                     # a full disk, Ctrl-C: to be used again
-        ours = []
+    except (OSError, KeyboardInterrupt):                     # the archives are good: keep them
+        temporary = []
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        for file in ours:
+        for file in temporary:
             file.unlink()
 
 
 @contextlib.contextmanager
-def alone(file, name):
-    """Hold a lock against other processes; the system frees it when its holder dies.
+def file_lock(file, name):
+    """Hold a lock against other processes; the system releases it if the holder dies.
 
-    The file is removed where the work succeeded: who waits then finds the work done.
+    The file is removed on success: a process that waited then finds the work done.
     """
     with open(file, "a") as held:
-        waiting = False
-        while not locked(held):
-            if not waiting:
-                print(f"waiting for another process that fetches {name}", file=sys.stderr)
-            waiting = True
-            time.sleep(0.2)
+        if not try_lock(held):
+            print(f"waiting for another process that downloads {name}", file=sys.stderr, flush=True)
+            while not try_lock(held):
+                time.sleep(0.2)
         yield
     with contextlib.suppress(OSError):
         file.unlink()
 
 
-def locked(file):
-    """Try to lock an open file; whether it worked."""
+def try_lock(file):
+    """Try to lock an open file; return whether it worked."""
     try:
         if os.name == "nt":
             import msvcrt
@@ -118,51 +116,53 @@ def locked(file):
     return True
 
 
-def check_room(archives, root):
-    """OSError where the disk cannot hold what is not there yet, packed and unpacked."""
-    there = sum(file.stat().st_size for archive in archives
-                for file in (root / archive.file, part_of(root / archive.file)) if file.is_file())
-    needed = 2 * sum(archive.size for archive in archives) - there
+def check_disk_space(archives, root):
+    """OSError if the disk cannot hold the archives and what they unpack to."""
+    files = [root / archive.file for archive in archives]
+    present = sum(file.stat().st_size for file in [*files, *map(part_file, files)]
+                  if file.is_file())
+    needed = 2 * sum(archive.size for archive in archives) - present
     free = shutil.disk_usage(root).free
     if needed > free:
-        raise OSError(f"it takes {amount(needed)}, packed and unpacked, and {amount(free)} are "
-                      "free")
+        raise OSError(f"it needs {format_bytes(needed)}, packed and unpacked, and "
+                      f"{format_bytes(free)} are free")
 
 
 # ------------------------------------------------------------------------------------------------
-# One file
+# Download one file
 # ------------------------------------------------------------------------------------------------
 
 
-class Broken(Exception):
-    """A connection that failed in a way that may pass."""
+class BrokenConnection(Exception):
+    """A connection failed in a way that may pass."""
 
 
-def part_of(file):
+def part_file(file):
     return file.with_name(file.name + ".part")
 
 
 def download(archive, file):
-    """Fetch an archive to `file` and check it. Returns whether it was fetched: False if there."""
+    """Download an archive to `file` and check it. Return False if the file was already there."""
     if file.is_file():
-        check(archive, file, "Remove it, or put the right one in its place")
+        check_md5(archive, file, "Remove it, or put the right file in its place")
         return False
-    part = part_of(file)
-    have = f", of which {amount(part.stat().st_size)} are here" if part.is_file() else ""
-    print(f"downloading {amount(archive.size)}{have} from {archive.url} to {file}", file=sys.stderr)
+    part = part_file(file)
+    have = f", of which {format_bytes(part.stat().st_size)} are here" if part.is_file() else ""
+    print(f"downloading {format_bytes(archive.size)}{have} from {archive.url} to {file}",
+          file=sys.stderr)
     try:
-        transfer(archive, part)
-    except (urllib.error.HTTPError, Broken) as error:
+        download_with_retries(archive, part)
+    except (urllib.error.HTTPError, BrokenConnection) as error:
         with contextlib.suppress(OSError):
             if not part.stat().st_size:
                 part.unlink()
         md5 = f" (md5 {archive.md5})" if archive.md5 else ""
         raise ConnectionError(
-            f"cannot download {archive.url}: {error}. Run the command again to go on, or fetch "
-            f"that file{md5} by other means, put it at {file}, and run the command again."
+            f"cannot download {archive.url}: {error}. Run the command again to resume, or fetch "
+            f"the file{md5} in another way, save it as {file}, and run the command again."
         ) from error
     try:
-        check(archive, part, "It was removed; run the command again")
+        check_md5(archive, part, "It was removed; run the command again")
     except ValueError:
         part.unlink()
         raise
@@ -170,8 +170,8 @@ def download(archive, file):
     return True
 
 
-def check(archive, file, what_to_do):
-    """ValueError, which ends in what_to_do, if the file's md5 is not the archive's."""
+def check_md5(archive, file, what_to_do):
+    """UserError, ending in what_to_do, if the file's md5 is not the archive's."""
     if archive.md5 is None:
         return
     md5 = hashlib.md5(usedforsecurity=False)
@@ -180,45 +180,45 @@ def check(archive, file, what_to_do):
         for chunk in progress(chunks, file.stat().st_size, f"checking {archive.file}", len):
             md5.update(chunk)
     if md5.hexdigest() != archive.md5:
-        raise UserError(f"{file} is not the file that was expected: md5 {md5.hexdigest()}, "
-                         f"{file.stat().st_size} bytes; wanted md5 {archive.md5}, {archive.size} "
-                         f"bytes. {what_to_do}.")
+        raise UserError(f"{file} is not the expected file: md5 {md5.hexdigest()}, "
+                        f"{file.stat().st_size} bytes; expected md5 {archive.md5}, {archive.size} "
+                        f"bytes. {what_to_do}.")
 
 
-def transfer(archive, part):
-    """Bring `part` to its full length, over as many connections as it takes.
+def download_with_retries(archive, part):
+    """Bring `part` to its full length with as many connections as it takes.
 
-    Raises Broken when TRIES of them in a row bring nothing new, HTTPError for an answer that will
-    not change (such as 404), ValueError for a file longer than it should be.
+    BrokenConnection after MAX_TRIES in a row without a new byte; HTTPError for an answer that will
+    not change, such as 404; UserError for a file longer than expected.
     """
-    tries, most = 0, 0
+    tries, longest = 0, 0
     while True:
         start = part.stat().st_size if part.is_file() else 0
-        tries, most = (0 if start > most else tries), max(start, most)
+        tries, longest = (0 if start > longest else tries), max(start, longest)
         if archive.md5 and start == archive.size:
-            return                                           # and the check will tell
+            return                                           # complete; its md5 is checked next
         try:
-            return receive(archive, part, start)
+            return download_from(archive, part, start)
         except urllib.error.HTTPError as error:
-            if error.code == 416:                            # there is nothing from here on
+            if error.code == 416:                            # `start` lies beyond the end
                 part.unlink(missing_ok=True)
             elif error.code < 500 and error.code not in (408, 429):
                 raise
-            broken = Broken(error)
-        except Broken as error:
+            broken = BrokenConnection(error)
+        except BrokenConnection as error:
             broken = error
         tries += 1
-        if tries == TRIES:
+        if tries == MAX_TRIES:
             raise broken
         print(f"{archive.file}: {broken}; trying again", file=sys.stderr)
-        time.sleep(PAUSE * 2 ** (tries - 1))
+        time.sleep(RETRY_WAIT * 2 ** (tries - 1))
 
 
-def receive(archive, part, start):
-    """One connection: write what the server has from byte `start` on, or all, to the end of `part`.
+def download_from(archive, part, start):
+    """Open one connection and append what the server sends from byte `start` on to `part`.
 
-    A server may ignore the wish to start in the middle (200 in place of 206); then `part` is
-    written anew. Raises Broken if the connection ends early.
+    A server may ignore the range and send the whole file (200 instead of 206); then `part` is
+    rewritten. BrokenConnection if the connection ends early.
     """
     headers = {"User-Agent": "fgssl"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -227,110 +227,110 @@ def receive(archive, part, start):
     except urllib.error.HTTPError:
         raise
     except (OSError, http.client.HTTPException) as error:    # URLError, timeout, reset, ...
-        raise Broken(getattr(error, "reason", error)) from error
+        raise BrokenConnection(getattr(error, "reason", error)) from error
     with response:
         if response.status == 206:
-            given = response.headers.get("Content-Range", "")
-            if not re.match(rf"bytes {start}-", given):
+            content_range = response.headers.get("Content-Range", "")
+            if not re.match(rf"bytes {start}-", content_range):
                 part.unlink()
-                raise Broken(f"asked for the bytes from {start} on, got {given!r}")
+                raise BrokenConnection(f"asked for bytes from {start}, got {content_range!r}")
         else:
             start = 0
         length = response.headers.get("Content-Length")
         end = start + int(length) if length and length.isdecimal() else None
         limit = archive.size if archive.md5 else 2 * archive.size
         with open(part, "ab" if start else "wb") as out:
-            for chunk in progress(chunks_of(response, limit - start), end or archive.size,
+            for chunk in progress(read_chunks(response, limit - start), end or archive.size,
                                   f"downloading {archive.file}", len, start):
                 out.write(chunk)
             size = out.tell()
     if size > limit:
         part.unlink()
-        raise UserError(f"{archive.url} is longer than it should be: wanted {archive.size} bytes, "
-                         f"got {size} and more. Nothing was kept.")
+        raise UserError(f"{archive.url} is longer than expected: {size} bytes or more instead of "
+                        f"{archive.size}. Nothing was kept; try again later.")
     if end and size < end:
-        raise Broken(f"the connection ended {amount(end - size)} early")
+        raise BrokenConnection(f"the connection ended {format_bytes(end - size)} early")
 
 
-def chunks_of(response, most):
-    """What a response brings, as it comes, until it is more than `most` bytes; Broken for whatever
-    goes wrong on the way."""
-    while most >= 0:
+def read_chunks(response, max_bytes):
+    """Yield a response's bytes as they come, until they exceed max_bytes. BrokenConnection for any
+    failure."""
+    while max_bytes >= 0:
         try:
             chunk = response.read1(CHUNK)
         except (OSError, http.client.HTTPException) as error:
-            raise Broken(error) from error
+            raise BrokenConnection(error) from error
         if not chunk:
             return
-        most -= len(chunk)
+        max_bytes -= len(chunk)
         yield chunk
 
 
 # ------------------------------------------------------------------------------------------------
-# Unpacking
+# Unpack
 # ------------------------------------------------------------------------------------------------
 
 
 def unpack(file, folder):
-    """Unpack a .zip or a tar archive into the folder; a single file (.mat) is copied there.
+    """Unpack a .zip or tar archive into the folder; copy a .mat file there.
 
-    Only plain files and folders are made, with this process's own rights. ValueError for an entry
-    that is a link or a device or whose name leaves the folder, for a damaged archive, and for a
-    bomb: one that grows BOMB times. What was written until then is the caller's to remove.
+    Only regular files and folders are written, with this process's rights. UserError for a link, a
+    device, a name that leaves the folder, a damaged archive, and an archive that grows MAX_GROWTH
+    times (a bomb). The caller removes what was written before the error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".mat":
         shutil.copyfile(file, folder / file.name)
         return
-    room = BOMB * file.stat().st_size + CHUNK                # bytes that may still be written
-    pieces = progress(contents(file, folder), None, f"unpacking {file.name}",
+    left = MAX_GROWTH * file.stat().st_size + CHUNK          # bytes that may still be written
+    pieces = progress(archive_pieces(file, folder), None, f"unpacking {file.name}",
                       lambda piece: len(piece[1] or b""))
-    for target, piece in pieces:
-        room -= len(piece or b"") or 512                     # entries without bytes end, too
-        if room < 0:
-            raise UserError(f"{file} unpacks to more than {BOMB} times its size: no archive of "
-                             "photographs does. Fetch it anew.")
+    for path, piece in pieces:
+        left -= len(piece or b"") or 512                     # empty files and folders count too
+        if left < 0:
+            raise UserError(f"{file} unpacks to more than {MAX_GROWTH} times its size; an archive "
+                            "of photos does not. Download it again.")
         if piece is None:
-            target.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True, exist_ok=True)
             continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open(target, "ab" if piece else "wb") as out:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab" if piece else "wb") as out:
             out.write(piece)
 
 
-def contents(file, folder):
-    """What an archive holds, in pieces: (path in folder, None) for a folder; for a file (path, b"")
-    and then (path, bytes) until it is whole. ValueError for whatever is wrong with it."""
+def archive_pieces(file, folder):
+    """Yield an archive's content in pieces: (path, None) for a folder; for a file (path, b""), then
+    (path, bytes) until it is complete. UserError for anything wrong with the archive."""
     entries = zip_entries if file.suffix == ".zip" else tar_entries
     try:
         for name, source in entries(file):
-            target = inside(folder, name)
+            path = safe_path(folder, name)
             if source is None:
-                yield target, None
+                yield path, None
                 continue
-            yield target, b""
+            yield path, b""
             while piece := source.read(CHUNK):
-                yield target, piece
-    except Exception as error:  # the readers of damaged archives raise what they please
-        raise UserError(f"{file} cannot be used: {error}. Fetch it anew.") from error
+                yield path, piece
+    except Exception as error:  # a damaged archive makes its reader raise errors of many kinds
+        raise UserError(f"{file} cannot be used: {error}. Download it again.") from error
 
 
 def tar_entries(file):
-    """(name, open file, or None for a folder) of each entry of a tar, compressed or not."""
+    """Yield (name, open file, or None for a folder) of each entry of a tar, compressed or not."""
     with tarfile.open(file, "r|*") as archive:
         for entry in archive:
             if not entry.isfile() and not entry.isdir():
-                raise UserError(f"{entry.name!r} in it is a link or a device")
+                raise UserError(f"its entry {entry.name!r} is a link or a device")
             yield entry.name, archive.extractfile(entry) if entry.isfile() else None
 
 
 def zip_entries(file):
-    """(name, open file, or None for a folder) of each entry of a zip."""
+    """Yield (name, open file, or None for a folder) of each entry of a zip."""
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
-            kind = stat.S_IFMT(entry.external_attr >> 16)    # 0 where it was packed on Windows
+            kind = stat.S_IFMT(entry.external_attr >> 16)    # 0 if it was packed on Windows
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"{entry.filename!r} in it is a link or a device")
+                raise UserError(f"its entry {entry.filename!r} is a link or a device")
             if entry.is_dir():
                 yield entry.filename, None
                 continue
@@ -338,9 +338,9 @@ def zip_entries(file):
                 yield entry.filename, source
 
 
-def inside(folder, name):
-    """folder / name, where that stays within the folder; ValueError for any other name."""
+def safe_path(folder, name):
+    """Return folder / name; UserError for a name that would leave the folder."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if any(part in ("/", "..") or ":" in part or "\0" in part for part in parts):
-        raise UserError(f"{name!r} in it would be written outside of {folder}")
+        raise UserError(f"its entry {name!r} would be written outside {folder}")
     return folder.joinpath(*parts)

@@ -1,9 +1,9 @@
-"""The error that a user can mend."""
+"""The error for what a user can fix."""
 
 
 class UserError(ValueError):
-    """What was asked for cannot be done: a folder, file, flag or image that does not fit.
+    """A request that cannot be met: a folder, file, flag or image that does not fit.
 
-    The message says what it was, what was wanted, and what to do next; `fgssl.launch` prints it in
-    place of a traceback.
+    The message says what was found, what was expected, and what to do next; `fgssl.launch` prints
+    it without a traceback.
     """

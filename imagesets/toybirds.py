@@ -1,8 +1,7 @@
-"""The toy birds: drawn with Pillow, in a minute, in CUB's layout.
+"""The toy birds: a fine-grained set drawn with Pillow in about a minute.
 
-20 species share one body, its colours and its poses and differ in a few parts, which is what makes
-the photographs of CUB-200-2011 (Wah et al. 2011) hard. Written as CUB is, so that both go through
-one reader (imagesets.cub).
+20 species have the same body, colours and poses, and differ only in a few parts, which is what
+makes CUB-200-2011 (Wah et al. 2011) hard. The files have CUB's layout, so one reader serves both.
 """
 
 import functools
@@ -51,37 +50,36 @@ PARTS = ["back", "beak", "belly", "breast", "crown", "forehead", "left eye", "le
 def draw(folder, seed=0, per_class=(60, 20, 20)):
     """Draw the toy birds in CUB's layout: `per_class` (train, val, test) images of each species.
 
-    A set that is there stays. Every core draws its share in a process of its own, started as
-    `python toybirds.py`, which needs neither fork nor a guarded main module. The set is drawn
-    beside `folder` and renamed when whole: an interrupted drawing leaves no half set, and of two at
-    once the first to finish stays. One seed, one set of files. OSError names a folder it cannot
-    write.
+    An existing set is kept. Each core runs a process of its own, `python toybirds.py`, because that
+    needs neither fork nor a main guard in the caller. The set is drawn beside `folder` and renamed
+    when complete: an interruption leaves nothing, and if two processes draw, the first to finish
+    wins. Equal seeds give equal files. OSError names a folder that cannot be written.
     """
-    from .progress import progress  # not at the top, where `python toybirds.py` would miss it
+    from .progress import progress  # here, because a relative import fails in `python toybirds.py`
 
-    folder, each, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
+    folder, count, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
     draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    paths, rows, workers = toy_paths(each), [], []
+    paths, rows, workers = image_names(count), [], []
     if (folder / "images.txt").is_file():
         return
     try:
-        for path in paths[::each]:
+        for path in paths[::count]:
             (draft / "images" / path).parent.mkdir(parents=True)
         for core in range(cores):
-            share = map(str, (draft / "images", seed, each, core, cores))
-            workers.append(subprocess.Popen([sys.executable, __file__, *share], text=True,
+            arguments = map(str, (draft / "images", seed, count, core, cores))
+            workers.append(subprocess.Popen([sys.executable, __file__, *arguments], text=True,
                                             stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         for i in progress(range(len(paths)), len(paths), "drawing toy birds"):
             rows.append(workers[i % cores].stdout.readline().split())
             if not rows[-1]:
                 raise OSError(workers[i % cores].stderr.read().strip().split("\n")[-1])
-        annotate(draft, paths, rows, per_class)
+        write_labels(draft, paths, rows, per_class)
         draft.rename(folder)
     except OSError as error:
         if (folder / "images.txt").is_file():
             return  # another process was faster
-        raise OSError(f"cannot draw the toy birds in {folder}: {error}. Make room there, or choose "
-                      "another --root.") from error
+        raise OSError(f"cannot draw the toy birds in {folder}: {error}. Free some space there, or "
+                      "choose another --root.") from error
     finally:
         for worker in workers:
             worker.kill()
@@ -89,13 +87,12 @@ def draw(folder, seed=0, per_class=(60, 20, 20)):
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def draw_share(folder, seed, each, core, cores):
-    """Draw every `cores`-th image from `core` on; print a row for each: box, then x, y, visible of
-    each part.
-    """
-    for i, path in list(enumerate(toy_paths(each)))[core::cores]:
-        rng = np.random.default_rng([seed, *divmod(i, each)])
-        picture, box, parts = photograph(list(SPECIES)[i // each], rng)
+def draw_shard(folder, seed, count, core, cores):
+    """Draw images core, core + cores, ...; print a row for each: its box, then x, y, visible of
+    each part."""
+    for i, path in list(enumerate(image_names(count)))[core::cores]:
+        rng = np.random.default_rng([seed, *divmod(i, count)])
+        picture, box, parts = photograph(list(SPECIES)[i // count], rng)
         jpeg = io.BytesIO()
         picture.save(jpeg, "jpeg", quality=92)
         Path(folder, path).write_bytes(jpeg.getvalue())  # on a full disk, save(path) may not raise
@@ -105,14 +102,14 @@ def draw_share(folder, seed, each, core, cores):
         print(*(f"{number:.4g}" for number in numbers), flush=True)
 
 
-def toy_paths(each):
-    """Paths under images/ of `each` images a species, as CUB writes them."""
+def image_names(count):
+    """Paths below images/ of `count` images per species, as in CUB."""
     return [f"{label:03}.{species}/{species}_{number:04}.jpg"
-            for label, species in enumerate(SPECIES, 1) for number in range(1, each + 1)]
+            for label, species in enumerate(SPECIES, 1) for number in range(1, count + 1)]
 
 
-def annotate(folder, paths, rows, per_class):
-    """Write CUB's text files, and val.txt, for images with these rows of draw_share."""
+def write_labels(folder, paths, rows, per_class):
+    """Write CUB's text files and val.txt; rows: those that draw_shard printed for the images."""
     train, val, test = per_class
     label, number = np.divmod(np.arange(len(paths)), train + val + test)
     columns = {  # of lines `<id> <value>`, ids from 1
@@ -136,15 +133,15 @@ def annotate(folder, paths, rows, per_class):
 # The drawing
 #
 # A shape is (points, fill): a polygon (n, 2) and its colour, or one point and the name of the part
-# it marks. A bird looks along +x, y points down, and its body is 1.3 long.
+# at that point. A bird faces +x, y points down, and its body is 1.3 long.
 # ------------------------------------------------------------------------------------------------
 
-SIDE, FINE = 96, 3  # pixels of an image, and how much finer it is drawn before it is averaged down
+SIDE, SUPERSAMPLING = 96, 3  # pixels of an image; drawn 3 times as large, then averaged down
 UPPER = ["5f7896", "768245", "a05f3c", "8a7050", "3f8285", "7f6488", "5f7068"]
 LOWER = ["f1e7cd", "ecd2a6", "f0bd8d", "efe09a", "e3e6e2", "eacabd"]
 BILL = ["45424a", "dda43c", "a08f7c", "cf6f40"]
 BARK = ["7b6250", "938372", "66574c"]
-# A scene: sky at the top and below, foliage from one colour to another, leaves.
+# Colours of a scene: sky at the top and at the horizon, two of foliage, leaves.
 SCENES = [["a9cfe6", "dfe9e2", "9dbb7c", "c4d3a0", "6f9a4a"],  # spring
           ["8fbad6", "b9d0a6", "6d9a5c", "8fb36c", "4f8040"],  # summer
           ["cfd9dc", "e3cfa4", "c98f52", "dcb268", "c56a32"],  # autumn
@@ -179,8 +176,8 @@ OUTLINES = {  # corners x y of each part, in hundredths; `outline` rounds them
 def photograph(species, rng):
     """Draw one bird: image, box (x, y, width, height) and {visible part: (x, y)}, in pixels.
 
-    Colours, pose, scene and light take the same random draws for every species: they tell nothing
-    of it, and one seed shows all species in the same scene.
+    Colours, pose, scene and light use the same random draws for every species, so they carry no
+    information about it.
     """
     def colour(texts):
         return rgb(texts[rng.integers(len(texts))]) * rng.uniform(0.88, 1.1)
@@ -190,29 +187,29 @@ def photograph(species, rng):
     look |= dict(upper=colour(UPPER), lower=colour(LOWER), beak=colour(BILL))
     tilt, nod, wag, roll = rng.uniform((-0.55, -0.3, -0.25, -0.12), (0.15, 0.3, 0.25, 0.12))
     scale, flip = rng.uniform(0.38, 0.54), rng.choice([-1, 1])
-    tree = moved(branch(rng, bark=colour(BARK), green=scene.pop()), roll)
-    shapes = moved(bird(look, tilt, nod, wag), roll)
+    tree = transform(branch(rng, bark=colour(BARK), green=scene.pop()), roll)
+    shapes = transform(bird(look, tilt, nod, wag), roll)
 
     extent = np.concatenate([points for points, _ in shapes]) * (flip, 1)
     low, high = extent.min(0), extent.max(0)
     scale = min(scale, 0.95 / (high - low).max())
-    room = 0.97 - (high - low) * scale
-    place = 0.5 + rng.uniform(-0.5, 0.5, 2) * room - (low + high) / 2 * scale
+    margin = 0.97 - (high - low) * scale
+    shift = 0.5 + rng.uniform(-0.5, 0.5, 2) * margin - (low + high) / 2 * scale
     picture, parts = backdrop(rng, scene), {}
     draw = ImageDraw.Draw(picture)
     near, far = ("right", "left")[::flip]
     for points, fill in tree + shapes:
-        points = (points * (scale * flip, scale) + place) * SIDE
+        points = (points * (scale * flip, scale) + shift) * SIDE
         if isinstance(fill, str):
             parts[fill.replace("near", near).replace("far", far)] = points[0]
         else:
-            draw.polygon((points * FINE).ravel().tolist(), pixel(fill))
-    box = (*(low * scale + place) * SIDE, *(high - low) * scale * SIDE)
-    return daylight(rng, picture.reduce(FINE)), box, parts
+            draw.polygon((points * SUPERSAMPLING).ravel().tolist(), pixel(fill))
+    box = (*(low * scale + shift) * SIDE, *(high - low) * scale * SIDE)
+    return daylight(rng, picture.reduce(SUPERSAMPLING)), box, parts
 
 
 def daylight(rng, picture):
-    """Light from one side, brightness, a colour cast, and a sensor's grain."""
+    """Add light from one side, exposure, a colour cast and sensor noise."""
     down, across = np.ogrid[-1:1:SIDE * 1j, -1:1:SIDE * 1j]
     light = 1 + rng.uniform(-0.15, 0.15) * across + rng.uniform(-0.2, 0.1) * down
     cast = rng.uniform(0.82, 1.08) * rng.uniform(0.92, 1.08, 3)
@@ -221,7 +218,7 @@ def daylight(rng, picture):
 
 
 def backdrop(rng, scene):
-    """Sky, clouds and foliage out of focus: drawn small, blurred and enlarged."""
+    """Draw sky, clouds and foliage out of focus: small, blurred, then enlarged."""
     def blob(x, y, wide, high, colour):
         draw.ellipse((x - wide, y - high, x + wide, y + high), pixel(colour))
 
@@ -237,7 +234,7 @@ def backdrop(rng, scene):
         y += horizon + slope * (x - half / 2)
         blob(x, y, size + 2, size + 2, mix(mix(*foliage, hue), below, haze))
     blurred = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.8, 2)))
-    return blurred.resize((SIDE * FINE, SIDE * FINE), Image.BILINEAR)
+    return blurred.resize((SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING), Image.BILINEAR)
 
 
 def branch(rng, bark, green):
@@ -251,7 +248,7 @@ def branch(rng, bark, green):
         shapes += [(stroke(start, mix(start, end, 0.5) + (0.06, 0), end, 0.055, 0.4), bark * 0.8)]
         leaves = rng.integers(2, 5)
         for angle, size, shade in rng.uniform((0, 0.22, 0.8), (6.28, 0.42, 1.2), (leaves, 3)):
-            shapes += moved([(outline("leaf") * size, green * shade),
+            shapes += transform([(outline("leaf") * size, green * shade),
                              (outline("leaf half") * size, green * shade * 0.82)], angle, to=end)
     for drop, width, shade in ((0.02, 1.0, 0.62), (-0.006, 0.8, 1.0), (-0.04, 0.3, 1.18)):
         left, right = [(x, middle + slope * x + bend + drop) for x in (-2.8, 2.8)]
@@ -268,9 +265,9 @@ def bird(look, tilt, nod, wag):
 
     tilt, nod, wag: angles of body, head and tail in radians; the feet stay where they are.
     """
-    trunk = moved(tail(look), wag, to=(-0.6, 0.08)) + body(look) + breast(look) + wing(look)
-    neck, *hips = turned(corners("38 -60  0 32  16 30"), tilt)
-    return legs(hips) + moved(trunk, tilt) + moved(head(look), nod, to=neck)
+    trunk = transform(tail(look), wag, to=(-0.6, 0.08)) + body(look) + breast(look) + wing(look)
+    neck, *hips = rotate(corners("38 -60  0 32  16 30"), tilt)
+    return legs(hips) + transform(trunk, tilt) + transform(head(look), nod, to=neck)
 
 
 def legs(hips):
@@ -323,7 +320,7 @@ def tail(look):
     """Square, forked, a long ribbon, or a fan of five feathers."""
     feathers = {"square": [outline("square")], "ribbon": [outline("ribbon")],
                 "fork": [outline("prong"), outline("prong") * (1, -1)],
-                "fan": [turned(outline("feather"), turn) for turn in (-0.64, 0.64, -0.32, 0.32, 0)]}
+                "fan": [rotate(outline("feather"), turn) for turn in (-0.64, 0.64, -0.32, 0.32, 0)]}
     shapes = [mark("tail", -0.4, 0.0)]
     for points in feathers[look["tail"]]:
         shapes += [(points, mix(look["upper"], INK, 0.75)),
@@ -350,7 +347,7 @@ def crest(look):
     tuft = [(outline("tuft"), mix(colour, INK, 0.4)), (outline("tuft") * (0.6, 0.9), colour)]
     return {"none": [],
             "peak": volume(outline("peak"), colour),
-            "tuft": [shape for angle in (-1.0, -0.6, -0.2, 0.2) for shape in moved(tuft, angle)],
+            "tuft": sum((transform(tuft, angle) for angle in (-1.0, -0.6, -0.2, 0.2)), []),
             "plume": [(stroke((0.04, -0.2), (0.02, -0.5), (0.26, -0.6), 0.055, 1.2), INK),
                       (ellipse(0.27, -0.56, 0.1, 0.085), INK)]}[look["crest"]]
 
@@ -369,12 +366,12 @@ def eye(look):
 
 
 def mark(part, x, y):
-    """The place of a part, carried along with the shapes around it."""
+    """A shape that marks where a part is; it moves with the shapes around it."""
     return np.array([[x, y]], float), part
 
 
 def volume(points, colour, shadow=0.7, light=0.16):
-    """A rounded form lit from above: its outline in shadow, then smaller and lighter copies."""
+    """A rounded form lit from above: a dark outline, then smaller and lighter copies."""
     lit = mix(points.min(0), points.max(0), np.array([0.62, 0.14]))
     t = np.linspace(0, 0.8, 10)[:, None]
     colours = mix(colour * shadow, mix(colour, WHITE, light), (t / 0.8) ** 0.7)
@@ -388,7 +385,7 @@ def corners(text):
 
 @functools.cache
 def outline(name):
-    """One of OUTLINES as a polygon, its corners cut three times (Chaikin 1974)."""
+    """One of OUTLINES as a polygon, rounded by three passes of corner cutting (Chaikin 1974)."""
     points = corners(OUTLINES[name])
     for _ in range(3):
         after = np.roll(points, -1, axis=0)
@@ -409,7 +406,7 @@ SLOPE = np.stack([4 * T - 3, 4 - 8 * T, 4 * T - 1], 1)
 
 
 def stroke(start, middle, end, width, taper=1.0):
-    """A band along the parabola through three points; at the end it is `taper` times as wide."""
+    """A band along the parabola through three points; its end is `taper` times as wide."""
     points = np.array([start, middle, end])
     line, along = THROUGH @ points, SLOPE @ points
     half = width / 2 * mix(1, taper, T) / np.hypot(*along.T)
@@ -417,19 +414,19 @@ def stroke(start, middle, end, width, taper=1.0):
     return np.concatenate([line + across, (line - across)[::-1]])
 
 
-def turned(points, angle):
+def rotate(points, angle):
     """Points (..., 2) rotated about the origin; with y down, a positive angle turns clockwise."""
     cos, sin = np.cos(angle), np.sin(angle)
     return points @ np.array([[cos, sin], [-sin, cos]])
 
 
-def moved(shapes, angle, to=(0, 0)):
-    """Shapes rotated about the origin, which then goes to `to`."""
-    return [(turned(points, angle) + to, fill) for points, fill in shapes]
+def transform(shapes, angle, to=(0, 0)):
+    """Shapes rotated about the origin and then shifted by `to`."""
+    return [(rotate(points, angle) + to, fill) for points, fill in shapes]
 
 
 def mix(a, b, t):
-    """From a (t = 0) to b (t = 1), for colours and points alike."""
+    """Linear interpolation from a (t = 0) to b (t = 1), of colours or points."""
     return a + (np.asarray(b) - a) * t
 
 
@@ -439,11 +436,11 @@ def rgb(text):
 
 
 def pixel(colour):
-    """A colour as Pillow takes it."""
+    """A colour as Pillow expects it."""
     return tuple(min(255, int(value)) for value in colour.tolist())
 
 
 INK, WHITE = rgb("221f24"), rgb("fffaf0")
 
 if __name__ == "__main__":
-    draw_share(sys.argv[1], *map(int, sys.argv[2:]))
+    draw_shard(sys.argv[1], *map(int, sys.argv[2:]))

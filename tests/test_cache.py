@@ -20,7 +20,7 @@ from imagesets import cache
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Ten flat images, the i-th of grey 20 i, and an image cache of the test's own."""
+    """Ten images, the i-th of uniform grey 20 i, and an image cache for this test only."""
     monkeypatch.setenv("FGSSL_CACHE", str(tmp_path / "cache"))
     (tmp_path / "photos").mkdir()
     for i in range(10):
@@ -33,7 +33,7 @@ def grey(path, value):
 
 
 def dataset(folder, skip_bad=False):
-    """All images in train, but for the last two in val; image i has label i."""
+    """All images are in train except the last two, in val; image i has label i."""
     paths = sorted(folder.iterdir())
     splits = np.array(["train"] * (len(paths) - 2) + ["val"] * 2)
     records = imagesets.Records(paths, np.arange(len(paths)), [path.stem for path in paths], splits)
@@ -65,7 +65,7 @@ def test_the_cache_holds_each_image_of_a_split_once_in_order(photos):
     assert data.cached("train", 16).images.shape == (8, 3, 16, 16)
 
 
-def test_the_cache_keeps_colours_and_places(photos):
+def test_the_cache_keeps_colours_and_positions(photos):
     corners = np.array([[(250, 0, 9), (60, 61, 62)], [(7, 200, 100), (0, 0, 255)]], np.uint8)
     Image.fromarray(corners.repeat(12, 0).repeat(12, 1)).save(photos / "1.png")
     image = dataset(photos).cached("train", 24).images[1]
@@ -76,7 +76,7 @@ def test_a_changed_file_makes_a_new_cache(photos):
     dataset(photos).cached("train", 24)
     size, mtime = (photos / "3.png").stat().st_size, (photos / "3.png").stat().st_mtime_ns
     grey(photos / "3.png", 61)
-    assert (photos / "3.png").stat().st_size == size, "the test wants the same size"
+    assert (photos / "3.png").stat().st_size == size, "the test needs the same size"
     os.utime(photos / "3.png", ns=(mtime + 1, mtime + 1))
     assert values(dataset(photos).cached("train", 24))[3] == 61, "changed, of the same size"
     Image.effect_noise((90, 90), 50).save(photos / "3.png")
@@ -151,33 +151,33 @@ def test_skip_bad_counts_them_and_keeps_each_label_with_its_image(photos, capsys
 
 
 def test_what_was_unreadable_is_kept_in_the_cache_itself(photos):
-    """In a file beside it, it could be lost, or be read while another process writes it."""
+    """A second file could be lost, or read while another process writes it."""
     spoil(photos)
     dataset(photos, skip_bad=True).cached("train", 24)
     file, = (photos.parent / "cache").rglob("*")
-    assert np.load(file).shape == (6, 3, 24, 24), "what lies behind the array does not disturb it"
+    assert np.load(file).shape == (6, 3, 24, 24), "np.load ignores what follows the array"
 
 
 def test_a_link_to_nowhere_is_an_unreadable_image(photos):
-    """As git-annex and DVC leave them. --skip-bad could not skip it."""
+    """git-annex and DVC leave such links. --skip-bad could not skip them."""
     (photos / "2.png").unlink()
     (photos / "2.png").symlink_to(photos / "gone.png")
     with pytest.raises(ValueError, match=r"2\.png.*--skip-bad"):
         dataset(photos).cached("train", 24)
     assert 2 not in dataset(photos, skip_bad=True).cached("train", 24).labels
     grey(photos / "gone.png", 99)
-    assert values(dataset(photos).cached("train", 24))[2] == 99, "it came back"
+    assert values(dataset(photos).cached("train", 24))[2] == 99, "the file came back"
 
 
-def test_a_set_may_have_a_name_as_long_as_a_disk_takes(photos):
-    """Its cache's name is longer; the disk would refuse it, and the error blame the disk's room."""
+def test_a_set_may_have_the_longest_name_a_disk_allows(photos):
+    """The cache's name is longer still: the disk refused it, and the error blamed free space."""
     data = dataset(photos)
     data.records = data.records._replace(name="鳥" * 85)     # 255 bytes
     assert len(data.cached("train", 24).images) == 8
 
 
-def test_a_failure_that_passes_is_not_remembered(photos, monkeypatch):
-    """A network disk's hiccup changes neither size nor time of a file."""
+def test_a_temporary_failure_is_not_cached(photos, monkeypatch):
+    """A failure of a network disk changes neither size nor time of the file."""
     decode = cache.decode
     with monkeypatch.context() as patch:
         patch.setattr(cache, "decode", lambda source, side: decode(
@@ -227,8 +227,8 @@ MODES = {  # name: (image, file type, the colour that a viewer shows)
 
 
 @pytest.mark.parametrize("name", MODES)
-def test_every_kind_of_file_becomes_the_rgb_that_a_viewer_shows(name, tmp_path):
-    """16 bit clipped to white, clear pixels in a hidden colour, greyscale left out."""
+def test_every_mode_becomes_the_rgb_that_a_viewer_shows(name, tmp_path):
+    """Bugs: 16 bits clipped to white, the hidden colour of clear pixels shown."""
     image, kind, colour = MODES[name]
     image.save(tmp_path / "image", kind)
     pixels = fgssl.decode(tmp_path / "image", 5)
@@ -254,7 +254,7 @@ SIDES = {1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left", 5: 
 @pytest.mark.parametrize("orientation", SIDES)
 @pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])  # Pillow itself turns a TIFF, on load
 def test_exif_orientation_is_obeyed(orientation, kind, tmp_path):
-    """The EXIF standard: where the stored row 0 and the stored column 0 are seen."""
+    """EXIF standard: where the stored row 0 and column 0 appear."""
     row, column = SIDES[orientation].split()
     other = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
     stored = np.zeros((32, 32, 3), np.uint8)
@@ -273,10 +273,10 @@ def test_exif_orientation_is_obeyed(orientation, kind, tmp_path):
 
 @pytest.mark.parametrize("exif", [
     b"MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
-    + struct.pack(">HHII", 0x011A, 2, 1, 0x41000000) + bytes(4),  # a resolution that is a word
+    + struct.pack(">HHII", 0x011A, 2, 1, 0x41000000) + bytes(4),  # a resolution of the wrong type
     b"MM\0*\0\0",  # cut short
     b"not what it should be"], ids=["mistyped", "cut", "junk"])
-def test_damaged_exif_does_not_cost_the_picture(exif, tmp_path):
+def test_damaged_exif_is_ignored(exif, tmp_path):
     Image.new("RGB", (12, 8), RED).save(tmp_path / "a.png", exif=b"Exif\0\0" + exif)
     assert fgssl.decode(tmp_path / "a.png", 4)[:, 2, 2].tolist() == list(RED)
 
@@ -286,14 +286,14 @@ def test_the_centre_square_is_kept(tmp_path):
     Image.fromarray(np.tile(thirds, (20, 1))).save(tmp_path / "wide.png")
     Image.fromarray(np.tile(thirds[:, None], (1, 20))).save(tmp_path / "tall.png")
     for name in ("wide.png", "tall.png"):
-        inside = fgssl.decode(tmp_path / name, 10)[:, 1:-1, 1:-1]  # its rim is mixed with beyond
+        inside = fgssl.decode(tmp_path / name, 10)[:, 1:-1, 1:-1]  # its rim is interpolated
         assert (inside == 100).all(), name
     Image.new("RGB", (1, 1), RED).save(tmp_path / "dot.png")
     assert (fgssl.decode(tmp_path / "dot.png", 8) == np.reshape(RED, (3, 1, 1))).all()
 
 
-def test_a_jpeg_decoded_small_is_the_jpeg_decoded_whole(tmp_path):
-    """A draft below the wanted side would blur it; a box in the wrong pixels would shift it."""
+def test_draft_mode_gives_the_same_image(tmp_path):
+    """A draft smaller than the target would be blurred; a box in file pixels would be shifted."""
     y, x = np.mgrid[:200, :304]
     waves = 128 + 60 * np.sin(x / 3) + 60 * np.cos(y / 4)
     Image.fromarray(waves.astype(np.uint8)).convert("RGB").save(tmp_path / "a.jpg", quality=95)
@@ -304,22 +304,22 @@ def test_a_jpeg_decoded_small_is_the_jpeg_decoded_whole(tmp_path):
         assert error < 4, f"{error:.1f} at side {side}: half a pixel of shift makes 12 to 24"
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, on the way to its errors
-def test_whatever_is_wrong_with_a_file_the_error_names_it(tmp_path):
-    """One nameless struct.error from a reader would end a run of a million images."""
-    image, damaged, dice = Image.effect_noise((40, 30), 60), 0, np.random.default_rng(0)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns before its errors
+def test_any_error_names_the_file(tmp_path):
+    """One struct.error without a name would end a run of a million images."""
+    image, damaged, rng = Image.effect_noise((40, 30), 60), 0, np.random.default_rng(0)
     for kind in ("jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"):
         whole = io.BytesIO()
         image.save(whole, kind)
         for cut in np.linspace(0, len(whole.getvalue()) - 1, 25).astype(int):
             for flips in (0, 8):
                 content = bytearray(whole.getvalue()[:cut] if not flips else whole.getvalue())
-                for place in dice.integers(0, len(content), flips):
-                    content[place] = dice.integers(256)
+                for place in rng.integers(0, len(content), flips):
+                    content[place] = rng.integers(256)
                 (tmp_path / "bad").write_bytes(content)
                 try:
                     fgssl.decode(tmp_path / "bad", 8)
                 except ValueError as error:
                     damaged += 1
                     assert str(tmp_path / "bad") in str(error)
-    assert damaged > 150, "the damage was none"
+    assert damaged > 150, "nothing was damaged"

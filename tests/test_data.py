@@ -1,4 +1,4 @@
-"""Folders of images: CUB's and Grocery Store's text files, class folders, splits, parts."""
+"""Readers of folders: CUB's and Grocery Store's text files, class folders; missing splits."""
 
 import errno
 import os
@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import imagesets
+from imagesets import files, readers
 
 
 def put(folder, *names):
@@ -21,7 +22,7 @@ def put(folder, *names):
 
 
 def rows(records, top):
-    """(path under top, class or None, split) of each image: all that a reader decides."""
+    """(path below top, class or None, split) of each image: all that a reader determines."""
     names = [records.classes[label] if label >= 0 else None for label in records.labels]
     return [(path.relative_to(top).as_posix(), name, split)
             for path, name, split in zip(records.paths, names, records.splits)]
@@ -29,7 +30,7 @@ def rows(records, top):
 
 @pytest.fixture
 def cub(tmp_path):
-    """Two birds in CUB's layout, ids out of order, beside one file that no list has."""
+    """Two birds in CUB's layout, ids out of order, beside a file that is in no list."""
     folder = put(tmp_path / "CUB_200_2011", "images/001.Auk/b.jpg", "images/002.Black Gull/a 1.jpg",
                  "images/001.Auk/b_rgb.jpg", "images/002.Black Gull/c.jpg", "images/001.Auk/d.jpg")
     texts = {"classes": "1 001.Auk\n2 002.Black Gull",
@@ -45,7 +46,7 @@ def cub(tmp_path):
 
 @pytest.fixture
 def grocery(tmp_path):
-    """The dataset folder of Grocery Store, with two classes not listed in their order."""
+    """The dataset folder of Grocery Store, with two classes listed out of order."""
     folder = put(tmp_path / "GroceryStoreDataset" / "dataset", "train/p/1.jpg", "train/k/2.jpg",
                  "val/k/1.jpg", "test/p/1.jpg", "train/k/stray.jpg")
     (folder / "classes.csv").write_text(
@@ -76,7 +77,7 @@ def test_cub_joins_its_files_by_image_id_and_never_globs(cub):
     assert imagesets.read("cub", cub.parent).paths == records.paths
 
 
-def test_cub_takes_val_from_its_file_where_there_is_one(cub):
+def test_cub_reads_val_from_val_txt_if_present(cub):
     (cub / "val.txt").write_text("3 1\n5 0\n7 0\n12 0\n")
     (cub / "train_test_split.txt").write_text("3 1\n5 1\n7 1\n12 0\n")
     assert imagesets.read(cub, cub.parent).splits.tolist() == ["train", "val", "test", "train"]
@@ -94,7 +95,7 @@ def test_cub_takes_val_from_its_file_where_there_is_one(cub):
     ("bounding_boxes", "3 1 1 1 1 1\n5 4 4 4 4\n7 1 1 1 1\n12 5 5 5 5", "line 1"),
     ("classes", "", "is empty"),
 ])
-def test_cub_names_file_and_line_of_what_it_cannot_use(cub, name, text, where):
+def test_cub_names_file_and_line_of_a_bad_line(cub, name, text, where):
     (cub / f"{name}.txt").write_text(text)
     with pytest.raises(ValueError, match=f"{name}.txt.*{where}"):
         imagesets.read(cub, cub.parent)
@@ -107,8 +108,8 @@ def test_a_listed_image_that_is_missing_is_named(cub, grocery):
             imagesets.read(folder, ".")
 
 
-def test_a_name_that_no_disk_can_hold_is_a_missing_image(cub):
-    """The system's answer to it is another error than to a file that is not there."""
+def test_an_impossible_file_name_is_a_missing_image(cub):
+    """The system reports it with another error than a file that does not exist."""
     for name in "x" * 300 + ".jpg", "nul\0.jpg":
         (cub / "images.txt").write_text(f"7 {name}\n3 001.Auk/b.jpg\n")
         for listing in "image_class_labels", "train_test_split":
@@ -130,14 +131,14 @@ def test_grocery_labels_follow_class_ids_from_repository_or_dataset_folder(groce
         imagesets.read(grocery, ".")
 
 
-def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
+def test_class_folders_give_every_image_and_nothing_else(tmp_path):
     put(tmp_path, "Möwe/a.JPG", "Möwe/b.jpeg", "Möwe/x/deep.PnG", "auk/c.TIFF", "auk/d.ppm",
         "auk/ü ñ 鳥.webp", f"auk/{'z' * 240}.jpg")
     put(tmp_path, "Möwe/.hidden.jpg", "Möwe/notes.txt", ".cache/e.jpg", "auk/.thumbs/f.jpg",
         "empty/readme.md")
     (tmp_path / "auk" / "loop").symlink_to(tmp_path)
     (tmp_path / "loop").symlink_to(tmp_path)
-    records = imagesets.any_folder(tmp_path)
+    records = readers.any_folder(tmp_path)
     assert [row[:2] for row in rows(records, tmp_path)] == [
         ("Möwe/a.JPG", "Möwe"), ("Möwe/b.jpeg", "Möwe"), ("Möwe/x/deep.PnG", "Möwe"),
         ("auk/c.TIFF", "auk"), ("auk/d.ppm", "auk"),
@@ -146,7 +147,7 @@ def test_class_folders_keep_every_image_and_nothing_else(tmp_path):
 
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation", "Val"])
-def test_split_folders_share_the_labels_of_their_classes(tmp_path, val):
+def test_splits_use_the_same_label_for_a_class(tmp_path, val):
     put(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg", f"{val}/c/2.jpg",
         "test/b/3.jpg")
     assert set(rows(imagesets.read(tmp_path, "."), tmp_path)) == {
@@ -161,7 +162,7 @@ def test_loose_images_are_train_images_without_a_label(tmp_path):
     assert rows(imagesets.read(tmp_path / "flat", "."), tmp_path / "flat") == [
         ("1.png", None, "train"), ("2.jpg", None, "train")]
     assert rows(imagesets.read(tmp_path / "split", "."), tmp_path / "split") == [
-        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg scores nothing"
+        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg has no score"
 
 
 @pytest.mark.parametrize("names, error, message", [
@@ -170,13 +171,13 @@ def test_loose_images_are_train_images_without_a_label(tmp_path):
     (["train/a/1.jpg", "val/b/1.jpg", "test/c/1.jpg"], ValueError, "val or test holds b, c"),
     (["train/a/1.jpg", "bus/1.jpg"], ValueError, "train beside bus"),   # is `train` a class?
 ])
-def test_a_folder_that_cannot_be_used_says_what_was_wanted(tmp_path, names, error, message):
+def test_an_unusable_folder_says_what_was_expected(tmp_path, names, error, message):
     with pytest.raises(error, match=message):
         imagesets.read(put(tmp_path, *names), ".")
 
 
-def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
-    """Passed over, its class would be missing, and no number would say so."""
+def test_a_class_folder_without_read_permission_is_an_error(tmp_path, monkeypatch):
+    """If it were skipped, its class would be missing and nothing would show it."""
     put(tmp_path, "ash/1.jpg", "oak/2.jpg")
     scandir = os.scandir
 
@@ -187,21 +188,32 @@ def test_a_class_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", guarded)
     with pytest.raises(PermissionError, match="oak"):
-        imagesets.any_folder(tmp_path)
+        readers.any_folder(tmp_path)
 
 
-def test_telling_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
-    """Of a million images each was asked whether it is a folder."""
+def test_detecting_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
+    """Each of a million images was asked whether it is a folder."""
     put(tmp_path, "ash/1.jpg", "oak/2.jpg")
-    seen, folders_in = [], imagesets.folders_in
-    monkeypatch.setattr(imagesets, "folders_in", lambda top: seen.append(top) or folders_in(top))
-    assert list(imagesets.within(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
+    seen, subfolders = [], files.subfolders
+    monkeypatch.setattr(files, "subfolders", lambda top: seen.append(top) or subfolders(top))
+    assert list(files.walk_folders(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
     assert seen == [tmp_path]
 
 
-def test_a_name_that_is_none_is_told_the_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder quetzal.*cub, .*grocery, toy"):
+def test_an_unknown_name_lists_the_sets(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder quetzal[.] .*cub, .*grocery, toy"):
         imagesets.read("quetzal", tmp_path)
+
+
+@pytest.mark.parametrize("typed, meant", [("Grocery", "grocery"), ("CUB", "cub"),
+                                          ("grocrey", "grocery"), ("cassava2020", "cassava-2020")])
+def test_a_misspelt_name_gets_a_suggestion_unless_it_is_a_folder(typed, meant, tmp_path,
+                                                                 monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"no folder {typed}; did you mean {meant}[?]"):
+        imagesets.read(typed, tmp_path)
+    put(tmp_path / typed, "ash/1.jpg")
+    assert imagesets.read(typed, tmp_path).classes == ["ash"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -209,7 +221,7 @@ def test_a_name_that_is_none_is_told_the_names(tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_missing_splits_are_cut_from_every_class_and_leave_it_an_image(tmp_path):
+def test_missing_splits_are_cut_from_every_class_and_leave_it_a_train_image(tmp_path):
     sizes = {"a": 1, "b": 2, "c": 3, "d": 10, "e": 100}
     put(tmp_path, *(f"{name}/{i:03}.jpg" for name, size in sizes.items() for i in range(size)))
     records = imagesets.read(tmp_path, ".")
@@ -217,11 +229,11 @@ def test_missing_splits_are_cut_from_every_class_and_leave_it_an_image(tmp_path)
                      for split in ("train", "val", "test")] for label, name in enumerate(sizes)}
     assert counts == {
         "a": [1, 0, 0], "b": [1, 0, 1], "c": [1, 1, 1], "d": [7, 1, 2], "e": [72, 8, 20]}
-    np.random.seed(1)   # a run's own seed must not move an image from one split to another
+    np.random.seed(1)   # a run's seed must not move an image from one split to another
     assert (imagesets.read(tmp_path, ".").splits == records.splits).all()
 
 
-def test_a_cut_leaves_the_splits_that_a_set_has_alone(tmp_path):
+def test_a_cut_does_not_change_existing_splits(tmp_path):
     put(tmp_path, *(f"{split}/a/{i}.jpg" for split in ("train", "val") for i in range(10)))
     cut = rows(imagesets.read(tmp_path, "."), tmp_path)
     assert Counter(split for _, _, split in cut) == {"train": 8, "val": 10, "test": 2}

@@ -1,10 +1,10 @@
-"""Readers of text and .mat files on damaged ones: an error that names the file, or a right answer.
+"""Damaged text, .mat and XML files: an error that names the file, or the correct result.
 
-The answer of a reader is right where it is that of a few plain lines which read the same damaged
-files without any check.
+A result is correct if a few plain lines without any check read the same from the damaged files.
 """
 
 import re
+import time
 import zlib
 
 import numpy as np
@@ -12,35 +12,35 @@ import pytest
 import tiny_sets
 
 import imagesets
-from imagesets import matlab
+from imagesets import files, matlab, readers
 
 TRIALS = 60
 
 
-def damaged(content, dice):
-    """Bytes changed, cut out, repeated or put in, once to three times, as in a bad transfer."""
+def damaged(content, rng):
+    """Bytes changed, deleted, repeated or inserted, one to three times, as in a bad transfer."""
     content = bytearray(content)
-    for _ in range(dice.integers(1, 4)):
+    for _ in range(rng.integers(1, 4)):
         if not content:
             break
-        start = int(dice.integers(len(content)))
-        length = int(dice.integers(1, 40))
-        match dice.integers(7):
+        start = int(rng.integers(len(content)))
+        length = int(rng.integers(1, 40))
+        match rng.integers(7):
             case 0:
-                content[start] = dice.integers(256)
+                content[start] = rng.integers(256)
             case 1:
-                content[start] ^= 1 << dice.integers(8)
+                content[start] ^= 1 << rng.integers(8)
             case 2:
                 del content[start:start + length]
             case 3:
                 content[start:start] = content[start:start + length]
             case 4:
-                content[start:start] = b"\n \0,;\r\xff9"[dice.integers(8):][:1]
+                content[start:start] = b"\n \0,;\r\xff9"[rng.integers(8):][:1]
             case 5:
                 del content[start:]
-            case 6:                                          # two lines change places
+            case 6:                                          # swap two lines
                 lines = content.split(b"\n")
-                i, j = dice.integers(len(lines), size=2)
+                i, j = rng.integers(len(lines), size=2)
                 lines[i], lines[j] = lines[j], lines[i]
                 content = bytearray(b"\n".join(lines))
     return bytes(content)
@@ -81,7 +81,7 @@ def plain_grocery(folder):
             for path, label, _ in lines(folder / f"{split}.txt", ",")}
 
 
-TEXT = {  # name: (plain reader, folder of the images, listings)
+TEXT = {  # name: (plain reader, folder of the images, text files)
     "cub": (plain_cub, "images", ["images", "classes", "image_class_labels", "train_test_split",
                                   "bounding_boxes"]),
     "aircraft": (plain_aircraft, "images", ["variants", "images_variant_train", "images_box",
@@ -92,19 +92,20 @@ TEXT = {  # name: (plain reader, folder of the images, listings)
 
 
 @pytest.mark.parametrize("name", TEXT)
-def test_damaged_text_is_an_error_with_its_place_or_is_read_as_it_stands(name, tmp_path):
+def test_damaged_text_is_an_error_with_its_file_or_is_read_correctly(name, tmp_path):
     plain, images, listings = TEXT[name]
     tiny_sets.SETS[name](tmp_path)
-    known, dice, refused = imagesets.SETS[name], np.random.default_rng(1), 0
-    folder = next(each for each in imagesets.within(tmp_path, 2) if imagesets.shows(each, known))
+    info, rng, refused = imagesets.SETS[name], np.random.default_rng(1), 0
+    folder = next(inner for inner in files.walk_folders(tmp_path, 2)
+                  if imagesets.matches_layout(inner, info))
     for trial in range(TRIALS):
         listing = listings[trial % len(listings)]
         listing = folder / (listing if "." in listing else f"{listing}.txt")
         content = listing.read_bytes()
-        listing.write_bytes(damaged(content, dice))
+        listing.write_bytes(damaged(content, rng))
         try:
-            records = known.read(folder, known.levels[0]) if known.levels else known.read(folder)
-            records = imagesets.complete(records._replace(name=name))
+            records = info.read(folder, *info.levels[:1])
+            records = imagesets.complete_splits(records._replace(name=name))
         except (ValueError, FileNotFoundError) as error:
             refused += 1
             assert str(folder) in str(error) or str(error).startswith(name), error
@@ -116,53 +117,53 @@ def test_damaged_text_is_an_error_with_its_place_or_is_read_as_it_stands(name, t
                 assert records.classes[label] == wanted[path][0], f"{path} after {listing.name}"
                 assert split == wanted[path][1] or wanted[path][1] == "train"
         listing.write_bytes(content)
-    assert refused > TRIALS / 4, "the damage was none"
-
+    assert refused > TRIALS / 4, "nothing was damaged"
 
 
 @pytest.mark.parametrize("name, file, kinds", [
     ("cars", "devkit/cars_train_annos.mat", {"annotations.fname": str, "annotations.class": int}),
     ("cars", "devkit/cars_meta.mat", {"class_names": str}),
     ("flowers", "setid.mat", {"trnid": int, "valid": int, "tstid": int}),
-    ("flowers", "imagelabels.mat", {"labels": int})])
-def test_a_damaged_mat_is_an_error_with_its_byte_or_holds_what_it_held(name, file, kinds, tmp_path):
-    """Compressed, as the official ones are: a checksum covers what matters."""
+    ("flowers", "imagelabels.mat", {"labels": int}),
+    ("dogs", "train_list.mat", {"file_list": str, "labels": int})])
+def test_a_damaged_mat_is_an_error_with_its_byte_or_is_read_correctly(name, file, kinds, tmp_path):
+    """The official files are compressed, so a checksum covers the data."""
     tiny_sets.SETS[name](tmp_path)
-    file, dice, refused = next(tmp_path.iterdir()) / file, np.random.default_rng(2), 0
-    content, right = file.read_bytes(), matlab.columns(file, kinds)
+    file, rng, refused = next(tmp_path.iterdir()) / file, np.random.default_rng(2), 0
+    content, right = file.read_bytes(), matlab.read_columns(file, kinds)
     for _ in range(4 * TRIALS):
-        file.write_bytes(damaged(content, dice))
+        file.write_bytes(damaged(content, rng))
         try:
-            assert matlab.columns(file, kinds) == right
+            assert matlab.read_columns(file, kinds) == right
         except ValueError as error:
             refused += 1
             assert re.search(rf"{file}(, byte \d+:| has no)", str(error))
-    assert refused > TRIALS, "the damage was none"
+    assert refused > TRIALS, "nothing was damaged"
 
 
 @pytest.mark.parametrize("order", "<>")
-def test_a_damaged_structure_of_a_plain_mat_cannot_shift_its_labels(order, tmp_path):
-    """Nothing checks the numbers of an uncompressed file; what stands around them is checked."""
+def test_damage_to_an_uncompressed_mat_cannot_shift_its_labels(order, tmp_path):
+    """Nothing protects the numbers of an uncompressed file; everything around them is checked."""
     labels, file = np.arange(100, 40, -1, dtype="u2"), tmp_path / "a.mat"
     tiny_sets.write_mat(file, order, compressed=False, labels=labels[None], names=["a b", "c", "d"])
-    content, dice = file.read_bytes(), np.random.default_rng(3)
+    content, rng = file.read_bytes(), np.random.default_rng(3)
     first = content.index(labels.astype(order + "u2").tobytes())
     kinds = {"labels": int, "names": str}
-    assert matlab.columns(file, kinds) == [labels.tolist(), ["a b", "c", "d"]]
-    places = [i for i in range(128, len(content)) if not first <= i < first + 2 * len(labels)]
+    assert matlab.read_columns(file, kinds) == [labels.tolist(), ["a b", "c", "d"]]
+    offsets = [i for i in range(128, len(content)) if not first <= i < first + 2 * len(labels)]
     same = 0
-    for place in places:
-        for value in {content[place] ^ 1, content[place] ^ 128, 0, int(dice.integers(256))}:
-            file.write_bytes(content[:place] + bytes([value]) + content[place + 1:])
+    for offset in offsets:
+        for value in {content[offset] ^ 1, content[offset] ^ 128, 0, int(rng.integers(256))}:
+            file.write_bytes(content[:offset] + bytes([value]) + content[offset + 1:])
             try:
-                assert matlab.columns(file, kinds)[0] == labels.tolist()
+                assert matlab.read_columns(file, kinds)[0] == labels.tolist()
                 same += 1
             except ValueError as error:
                 assert str(file) in str(error)
-    assert same > 20, "fillings and letters of names may change"
+    assert same > 20, "padding and letters may change"
 
 
-def test_a_mat_of_every_kind_is_read_in_either_byte_order(tmp_path):
+def test_every_kind_of_variable_is_read_in_either_byte_order(tmp_path):
     for order in "<>":
         for compressed in (True, False):
             tiny_sets.write_mat(tmp_path / "a.mat", order, compressed, t="words", e="",
@@ -172,31 +173,59 @@ def test_a_mat_of_every_kind_is_read_in_either_byte_order(tmp_path):
                                          {"fname": "2.jpg", "class": 196, "box": 9}])
             read = matlab.read_mat(tmp_path / "a.mat")
             assert read["t"] == "words" and read["e"] == "" and read["real"].tolist() == [0.5, -2]
-            assert read["numbers"].tolist() == [1, 3, 2, 4], "by columns"
+            assert read["numbers"].tolist() == [1, 3, 2, 4], "column order"
             assert read["names"] == ["a b", "", "long enough"]
-            assert matlab.columns(tmp_path / "a.mat", {"records.class": int, "records.fname": str,
-                                                         "records.box": int}) == [
+            types = {"records.class": int, "records.fname": str, "records.box": int}
+            assert matlab.read_columns(tmp_path / "a.mat", types) == [
                 [7, 196], ["1.jpg", "2.jpg"], [300, 9]]
 
 
-def test_what_a_mat_lacks_or_is_not_is_told(tmp_path):
+def test_a_missing_or_unsupported_variable_is_named(tmp_path):
     file = tmp_path / "a.mat"
     tiny_sets.write_mat(file, ids=np.array([[1.0, 2.0]]), real=np.array([[2, 0.5]]))
-    assert matlab.columns(file, {"ids": int}) == [[1, 2]], "MATLAB's numbers are doubles by birth"
+    assert matlab.read_columns(file, {"ids": int}) == [[1, 2]], "MATLAB stores integers as doubles"
     with pytest.raises(ValueError, match="a.mat has no labels: it holds ids, real"):
-        matlab.columns(file, {"labels": int})
+        matlab.read_columns(file, {"labels": int})
     with pytest.raises(ValueError, match="a.mat has no ids.class"):
-        matlab.columns(file, {"ids.class": int})
-    with pytest.raises(ValueError, match="a.mat, real number 2: 0.5 is no int"):
-        matlab.columns(file, {"real": int})
+        matlab.read_columns(file, {"ids.class": int})
+    with pytest.raises(ValueError, match="a.mat, real number 2: 0.5 is not of type int"):
+        matlab.read_columns(file, {"real": int})
     file.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\0\2IM")
     with pytest.raises(ValueError, match="a.mat, byte 124.*version 5 to 7"):
-        matlab.columns(file, {"labels": int})
+        matlab.read_columns(file, {"labels": int})
 
 
-def test_a_mat_that_unpacks_without_end_is_refused():
+def test_a_mat_that_inflates_without_end_is_refused():
     bomb = zlib.compress(bytes(2_000_000))
     assert len(matlab.inflate(bomb, 2_000_000)) == 2_000_000
     for cut, most in ((None, 1_999_999), (-1, 2_000_000)):
         with pytest.raises(ValueError, match="cut short, or more than"):
             matlab.inflate(bomb[:cut], most)
+
+
+def test_a_damaged_annotation_is_an_error_with_its_file_or_a_box(tmp_path):
+    """Nothing protects the digits, but a reader must not raise another error or return no area."""
+    file, rng, refused = tmp_path / "n02085620_7", np.random.default_rng(4), 0
+    tiny_sets.write_xml(file, [(4, 6, 24, 16), (0, 0, 9, 9)])
+    content = file.read_bytes()
+    assert readers.largest_box(file) == (4, 6, 20, 10)
+    for _ in range(10 * TRIALS):
+        file.write_bytes(damaged(content, rng))
+        try:
+            x, y, width, height = readers.largest_box(file)
+            assert min(x, y) >= 0 and min(width, height) > 0
+        except ValueError as error:
+            refused += 1
+            assert f"{file} has no box" in str(error)
+    assert refused > TRIALS / 2, "nothing was damaged"
+
+
+@pytest.mark.parametrize("hostile", ["<bndbox>" * 10 ** 6, "<bndbox><xmin>" + " " * 10 ** 6,
+                                     "<bndbox>" + "<xmin>" * 10 ** 6])
+def test_a_hostile_annotation_takes_no_time(hostile, tmp_path):
+    """A pattern that searches each box to the end of the file takes the square of its length."""
+    (tmp_path / "a").write_text(hostile)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match="has no box"):
+        readers.largest_box(tmp_path / "a")
+    assert time.monotonic() - start < 20, "1 to 2 s for a million boxes on a slow core"

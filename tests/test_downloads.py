@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that misbehaves, and archives that mean harm."""
+"""Downloads from a misbehaving local server, and hostile archives."""
 
 import contextlib
 import hashlib
@@ -27,7 +27,7 @@ from imagesets import downloads
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves `files` {path: bytes}; counts requests; `behave` changes how one is answered."""
+    """Serves `files` {path: bytes} and records requests; `behave` changes how it answers one."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
@@ -68,7 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(downloads, "PAUSE", 0)
+    monkeypatch.setattr(downloads, "RETRY_WAIT", 0)
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(Handler, "ranges", True)
     with Server() as server:
@@ -83,7 +83,7 @@ CONTENT = np.random.default_rng(0).bytes(3_000_000)
 
 
 def offered(server, file="birds.tgz", content=CONTENT, **changes):
-    """An Archive whose file the server has."""
+    """An Archive that the server offers."""
     server.files[file] = content
     archive = downloads.Archive(file, server.url(file), len(content),
                                 hashlib.md5(content).hexdigest())
@@ -125,44 +125,44 @@ def zipped(entries, kind=zipfile.ZIP_DEFLATED):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_fetched_once_checked_and_announced(server, tmp_path, capsys):
+def test_a_file_is_downloaded_once_checked_and_announced(server, tmp_path, capsys):
     archive, file = offered(server), tmp_path / "birds.tgz"
     assert downloads.download(archive, file) and file.read_bytes() == CONTENT
-    said = capsys.readouterr().err
-    assert said.startswith(f"downloading 3 MB from {archive.url} to {file}\n"), "size, target first"
-    assert re.search(r"downloading birds.tgz  3 MB/3 MB  \S+ [kMG]?B/s  eta 0:00", said)
-    assert not downloads.download(archive, file), "it is there, and right"
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"downloading 3 MB from {archive.url} to {file}\n")
+    assert re.search(r"downloading birds.tgz  3 MB/3 MB  \S+ [kMG]?B/s  eta 0:00", printed)
+    assert not downloads.download(archive, file), "it is there and correct"
     assert server.asked == [None] and list(tmp_path.iterdir()) == [file]
 
 
-def test_a_broken_connection_goes_on_where_it_was(server, tmp_path):
+def test_a_broken_connection_is_resumed(server, tmp_path):
     server.behave = cut_after(1_000_000, times=2)
     downloads.download(offered(server), tmp_path / "birds.tgz")
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT
     assert server.asked == [None, "bytes=1000000-", "bytes=2000000-"]
 
 
-def test_a_later_process_goes_on_where_the_first_one_died(server, tmp_path):
+def test_a_later_process_resumes_where_the_first_one_died(server, tmp_path):
     (tmp_path / "birds.tgz.part").write_bytes(CONTENT[:2_500_000])
     downloads.download(offered(server), tmp_path / "birds.tgz")
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT and server.asked == ["bytes=2500000-"]
 
 
-def test_a_part_that_is_whole_is_only_checked(server, tmp_path):
+def test_a_complete_part_is_only_checked(server, tmp_path):
     (tmp_path / "birds.tgz.part").write_bytes(CONTENT)
     downloads.download(offered(server), tmp_path / "birds.tgz")
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT and server.asked == []
 
 
-def test_a_part_longer_than_the_file_is_begun_again(server, tmp_path):
-    """The server says 416 to a start beyond the end. Without md5 only the server knows the end."""
+def test_a_part_longer_than_the_file_is_downloaded_again(server, tmp_path):
+    """The server answers 416 to a start beyond the end. Without md5, only it knows the end."""
     (tmp_path / "birds.tgz.part").write_bytes(CONTENT + b"more")
     downloads.download(offered(server, md5=None), tmp_path / "birds.tgz")
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT
     assert server.asked == ["bytes=3000004-", None]
 
 
-def test_a_server_without_ranges_sends_all_and_all_is_written_anew(server, tmp_path, monkeypatch):
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path, monkeypatch):
     """Appending the whole file to its first half would double that half."""
     monkeypatch.setattr(Handler, "ranges", False)
     server.behave = cut_after(1_000_000)
@@ -171,7 +171,7 @@ def test_a_server_without_ranges_sends_all_and_all_is_written_anew(server, tmp_p
     assert server.asked == [None, "bytes=1000000-"]
 
 
-def test_a_server_that_starts_elsewhere_is_not_believed(server, tmp_path):
+def test_an_answer_that_starts_at_another_byte_is_refused(server, tmp_path):
     def behave(handler, number):
         if handler.headers.get("Range"):
             handler.send_response(206)
@@ -187,7 +187,7 @@ def test_a_server_that_starts_elsewhere_is_not_believed(server, tmp_path):
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT
 
 
-def test_a_slow_server_is_waited_for_and_a_silent_one_is_left(server, tmp_path, monkeypatch):
+def test_a_slow_server_is_kept_and_a_silent_one_is_left(server, tmp_path, monkeypatch):
     monkeypatch.setattr(downloads, "TIMEOUT", 0.3)
 
     def slowly(handler, number):
@@ -203,10 +203,10 @@ def test_a_slow_server_is_waited_for_and_a_silent_one_is_left(server, tmp_path, 
     server.behave = slowly
     downloads.download(offered(server), tmp_path / "birds.tgz")
     assert (tmp_path / "birds.tgz").read_bytes() == CONTENT
-    assert server.asked == [None, "bytes=2000000-"], "what came before the silence was kept"
+    assert server.asked == [None, "bytes=2000000-"], "bytes before the silence are kept"
 
 
-def test_errors_that_may_pass_are_tried_again_and_others_are_not(server, tmp_path):
+def test_temporary_errors_are_retried_and_others_are_not(server, tmp_path):
     def busy(handler, number):
         if number < 3:
             handler.send_error(503)
@@ -229,19 +229,19 @@ def test_no_network_says_what_to_fetch_and_where_to_put_it(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_connection_that_breaks_for_ever_is_given_up_and_its_part_kept(server, tmp_path):
+def test_a_connection_that_always_breaks_is_given_up_and_its_part_kept(server, tmp_path):
     def broken(handler, number):
         handler.send_body = lambda content: handler.wfile.write(content[:1000 * (number == 1)])
 
     server.behave = broken
     with pytest.raises(ConnectionError, match="ended 3 MB early"):
         downloads.download(offered(server), tmp_path / "birds.tgz")
-    assert len(server.asked) == 1 + downloads.TRIES
+    assert len(server.asked) == 1 + downloads.MAX_TRIES
     assert [path.name for path in tmp_path.iterdir()] == ["birds.tgz.part"]
 
 
 def test_a_server_without_ranges_that_always_breaks_is_given_up(server, tmp_path, monkeypatch):
-    """Each connection begins anew: one that brings less, then one that brings more, is no gain."""
+    """Every connection starts at byte 0: sending less, then more, is not progress."""
     monkeypatch.setattr(Handler, "ranges", False)
 
     def broken(handler, number):
@@ -250,10 +250,10 @@ def test_a_server_without_ranges_that_always_breaks_is_given_up(server, tmp_path
     server.behave = broken
     with pytest.raises(ConnectionError, match="early"):
         downloads.download(offered(server), tmp_path / "birds.tgz")
-    assert len(server.asked) <= 1 + downloads.TRIES
+    assert len(server.asked) <= 1 + downloads.MAX_TRIES
 
 
-def test_a_wrong_md5_says_what_was_expected_and_found_and_keeps_nothing(server, tmp_path):
+def test_a_wrong_md5_prints_both_and_keeps_nothing(server, tmp_path):
     archive = offered(server, md5="0" * 32)
     with pytest.raises(ValueError) as error:
         downloads.download(archive, tmp_path / "birds.tgz")
@@ -264,15 +264,15 @@ def test_a_wrong_md5_says_what_was_expected_and_found_and_keeps_nothing(server, 
 
 def test_a_wrong_file_put_there_by_hand_is_named_and_left_alone(server, tmp_path):
     (tmp_path / "birds.tgz").write_bytes(b"a web page that asks for a login")
-    with pytest.raises(ValueError, match="birds.tgz is not the file.*Remove it"):
+    with pytest.raises(ValueError, match="birds.tgz is not the expected file.*Remove it"):
         downloads.download(offered(server), tmp_path / "birds.tgz")
     assert (tmp_path / "birds.tgz").exists() and server.asked == []
 
 
-def test_a_file_longer_than_stated_is_not_taken_in_whole(server, tmp_path):
+def test_a_file_longer_than_stated_is_cut_off(server, tmp_path):
     """An endless answer would fill the disk."""
     for archive in (offered(server, size=1_000_000), offered(server, size=1_000_000, md5=None)):
-        with pytest.raises(ValueError, match="longer than it should be: wanted 1000000"):
+        with pytest.raises(ValueError, match="longer than expected: .* instead of 1000000"):
             downloads.download(archive, tmp_path / "birds.tgz")
         assert list(tmp_path.iterdir()) == []
 
@@ -284,7 +284,7 @@ def test_a_file_longer_than_stated_is_not_taken_in_whole(server, tmp_path):
 
 @pytest.fixture
 def cub_server(server, tmp_path, monkeypatch):
-    """A server that offers tiny CUB; imagesets knows no other source."""
+    """A server that offers a tiny CUB and is its only source."""
     made = tmp_path / "made"
     wanted = tiny_sets.cub(made)
     packed = tar({path.relative_to(made).as_posix(): path.read_bytes()
@@ -295,14 +295,14 @@ def cub_server(server, tmp_path, monkeypatch):
     return server
 
 
-def test_naming_a_set_downloads_it_unpacks_it_and_leaves_nothing_else(cub_server, tmp_path):
+def test_a_named_set_is_downloaded_and_unpacked_and_nothing_else_is_left(cub_server, tmp_path):
     root = tmp_path / "new" / "root"
     for _ in range(2):
         records = imagesets.read("cub", root)
         assert {path.relative_to(root).as_posix() for path in records.paths} == \
             cub_server.wanted.keys()
-    assert [path.name for path in root.iterdir()] == ["CUB_200_2011"], "no archive, lock or draft"
-    assert len(cub_server.asked) == 1, "a set that is there is not fetched again"
+    assert [path.name for path in root.iterdir()] == ["CUB_200_2011"], "nothing else is left"
+    assert len(cub_server.asked) == 1, "an existing set is not downloaded again"
 
 
 def test_an_archive_put_there_by_hand_is_used_and_kept(cub_server, tmp_path):
@@ -324,11 +324,12 @@ def test_a_failed_check_leaves_no_set(cub_server, tmp_path):
 @pytest.mark.parametrize("name, files", [
     ("flowers", {"102flowers.tgz": "jpg", "imagelabels.mat": None, "setid.mat": None}),
     ("pets", {"images.tar.gz": "images", "annotations.tar.gz": "annotations"}),
+    ("dogs", {"images.tar": "Images", "annotation.tar": "Annotation", "lists.tar": "."}),
     ("aircraft", {"a.tar.gz": "fgvc-aircraft-2013b"}), ("cassava", {"c.zip": "cassavaleafdata"}),
     ("grocery", {"g.zip": "GroceryStoreDataset-master"})])
-def test_each_public_set_is_whole_after_its_archives_are_unpacked(name, files, server, tmp_path,
+def test_each_public_set_is_complete_after_its_archives_are_unpacked(name, files, server, tmp_path,
                                                                   monkeypatch):
-    """Some archives hold the set's folder, some its content; some sets come in several."""
+    """Some archives contain the set's folder, some its content; some sets have several archives."""
     made = tmp_path / "made"
     wanted = tiny_sets.SETS[name](made)
     top, = made.iterdir()
@@ -339,9 +340,10 @@ def test_each_public_set_is_whole_after_its_archives_are_unpacked(name, files, s
             content = (top / file).read_bytes()
         else:
             base = made if inside == top.name else top
-            content = (zipped if file.endswith("zip") else tar)(
-                {path.relative_to(base).as_posix(): path.read_bytes()
-                 for path in (base / inside).rglob("*") if path.is_file()})
+            paths = (base / inside).glob("*.mat" if inside == "." else "**/*")
+            content = {path.relative_to(base).as_posix(): path.read_bytes()
+                       for path in paths if path.is_file()}
+            content = zipped(content) if file.endswith("zip") else tar(content)
         archives.append(offered(server, archive.file, content))
     monkeypatch.setitem(imagesets.SETS, name,
                         imagesets.SETS[name]._replace(archives=tuple(archives)))
@@ -350,23 +352,24 @@ def test_each_public_set_is_whole_after_its_archives_are_unpacked(name, files, s
         wanted.keys()
 
 
-def test_two_processes_at_once_fetch_one_set_once(cub_server, tmp_path):
-    """And the one that waits takes over from one that is killed."""
+def test_two_processes_download_a_set_once(cub_server, tmp_path):
+    """The one that waits takes over if the other is killed."""
     cub_server.behave = lambda handler, number: time.sleep(0.5)
     archive, = imagesets.SETS["cub"].archives
     code = ("import sys; from pathlib import Path; from imagesets import downloads\n"
-            f"downloads.obtain('cub', [downloads.Archive{tuple(archive)}], Path(sys.argv[1]), "
-            "'CUB_200_2011')\nprint(len(list(Path(sys.argv[1], 'CUB_200_2011').iterdir())))")
+            f"archive = downloads.Archive{tuple(archive)}\n"
+            "downloads.download_set('cub', [archive], Path(sys.argv[1]), 'CUB_200_2011')\n"
+            "print(len(list(Path(sys.argv[1], 'CUB_200_2011').iterdir())))")
 
     def start(root):
         return subprocess.Popen([sys.executable, "-c", code, root], cwd=ROOT, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
     both = [start(tmp_path / "a") for _ in range(2)]
-    said = [process.communicate(timeout=60) for process in both]
-    assert [out for out, _ in said] == ["6\n", "6\n"], said
+    results = [process.communicate(timeout=60) for process in both]
+    assert [out for out, _ in results] == ["6\n", "6\n"], results
     assert len(cub_server.asked) == 1
-    assert sum("waiting for another process" in error for _, error in said) == 1
+    assert sum("waiting for another process" in error for _, error in results) == 1
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["CUB_200_2011"]
 
     cub_server.behave = lambda handler, number: time.sleep(5 if number == 2 else 0)
@@ -380,15 +383,15 @@ def test_two_processes_at_once_fetch_one_set_once(cub_server, tmp_path):
     assert second.communicate(timeout=60)[0] == "6\n"
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_download(cub_server, tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_before_the_download(cub_server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
-    with pytest.raises(OSError, match="cannot keep cub in .*it takes .* kB.*1 kB are free.*--root"):
+    with pytest.raises(OSError, match="cannot store cub in .*needs .* kB.*1 kB are free.*--root"):
         imagesets.read("cub", tmp_path / "root")
     assert cub_server.asked == []
 
 
-@pytest.mark.parametrize("limit", [5_000, 25_000])  # while the archive, and a picture, is written
-def test_a_disk_that_fills_up_leaves_no_set_and_what_was_fetched(cub_server, tmp_path, limit):
+@pytest.mark.parametrize("limit", [5_000, 25_000])  # while the archive, or an image, is written
+def test_a_disk_that_fills_up_leaves_no_set_and_the_download(cub_server, tmp_path, limit):
     resource = pytest.importorskip("resource", reason="Windows has no limit on a file's size")
     big = tar({"CUB_200_2011/images.txt": bytes(range(256)) * 200})
     archive = offered(cub_server, "CUB_200_2011.tgz",
@@ -396,8 +399,8 @@ def test_a_disk_that_fills_up_leaves_no_set_and_what_was_fetched(cub_server, tmp
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        with pytest.raises(OSError, match="cannot keep cub in .*too large.*Make room"):
-            downloads.obtain("cub", [archive], tmp_path / "root", "CUB_200_2011")
+        with pytest.raises(OSError, match="cannot store cub in .*too large.*Free some space"):
+            downloads.download_set("cub", [archive], tmp_path / "root", "CUB_200_2011")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     left = {path.name for path in (tmp_path / "root").iterdir()}
@@ -450,7 +453,7 @@ HOSTILE = {  # name: (archive, what the error says)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_archive_writes_nothing_outside_and_leaves_nothing(name, tmp_path, monkeypatch):
+def test_a_hostile_archive_writes_nothing_outside_its_folder(name, tmp_path, monkeypatch):
     content, message = HOSTILE[name]
     monkeypatch.setattr(downloads, "CHUNK", 1 << 16)
     file = tmp_path / "root" / f"birds.{name[:3]}"
@@ -458,24 +461,24 @@ def test_a_hostile_archive_writes_nothing_outside_and_leaves_nothing(name, tmp_p
     file.write_bytes(content)
     archive = downloads.Archive(file.name, "http://127.0.0.1:9", len(content))
     with pytest.raises(ValueError, match=f"birds.{name[:3]}.*{message}"):
-        downloads.obtain("birds", [archive], tmp_path / "root", "birds")
+        downloads.download_set("birds", [archive], tmp_path / "root", "birds")
     assert {path.name for path in tmp_path.rglob("*")} <= {"root", file.name, ".birds.lock"}
     assert not Path("/tmp/fgssl_evil.txt").exists()
 
 
-def test_an_archive_that_cannot_be_used_is_kept_only_where_it_was_put_by_hand(server, tmp_path):
-    """Without an md5 only unpacking shows it; kept, it would be taken for the right one."""
+def test_an_unusable_archive_is_kept_only_if_a_user_put_it_there(server, tmp_path):
+    """Without an md5 only unpacking finds it; if kept, it would be used again."""
     archive = offered(server, "birds.zip", b"<html>login</html>", md5=None)
     for there in (False, True):
         if there:
             (tmp_path / "birds.zip").write_bytes(b"<html>login</html>")
         with pytest.raises(ValueError, match="birds.zip cannot be used"):
-            downloads.obtain("birds", [archive], tmp_path, "birds")
+            downloads.download_set("birds", [archive], tmp_path, "birds")
         assert (tmp_path / "birds.zip").exists() == there
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_an_honest_archive_is_unpacked_as_it_is(kind, tmp_path):
+def test_an_archive_is_unpacked_unchanged(kind, tmp_path):
     entries = {"a/deep/é 鳥.jpg": CONTENT, "a/empty": b"", "./b.txt": b"text"}
     folders = {"c/": b""} if kind == "zip" else {"c": entry("c", tarfile.DIRTYPE)}
     (tmp_path / f"x.{kind}").write_bytes((tar if kind == "tar" else zipped)(entries | folders))
@@ -487,15 +490,15 @@ def test_an_honest_archive_is_unpacked_as_it_is(kind, tmp_path):
 
 
 def test_whatever_is_wrong_with_an_archive_the_error_names_it(tmp_path):
-    """The readers of tar and zip raise what they please: struct.error, OverflowError, ..."""
-    dice, refused = np.random.default_rng(0), 0
-    entries = {f"{i}.txt": bytes(dice.integers(0, 256, 50, np.uint8)) for i in range(4)}
+    """Python's readers raise errors of many kinds: struct.error, OverflowError, ..."""
+    rng, refused = np.random.default_rng(0), 0
+    entries = {f"{i}.txt": bytes(rng.integers(0, 256, 50, np.uint8)) for i in range(4)}
     for kind, content in (("tar", tar(entries, "w")), ("tar", tar(entries)),
                           ("zip", zipped(entries))):
         for trial in range(120):
             mutated = bytearray(content)
-            for place in dice.integers(0, len(content), 1 + trial % 6):
-                mutated[place] = dice.integers(256)
+            for place in rng.integers(0, len(content), 1 + trial % 6):
+                mutated[place] = rng.integers(256)
             file = tmp_path / f"x.{kind}"
             file.write_bytes(mutated)
             try:
@@ -506,16 +509,17 @@ def test_whatever_is_wrong_with_an_archive_the_error_names_it(tmp_path):
             except OSError:  # a name that the disk refuses, such as a file used as a folder
                 refused += 1
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    assert refused > 100, "the damage was none"
+    assert refused > 100, "nothing was damaged"
 
 
-def test_progress_passes_every_item_on_and_ends_with_the_whole_count(capsys):
+def test_progress_yields_every_item_and_ends_with_the_whole_count(capsys):
     assert list(downloads.progress("abc", 3, "reading")) == ["a", "b", "c"]
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and error.startswith("reading  3/3  ")
     assert list(downloads.progress("abc", 3, "reading", patience=60)) == ["a", "b", "c"]
-    assert capsys.readouterr() == ("", ""), "of what is short, nothing is said"
+    assert capsys.readouterr() == ("", ""), "short work prints nothing"
     assert list(downloads.progress([b"1234"], None, "unpacking", len)) == [b"1234"]
     assert capsys.readouterr().err.startswith("unpacking  4 bytes  ")
-    assert [downloads.amount(n) for n in (0, 999, 15_000, 999_600, 123_456_789, 2_753_340_328)] == [
+    sizes = (0, 999, 15_000, 999_600, 123_456_789, 2_753_340_328)
+    assert [downloads.format_bytes(n) for n in sizes] == [
         "0 bytes", "999 bytes", "15 kB", "1 MB", "123 MB", "2.75 GB"]

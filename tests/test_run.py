@@ -16,6 +16,7 @@ from PIL import Image
 
 import fgssl
 import kernels
+from imagesets.progress import format_time
 
 # ------------------------------------------------------------------------------------------------
 # Schedule and batches
@@ -365,4 +366,4 @@ def test_the_first_signal_sets_a_flag_and_the_second_kills(handlers, capsys, num
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (59.6, "1:00"), (61, "1:01"),
                                            (3599.7, "1:00:00"), (3661, "1:01:01")])
 def test_times_carry_over(seconds, text):
-    assert fgssl.minutes(seconds) == text
+    assert format_time(seconds) == text

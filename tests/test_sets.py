@@ -1,6 +1,9 @@
-"""Every named set: read as its files say, in whole or in part; trained a step by each trainer."""
+"""Every named set: read correctly, completely or in part, and trained one step by each trainer."""
 
 import itertools
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,16 +16,17 @@ import linear_eval
 import train_jigsaw
 import train_simclr
 import train_srgan
-from imagesets import cache
+from imagesets import cache, matlab, readers
+from imagesets.errors import UserError
 
 TRAINERS = {"simclr": train_simclr, "jigsaw": train_jigsaw, "srgan": train_srgan}
 SMALL = {"simclr": [], "jigsaw": ["--puzzles", "1"],
-         "srgan": ["--warmup", "0", "--scale", "2", "--blocks", "1", "--width", "8"]}
+         "srgan": ["--pixel-epochs", "0", "--scale", "2", "--blocks", "1", "--width", "8"]}
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A folder for --root that holds every named set; cassava and cassava-paper apart."""
+    """A folder for --root with every named set; cassava-paper has a root of its own."""
     top = tmp_path_factory.mktemp("sets")
     for name, make in tiny_sets.SETS.items():
         make(top / "paper" if name == "cassava-paper" else top)
@@ -34,14 +38,14 @@ def root_of(name, root):
 
 
 def found(records, root):
-    """{path under root: (class, split)}: all that a reader decides."""
+    """{path below root: (class, split)}: all that a reader determines."""
     names = [records.classes[label] if label >= 0 else None for label in records.labels]
     return {path.relative_to(root).as_posix(): (name, split)
             for path, name, split in zip(records.paths, names, records.splits)}
 
 
 def assert_found(records, root, wanted):
-    """The images and classes wanted, no more; a split that is None, or train, may have been cut."""
+    """Check that the images and classes are those wanted; None and train may have been cut."""
     got = found(records, root)
     assert got.keys() == wanted.keys()
     for path, (name, split) in wanted.items():
@@ -56,7 +60,7 @@ def assert_found(records, root, wanted):
 
 
 @pytest.mark.parametrize("name", tiny_sets.SETS)
-def test_a_set_is_read_as_its_files_say_by_name_and_by_folder(name, tmp_path):
+def test_a_set_is_read_correctly_by_name_and_by_folder(name, tmp_path):
     wanted = tiny_sets.SETS[name](tmp_path)
     records = imagesets.read(name, tmp_path)
     if name != "cassava-paper":
@@ -71,12 +75,12 @@ def test_a_set_is_read_as_its_files_say_by_name_and_by_folder(name, tmp_path):
 @pytest.mark.parametrize("name, levels", [
     ("aircraft", ["variant", "family", "manufacturer"]), ("pets", ["breed", "species"]),
     ("grocery", ["fine", "coarse"])])
-def test_each_level_of_labels_is_the_one_that_the_files_say(name, levels, tmp_path):
+def test_each_level_of_labels_is_that_of_the_files(name, levels, tmp_path):
     for level in levels:
         wanted = tiny_sets.SETS[name](tmp_path / level, level)
         assert_found(imagesets.read(name, tmp_path / level, level), tmp_path / level, wanted)
         assert imagesets.SETS[name].levels == tuple(levels)
-    with pytest.raises(ValueError, match=f"no labels 'genus'.*{', '.join(levels)}"):
+    with pytest.raises(ValueError, match=f"no labels 'genus'. Expected one of {', '.join(levels)}"):
         imagesets.read(name, tmp_path / levels[0], "genus")
 
 
@@ -88,19 +92,19 @@ def test_coarse_labels_of_nabirds_are_the_groups_under_the_root(root):
     assert fine.labels.max() == 2, "1010 and 817, of one name, are two classes; ids have gaps"
 
 
-def test_a_folder_of_several_sets_is_no_set(root):
-    with pytest.raises(ValueError, match="holds CUB_200_2011 and .*nabirds.*Name one of them"):
+def test_a_folder_of_several_sets_is_refused(root):
+    with pytest.raises(ValueError, match="several data sets: CUB_200_2011 and .*of one of them"):
         imagesets.read(root, ".")
 
 
-def test_a_set_that_is_not_as_its_source_unpacks_it_is_told_so(tmp_path):
+def test_a_folder_that_is_not_the_set_it_is_named_after_is_an_error(tmp_path):
     tiny_sets.photo(tmp_path / "CUB_200_2011" / "001.Auk" / "1.jpg")
-    with pytest.raises(FileNotFoundError, match="holds no image_class_labels.txt.*Take it away"):
+    with pytest.raises(FileNotFoundError, match="holds no image_class_labels.txt.*Move it away"):
         imagesets.read("cub", tmp_path)
 
 
 def test_a_set_without_a_hierarchy_has_one_kind_of_labels(root):
-    with pytest.raises(ValueError, match="cub has no labels 'coarse': it has one kind of labels"):
+    with pytest.raises(ValueError, match="cub has no labels 'coarse'.*leave --labels out"):
         imagesets.read("cub", root, "coarse")
 
 
@@ -111,51 +115,120 @@ def test_cars_are_read_in_the_layouts_of_copies(make, tmp_path):
     assert_found(imagesets.read("cars", tmp_path), tmp_path, wanted)
 
 
-def test_cars_whose_test_labels_are_missing_say_which_file_to_fetch(tmp_path):
+def test_cars_without_test_labels_name_the_missing_file(tmp_path):
     tiny_sets.cars(tmp_path)
     (tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat").unlink()
     with pytest.raises(FileNotFoundError, match="cars_test_annos_withlabels.mat"):
         imagesets.read("cars", tmp_path)
 
 
-def test_boxes_that_count_from_one_are_shifted(root):
-    for name in ("cars", "aircraft", "cub", "nabirds"):
+def test_boxes_are_in_pixels_from_zero_and_of_the_largest_dog(root):
+    for name in ("cars", "aircraft", "cub", "nabirds", "dogs"):
         assert (imagesets.read(name, root).boxes == [4, 6, 20, 10]).all(), name
 
 
-def test_cassava_by_the_paper_tests_on_every_fourth_number(root):
+def test_dogs_need_no_boxes_and_accept_another_spelling_of_the_folder(tmp_path):
+    wanted = tiny_sets.dogs(tmp_path)
+    top = tmp_path / "stanford-dogs"
+    records = imagesets.read("dogs", tmp_path)
+    assert records.classes == ["Chihuahua", "Shih-Tzu", "black-and-tan_coonhound"], "as labels say"
+    shutil.rmtree(top / "Annotation")
+    (top / "Images").rename(top / "images")
+    assert imagesets.read("dogs", tmp_path).boxes is None
+    assert len(imagesets.read("dogs", tmp_path).paths) == len(wanted)
+
+
+def test_the_reader_in_the_readme_reads_dogs(tmp_path):
+    tiny_sets.dogs(tmp_path)
+    page = (Path(imagesets.__file__).parent / "README.md").read_text()
+    scope = vars(readers).copy()
+    exec(re.search("(?s)```python\n(def dogs.*?)```", page)[1], scope)
+    one, other = (read(tmp_path / "stanford-dogs") for read in (scope["dogs"], readers.dogs))
+    assert one.paths == other.paths and one.classes == other.classes
+    assert (one.labels == other.labels).all() and (one.splits == other.splits).all()
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda names, labels: names.__setitem__(3, "../n1-Auk/1.jpg"), "cannot use '../n1-Auk/1.jpg'"),
+    (lambda names, labels: names.__setitem__(3, "/tmp/n1-Auk/1.jpg"), "cannot use '/tmp/n1-Auk"),
+    (lambda names, labels: names.__setitem__(3, "n1-a/../../x.jpg"), "cannot use 'n1-a/../../x"),
+    (lambda names, labels: labels.__setitem__(3, 1), "cannot use 'n.*' with label 1"),
+    (lambda names, labels: labels.pop(), "15 images and 14 labels"),
+    (lambda names, labels: labels.__setitem__(slice(0, 15, 3), [9, 3, 3, 3, 3]), "share a name")])
+def test_dogs_refuse_contradictory_lists_and_paths_outside(change, message, tmp_path):
+    tiny_sets.dogs(tmp_path)
+    file = tmp_path / "stanford-dogs" / "train_list.mat"
+    names, labels = matlab.read_columns(file, {"file_list": str, "labels": int})
+    change(names, labels)
+    tiny_sets.write_mat(file, file_list=names, labels=np.array([labels], "u1").T)
+    with pytest.raises(UserError, match=f"stanford-dogs.*{message}"):
+        imagesets.read("dogs", tmp_path)
+
+
+@pytest.mark.parametrize("boxes", [[], [(5, 5, 5, 9)], [(9, 9, 5, 5)], [(-1, 0, 5, 5)],
+                                   [("", 0, 5, 5)], [("&lol;", 0, 5, 5)], [(0, 0, 10 ** 9, 5)]])
+def test_dogs_name_an_annotation_without_a_usable_box(boxes, tmp_path):
+    tiny_sets.dogs(tmp_path)
+    file = next((tmp_path / "stanford-dogs" / "Annotation").rglob("*_9"))
+    tiny_sets.write_xml(file, boxes)
+    with pytest.raises(UserError, match=f"{file.name} has no box"):
+        imagesets.read("dogs", tmp_path)
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"no annotation .*{file.name}"):
+        imagesets.read("dogs", tmp_path)
+
+
+@pytest.mark.parametrize("name, listing", [
+    ("cub", "images.txt"), ("nabirds", "images.txt"), ("aircraft", "images_variant_train.txt"),
+    ("pets", "annotations/trainval.txt"), ("cassava-2020", "train.csv"), ("grocery", "train.txt")])
+@pytest.mark.parametrize("outside", ["../secret", "a/../../../secret", "/tmp/secret", "..\\secret"])
+def test_a_listed_path_cannot_leave_the_folder(name, listing, outside, tmp_path):
+    """A hostile list could otherwise have any image on the disk read, copied and shown."""
+    tiny_sets.SETS[name](tmp_path)
+    file = next(tmp_path.rglob(listing))
+    image = next(iter(imagesets.read(name, tmp_path).paths))
+    text = file.read_text()
+    known = next(part for line in text.splitlines()[::-1] for part in re.split("[ ,]", line)
+                 if re.search(r"\.jpg$|_\d+$|^\d{7}$", part))
+    file.write_text(text.replace(known, outside + image.suffix * ("." in known)))
+    with pytest.raises(UserError, match=f"{listing} lists .*secret.*outside"):
+        imagesets.read(name, tmp_path)
+
+
+def test_cassava_paper_tests_on_numbers_divisible_by_four(root):
     top = root / "paper"
     for path, (name, split) in found(imagesets.read("cassava-paper", top), top).items():
         number = int(path.rpartition("-")[2].removesuffix(".jpg"))
         assert (split == "test") == (name is not None and number % 4 == 0), path
 
 
-def test_cassava_keeps_kaggles_extra_images_for_training_without_a_label(tmp_path):
+def test_cassava_trains_on_kaggles_extra_images_without_a_label(tmp_path):
     wanted = tiny_sets.cassava_kaggle(tmp_path)
     records = imagesets.read("cassava", tmp_path)
     assert_found(records, tmp_path, wanted)
     data = fgssl.load_data("cassava", tmp_path)
     assert (data.cached("train", 16).labels < 0).sum() == 3
-    assert (data.cached("train", 16, labelled=True).labels >= 0).all(), "an evaluation wants labels"
+    assert (data.cached("train", 16, labelled=True).labels >= 0).all(), "an evaluation needs labels"
 
 
 @pytest.mark.parametrize("name, message", [
     ("cars", "Kaggle.*stanford_cars/cars_train.*b0a2b23655a3edd16d84508592a98d10"),
     ("nabirds", "Register.*df21a9e4db349a14e2b08adfd45873bd.*nabirds/images.txt"),
     ("cassava-2020", "kaggle.com.*train.csv")])
-def test_a_set_that_takes_a_login_says_what_to_fetch_and_where_to_put_it(name, message, tmp_path):
+def test_a_set_behind_a_login_says_what_to_fetch_and_where_to_put_it(name, message, tmp_path):
     with pytest.raises(FileNotFoundError, match=message):
         imagesets.read(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", tiny_sets.SETS)
-def test_a_file_that_is_missing_is_named(name, tmp_path):
-    """A set half unpacked must not pass for a whole one."""
+def test_a_missing_file_is_named(name, tmp_path):
+    """A set that is only partly unpacked must not be taken for a complete one."""
     tiny_sets.SETS[name](tmp_path)
     listings = [path for path in tmp_path.rglob("*") if path.suffix in (".txt", ".mat", ".csv")
                 and "list.txt" not in path.name and path.name[0] != "."
                 and path.name not in ("sizes.txt", "cars_test_annos.mat", "hierarchy.txt",
-                                      "families.txt", "manufacturers.txt", "Abyssinian_100.mat")
+                                      "families.txt", "manufacturers.txt", "Abyssinian_100.mat",
+                                      "file_list.mat")
                 and not path.name.startswith(("images_family", "images_manufacturer"))]
     for listing in listings:
         content = listing.read_bytes()
@@ -167,39 +240,39 @@ def test_a_file_that_is_missing_is_named(name, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------------
-# What of an image is shown
+# Crops
 # ------------------------------------------------------------------------------------------------
 
 
 def test_the_banner_of_aircraft_is_cropped(root):
-    """It is red; 20 of 54 rows. What is left is 40 x 34, of which the middle square is shown."""
+    """It is red, 20 of 54 rows. What is left is 40 x 34 pixels; the central square is shown."""
     images = fgssl.load_data("aircraft", root).cached("train", 34).images.astype(int)
     red = (images[:, 0] > 220) & (images[:, 1] < 40) & (images[:, 2] < 40)
     assert red.mean() < 0.01
 
 
 @pytest.mark.parametrize("box, square", [
-    ((10, 20, 30, 10), (10, 10, 30)),      # wide: as much above as below
+    ((10, 20, 30, 10), (10, 10, 30)),      # wide: extended above and below
     ((10, 20, 10, 30), (0, 20, 30)),       # tall, at the left edge: moved in
-    ((0, 0, 100, 80), (10, 0, 80)),        # the whole picture: its middle square
+    ((0, 0, 100, 80), (10, 0, 80)),        # the whole image: its central square
     ((90, 70, 30, 30), (70, 50, 30)),      # beyond the lower right corner
     (None, (10, 0, 80))])
 def test_the_square_around_a_box(box, square):
     assert fgssl.Source("x", box).square(100, 80) == square
     left, top, side = (2 * value for value in square)
-    assert fgssl.Source("x", box).square(200, 160, scale=2) == (left, top, side), "a picture twice"
+    assert fgssl.Source("x", box).square(200, 160, scale=2) == (left, top, side), "twice as large"
 
 
-def test_a_box_outside_of_its_picture_is_refused(tmp_path):
+def test_a_box_outside_its_image_is_refused(tmp_path):
     Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
     for box in ((20, 0, 5, 5), (0, 10, 5, 5), (-5, 0, 5, 5), (1, 1, 0, 5), (1, 1, 5, -5),
                 (np.nan, 1, 5, 5)):
-        with pytest.raises(ValueError, match="a.png.*box.*not in the picture"):
+        with pytest.raises(ValueError, match="a.png.*box.*not in the image"):
             fgssl.decode(fgssl.Source(tmp_path / "a.png", box), 8)
 
 
 def test_boxes_are_cropped_and_have_a_cache_of_their_own(tmp_path):
-    """In a cache that they shared, the second run would train on the crops of the first."""
+    """With one cache for both, the second run would train on the crops of the first."""
     tiny_sets.cub(tmp_path)
     for path in (tmp_path / "CUB_200_2011" / "images").rglob("*.jpg"):
         pixels = np.zeros((34, 40, 3), np.uint8)
@@ -215,13 +288,13 @@ def test_boxes_are_cropped_and_have_a_cache_of_their_own(tmp_path):
 
 
 def test_a_banner_has_a_cache_of_its_own():
-    """It is no property of the file, and a reader may learn of it later."""
+    """It is not a property of the file: a later version of a reader may add it."""
     paths = [fgssl.Source(__file__, None, banner) for banner in (0, 20)]
     assert cache.cache_file("a", paths[:1]) != cache.cache_file("a", paths[1:])
 
 
 # ------------------------------------------------------------------------------------------------
-# A part of a set
+# Subsets
 # ------------------------------------------------------------------------------------------------
 
 
@@ -233,20 +306,21 @@ def folder_of(tmp_path, sizes):
     return tmp_path
 
 
-def test_a_share_is_of_every_class_and_split_and_lies_in_a_larger_one(tmp_path):
+def test_a_fraction_is_taken_of_each_class_and_split_and_is_part_of_a_larger_one(tmp_path):
     records = imagesets.read(folder_of(tmp_path, {"a": 100, "b": 50, "c": 10, "d": 3}), ".")
     before = set()
-    for share in (0.1, 0.25, 0.5, 1.0):
-        part = imagesets.smaller(records, share)
+    for fraction in (0.1, 0.25, 0.5, 1.0):
+        part = imagesets.smaller(records, fraction)
         for label, split in itertools.product(range(4), ("train", "val", "test")):
             total = ((records.labels == label) & (records.splits == split)).sum()
             kept = ((part.labels == label) & (part.splits == split)).sum()
-            assert kept == max(1, round(share * total)), (share, label, split)
+            assert kept == max(1, round(fraction * total)), (fraction, label, split)
         assert before <= set(part.paths)
-        assert part.paths == imagesets.smaller(records, share).paths, "always the same"
+        assert part.paths == imagesets.smaller(records, fraction).paths, "always the same"
         before = set(part.paths)
     assert before == set(records.paths)
-    images = [path.name for path in imagesets.smaller(records, 0.1).paths if path.parent.name == "a"]
+    part = imagesets.smaller(records, 0.1)
+    images = [path.name for path in part.paths if path.parent.name == "a"]
     assert images != sorted(path.name for path in records.paths)[:len(images)], "not the first ones"
 
 
@@ -259,12 +333,12 @@ def test_some_classes_are_renumbered_with_their_names(tmp_path):
         assert all(part.classes[label] == path.parent.name
                    for path, label in zip(part.paths, part.labels))
     assert set(chosen[0].classes) < set(chosen[1].classes) < set(chosen[2].classes)
-    assert chosen[1].classes != list("abcde"), "neighbours in the alphabet are often alike"
+    assert chosen[1].classes != list("abcde"), "neighbours in the alphabet are often similar"
     with pytest.raises(ValueError, match="has 8 classes, not 9"):
         imagesets.smaller(records, classes=9)
 
 
-def test_a_part_keeps_boxes_beside_their_images_and_classes_drop_the_unlabelled(root, tmp_path):
+def test_a_subset_keeps_each_box_with_its_image_and_classes_drop_the_unlabelled(root, tmp_path):
     records = imagesets.read("cub", root)
     records.boxes[:, 0] = np.arange(len(records.paths))
     place = {path: i for i, path in enumerate(records.paths)}
@@ -284,8 +358,8 @@ def test_a_part_keeps_boxes_beside_their_images_and_classes_drop_the_unlabelled(
 
 @pytest.mark.parametrize("name, trainer", [*itertools.product(tiny_sets.SETS, TRAINERS)])
 def test_each_set_trains_a_step_by_each_trainer(name, trainer, root, tmp_path, monkeypatch):
-    """The flags reach the images: what the trainer asked for is what load_data gives."""
-    flags = {"cub": ["--bbox"], "aircraft": ["--labels", "family"],
+    """The flags reach the images: the trainer gets the labels and crops it asked for."""
+    flags = {"cub": ["--bbox"], "dogs": ["--bbox"], "aircraft": ["--labels", "family"],
              "grocery": ["--labels", "coarse"]}.get(name, [])
     monkeypatch.setattr(fgssl, "knn_check", lambda *args, **kwargs: None)  # tested elsewhere
     used, cached = [], fgssl.Dataset.cached
@@ -304,7 +378,7 @@ def test_each_set_trains_a_step_by_each_trainer(name, trainer, root, tmp_path, m
         name.partition("-")[0], 3)
 
 
-def test_resume_keeps_the_part_of_the_set(photos, tmp_path, capsys):
+def test_resume_keeps_the_subset(photos, tmp_path, capsys):
     flags = ["--data", str(photos), "--size", "16", "--batch", "4", "--epochs", "1", "--out",
              str(tmp_path)]
     train_simclr.main([*flags, "--subset", "0.5", "--classes", "2"])
@@ -317,7 +391,7 @@ def test_resume_keeps_the_part_of_the_set(photos, tmp_path, capsys):
         assert "a resumed run keeps its arguments" in capsys.readouterr().err
 
 
-def test_an_evaluation_takes_the_part_that_its_run_was_trained_on(root, tmp_path):
+def test_an_evaluation_uses_the_labels_and_subset_of_its_run(root, tmp_path):
     train_simclr.main(["--data", "grocery", "--root", str(root), "--labels", "coarse", "--size",
                        "16", "--batch", "4", "--epochs", "1", "--out", str(tmp_path)])
     checkpoint, out = str(tmp_path / "checkpoint.pt"), str(tmp_path / "eval")
@@ -327,29 +401,29 @@ def test_an_evaluation_takes_the_part_that_its_run_was_trained_on(root, tmp_path
         return linear_eval.read_result(tmp_path / "eval" / "eval.json")
 
     with pytest.raises(ValueError, match="holds no classifier"):
-        linear_eval.main([checkpoint, "--predict", "photo.jpg"])  # --classes is no class's name
+        linear_eval.main([checkpoint, "--predict", "photo.jpg"])  # --classes does not name classes
     coarse = result()
     assert coarse["classes"] == 2 and coarse["data"] == "grocery, coarse labels"
     whole, boxes = (result("--data", "cub", *flag) for flag in ([], ["--bbox"]))
     assert whole["classes"] == 3, "cub has no coarse labels: those are of the run's own set"
-    assert whole["digest"] != boxes["digest"], "other pixels are another task"
-    assert whole["grad_cam"] and not boxes["grad_cam"], "the box is the view"
+    assert whole["digest"] != boxes["digest"], "other pixels make another task"
+    assert whole["grad_cam"] and not boxes["grad_cam"], "the box is the image"
 
 
 # ------------------------------------------------------------------------------------------------
-# A look at a set
+# The survey of a set
 # ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def faulty(tmp_path):
     """Two classes with a duplicate within a split, one across splits, and two unreadable files."""
-    folder, dice = tmp_path / "faulty", np.random.default_rng(0)
+    folder, rng = tmp_path / "faulty", np.random.default_rng(0)
     for split, count in (("train", 4), ("val", 2), ("test", 2)):
         for name in ("ash", "oak"):
             (folder / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = dice.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     train = folder / "train"
     (train / "ash" / "1.png").write_bytes((train / "ash" / "0.png").read_bytes())
@@ -359,14 +433,14 @@ def faulty(tmp_path):
     return folder
 
 
-def test_data_prints_counts_and_faults_and_draws_a_sheet(faulty, tmp_path, capsys):
+def test_the_survey_prints_counts_and_faults_and_draws_samples(faulty, tmp_path, capsys):
     fgssl.main(["data", str(faulty), "--out", str(tmp_path / "look")])
     printed = capsys.readouterr().out
     assert "faulty: 16 images, 2 classes (ash, oak)" in printed
-    assert "train 8 images of 2 classes; of a class 4 to 4, median 4" in printed
-    assert "sizes least 30 x 20, median 30 x 21, most 30 x 23 pixels" in printed
+    assert "train 8 images of 2 classes; 4 to 4 per class, median 4" in printed
+    assert "sizes min 30 x 20, median 30 x 21, max 30 x 23 pixels" in printed
     assert "unreadable 2" in printed and "oak/0.png" in printed and "oak/1.png" in printed
-    assert "duplicates 2: 1 across splits, 1 of unlike labels" in printed
+    assert "duplicates 2: 1 across splits, 1 with different labels" in printed
     lines = printed.splitlines()
     worst = lines[[line.startswith("duplicates") for line in lines].index(True) + 1]
     assert worst.split() == ["test/oak/1.png", "=", "train/ash/2.png"], "leaks come first"
@@ -374,7 +448,7 @@ def test_data_prints_counts_and_faults_and_draws_a_sheet(faulty, tmp_path, capsy
     assert sheet.height > 2 * 96 and sheet.width > 8 * 96
 
 
-def test_data_looks_at_parts_boxes_and_unlabelled_images(root, tmp_path, capsys):
+def test_the_survey_handles_subsets_boxes_and_unlabelled_images(root, tmp_path, capsys):
     look = ["--root", str(root), "--out", str(tmp_path)]
     fgssl.main(["data", "cub", "--bbox", "--classes", "2", *look])
     assert "cub, boxes: 12 images, 2 classes" in capsys.readouterr().out
@@ -388,13 +462,13 @@ def test_data_looks_at_parts_boxes_and_unlabelled_images(root, tmp_path, capsys)
     assert (tmp_path / "loose.png").is_file()
 
 
-def test_data_prints_names_that_are_not_utf_8(tmp_path, capsys):
-    """As archives packed on an old Windows leave them: the first such name ended the look."""
+def test_the_survey_prints_names_that_are_not_utf_8(tmp_path, capsys):
+    """Archives from an old Windows have them. The first such name ended the survey."""
     gull = tmp_path / "gulls" / "M\udcf6we"              # the byte f6: o with dots, in Latin-1
     try:
         gull.mkdir(parents=True)
     except OSError:
-        pytest.skip("this disk takes UTF-8 names alone")
+        pytest.skip("this disk only accepts UTF-8 names")
     tiny_sets.photo(gull.with_name("auk") / "1.png")
     tiny_sets.photo(gull / "1.png")
     (gull / "2.png").write_bytes((gull / "1.png").read_bytes())

@@ -1,4 +1,4 @@
-"""The toy birds: 20 species that differ in their parts and in nothing else, drawn whole or not."""
+"""The toy birds: 20 species that differ only in their parts; drawn completely or not at all."""
 
 import itertools
 import os
@@ -20,15 +20,15 @@ def toy(toy_root):
     return imagesets.read("toy", toy_root)
 
 
-def test_two_species_differ_in_two_to_four_parts_and_in_nothing_else():
+def test_two_species_differ_in_two_to_four_parts_only():
     looks = [toybirds.COMMON | parts for parts in toybirds.SPECIES.values()]
     assert len(looks) == 20 and all(look.keys() == toybirds.COMMON.keys() for look in looks)
     for one, other in itertools.combinations(looks, 2):
         assert 2 <= sum(one[part] != other[part] for part in one) <= 4, (one, other)
 
 
-def test_nothing_but_its_parts_is_drawn_differently_for_a_species():
-    """One random draw more for a species would change its scenes, and they would give it away."""
+def test_every_species_uses_the_same_random_draws():
+    """One more draw for a species would change its scenes, and they would reveal the species."""
     states = []
     for species in toybirds.SPECIES:
         rng = np.random.default_rng(5)
@@ -37,13 +37,13 @@ def test_nothing_but_its_parts_is_drawn_differently_for_a_species():
     assert len(set(states)) == 1
 
 
-def test_toy_has_its_counts_in_every_species_and_split(toy):
+def test_toy_has_the_right_counts_in_every_species_and_split(toy):
     assert (len(toy.classes), toy.name) == (20, "toy")
     for split, count in (("train", 60), ("val", 20), ("test", 20)):
         assert np.bincount(toy.labels[toy.splits == split], minlength=20).tolist() == [count] * 20
 
 
-def test_toy_boxes_lie_in_the_image_and_hold_every_visible_part(toy, toy_root):
+def test_toy_boxes_lie_in_the_image_and_contain_every_visible_part(toy, toy_root):
     x, y, width, height = toy.boxes.T
     assert min(x.min(), y.min()) >= 0
     assert max((x + width).max(), (y + height).max()) <= toybirds.SIDE
@@ -56,7 +56,7 @@ def test_toy_boxes_lie_in_the_image_and_hold_every_visible_part(toy, toy_root):
     assert (eyes.sum(1) == 1).all() and 0.4 < eyes[:, 0].mean() < 0.6, "half the birds are mirrored"
 
 
-def test_colour_alone_does_not_tell_a_toy_species(toy):
+def test_colours_do_not_identify_a_toy_species(toy):
     """k-NN on 6 x 6 x 6 colour histograms (Hellinger distance) stays under 3 x chance."""
     pixels = np.stack([np.asarray(Image.open(path)) for path in toy.paths]).astype(int) // 43
     codes = (pixels @ [36, 6, 1]).reshape(len(pixels), -1)
@@ -94,7 +94,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path, monkeypatch):
 
 
 def run(code, *arguments):
-    """Start a program that imports imagesets as a user's script does, without a main guard."""
+    """Start a program that imports imagesets like a user's script, without a main guard."""
     code = "import sys, imagesets; from imagesets import toybirds\n" + code
     command = [sys.executable, "-c", code, *map(str, arguments)]
     root = Path(imagesets.__file__).parent.parent
@@ -102,7 +102,7 @@ def run(code, *arguments):
 
 
 def test_a_killed_drawing_leaves_no_set_and_no_process(tmp_path):
-    """kill -9 gives no chance to clean up: the half set must not carry the name of a whole one."""
+    """After kill -9 nothing is cleaned up: an incomplete set must not have a set's name."""
     process = run("imagesets.read('toy', sys.argv[1])", tmp_path)
     while process.poll() is None and not list(tmp_path.rglob("*.jpg")):
         time.sleep(0.05)
@@ -112,7 +112,7 @@ def test_a_killed_drawing_leaves_no_set_and_no_process(tmp_path):
     while drawn > before:
         time.sleep(1)
         drawn, before = len(list(tmp_path.rglob("*.jpg"))), drawn
-    assert drawn < 2000, "the workers went on without the drawing they belong to"
+    assert drawn < 2000, "the workers went on after their parent was killed"
     assert not (tmp_path / "toy").exists()
 
 
@@ -122,7 +122,7 @@ def test_a_full_disk_is_an_error_that_names_the_folder_and_leaves_nothing(tmp_pa
                   "toybirds.draw(sys.argv[1])", tmp_path / "toy")
     error = process.communicate(timeout=60)[1]
     assert f"OSError: cannot draw the toy birds in {tmp_path / 'toy'}: " in error
-    assert "File too large" in error, "the worker's own reason got lost"
+    assert "File too large" in error, "the worker's own reason is lost"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -132,7 +132,7 @@ def test_a_root_that_cannot_be_written_is_named(tmp_path):
         imagesets.read("toy", tmp_path / "file")
 
 
-def test_two_drawings_at_once_leave_one_whole_set(tmp_path):
+def test_two_drawings_at_once_leave_one_complete_set(tmp_path):
     code = "toybirds.draw(sys.argv[1], per_class=(2, 1, 1))"
     for process in [run(code, tmp_path / "toy") for _ in range(2)]:
         assert process.wait(timeout=60) == 0, process.stderr.read()

@@ -1,7 +1,7 @@
-"""Every named set, tiny, in its official layout and file formats, with the traps of the real one.
+"""Tiny copies of the named sets, in their official layouts and formats, with their traps.
 
-A builder makes its set under `root` and returns what a reader must find: {path under root: (class,
-split)}. Three classes of four train images or more, which is a step of eight for the trainers.
+A builder writes its set under `root` and returns what a reader must find: {path below root: (class,
+split)}. There are three classes with four train images or more, enough for a batch of eight.
 """
 
 import struct
@@ -14,7 +14,7 @@ NOISE = np.random.default_rng(0)
 
 
 def photo(path, kind="jpeg", mode="RGB", size=(40, 34)):
-    """A small image of noise, of a file type that need not be what its name says."""
+    """Write a small image of noise; its file type need not match its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = NOISE.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).convert(mode).save(path, kind)
@@ -26,7 +26,7 @@ def write(path, *lines):
 
 
 def birds(folder, paths, ids, class_ids, is_train, names):
-    """The text files that CUB and NABirds have in common."""
+    """Write the text files that CUB and NABirds have in common."""
     rows = list(zip(ids, paths, class_ids, is_train))
     write(folder / "images.txt", *(f"{i} {path}" for i, path, _, _ in rows))
     write(folder / "image_class_labels.txt", *(f"{i} {label}" for i, _, label, _ in rows[::-1]))
@@ -36,7 +36,7 @@ def birds(folder, paths, ids, class_ids, is_train, names):
 
 
 def cub(root):
-    """One image is grey, one CMYK; a file lies there that no list has; ids are out of order."""
+    """One image is grey, one CMYK; a file is in no list; ids are out of order."""
     folder, names = root / "CUB_200_2011", {}
     paths, class_ids, is_train = [], [], []
     for label, name in enumerate(("Black footed Albatross", "Auk", "Wren"), 1):
@@ -54,7 +54,7 @@ def cub(root):
 
 
 def nabirds(root):
-    """Class ids have gaps, and name groups, too; image ids are UUIDs; two classes share a name."""
+    """Class ids have gaps and include groups; image ids are UUIDs; two classes share a name."""
     folder = root / "nabirds"
     names = {"0": "Birds", "1": "Ducks, Geese, and Swans", "9": "Owls", "22": "Eiders",
              "295": "Common Eider (Female/juvenile)", "817": "Barn Owl", "1010": "Barn Owl"}
@@ -75,7 +75,7 @@ def nabirds(root):
 
 
 def cars(root, nested=False):
-    """MATLAB files, zlib inside; nested: as Kaggle unpacks it. The devkit's test has no labels."""
+    """MATLAB files, compressed; nested: as Kaggle unpacks it. The devkit's test has no labels."""
     folder = root / "stanford_cars"
     names = ["AM General Hummer SUV 2000", "Ram C/V Cargo Van 2012", "Fisker Karma Sedan 2012"]
     write_mat(folder / "devkit" / "cars_meta.mat", class_names=names)
@@ -98,7 +98,7 @@ def cars(root, nested=False):
 
 
 def cars_in_class_folders(root):
-    """As other copies of the set have it, and nested; a name cannot hold a slash."""
+    """The layout of other copies, nested; a folder's name cannot contain a slash."""
     wanted = {}
     for split, count in (("train", 4), ("test", 2)):
         for name in ("AM General Hummer SUV 2000", "Ram C-V Cargo Van 2012", "Fisker Karma 2012"):
@@ -141,7 +141,7 @@ def aircraft(root, level="variant"):
 
 
 def flowers(root):
-    """MATLAB files; a label counts from 1, and an image number too."""
+    """MATLAB files; labels and image numbers count from 1."""
     folder = root / "flowers-102"
     labels = [77, 77, 1, 1, 102, 102] * 4
     write_mat(folder / "imagelabels.mat", labels=np.array([labels], "u1"))
@@ -158,7 +158,7 @@ def flowers(root):
 
 
 def pets(root, level="breed"):
-    """One image is a GIF and one a PNG under the name .jpg; images/ holds files that are none."""
+    """One .jpg is a GIF and one a PNG; images/ also holds files that are not images."""
     folder, wanted = root / "oxford-iiit-pet", {}
     lists = {"trainval": [], "test": []}
     breeds = {"Abyssinian": (1, 1, 1), "american_pit_bull_terrier": (3, 2, 2), "Bombay": (8, 1, 4)}
@@ -177,7 +177,7 @@ def pets(root, level="breed"):
     write(folder / "annotations" / "list.txt", "#Image CLASS-ID SPECIES BREED ID")
     write(folder / "annotations" / "._trainval.txt", "\0\5\26\7")
     write(folder / "images" / "Abyssinian_100.mat", "MATLAB")
-    photo(folder / "images" / "Abyssinian_999.jpg")  # no list has it
+    photo(folder / "images" / "Abyssinian_999.jpg")  # in no list
     return wanted
 
 
@@ -210,7 +210,7 @@ def cassava_kaggle(root):
 
 
 def cassava_2020(root):
-    """Kaggle's second challenge: a CSV; nothing says what is to be tested on."""
+    """Kaggle's second challenge: a CSV file without splits."""
     folder, lines, wanted = root / "cassava-leaf-disease-classification", ["image_id,label"], {}
     for i in range(15):
         label, name = ((0, "cbb"), (3, "cmd"), (4, "healthy"))[i % 3]
@@ -225,7 +225,7 @@ def cassava_2020(root):
 
 
 def grocery(root, level="fine"):
-    """Classes out of order; val lacks one; a file lies there that no list has."""
+    """Classes out of order; val lacks one; a file is in no list."""
     folder = root / "GroceryStoreDataset-master" / "dataset"
     names = [("Royal-Gala", "Apple"), ("Kiwi", "Kiwi"), ("Granny-Smith", "Apple")]
     write(folder / "classes.csv", "Class Name (str),Class ID (int),Coarse Class Name (str),Coarse "
@@ -247,13 +247,48 @@ def grocery(root, level="fine"):
     return wanted
 
 
+def dogs(root):
+    """MATLAB lists; XML boxes, of several dogs in some images; breeds with hyphens; a PNG with an
+    alpha channel called .jpg; a file in no list."""
+    folder, wanted, lists = root / "stanford-dogs", {}, {"train": [], "test": []}
+    breeds = ["n02085620-Chihuahua", "n02086240-Shih-Tzu", "n02089078-black-and-tan_coonhound"]
+    for split, count in (("train", 5), ("test", 2)):
+        for i in range(count):
+            for label, breed in list(enumerate(breeds, 1))[::-1]:
+                name = f"{breed}/{breed.partition('-')[0]}_{len(wanted) + 7}"
+                kind, mode = ("png", "RGBA") if len(wanted) == 1 else ("jpeg", "RGB")
+                photo(folder / "Images" / f"{name}.jpg", kind, mode)
+                boxes = [(0, 0, 9, 9), (4, 6, 24, 16), (20, 20, 30, 30)]  # the second is largest
+                write_xml(folder / "Annotation" / name, boxes if i else boxes[1:2])
+                lists[split].append((f"{name}.jpg", label))
+                wanted[f"stanford-dogs/Images/{name}.jpg"] = breed.partition("-")[2], split
+    for split, rows in [*lists.items(), ("file", lists["train"] + lists["test"])]:
+        names, labels = zip(*rows)
+        write_mat(folder / f"{split}_list.mat", file_list=list(names),
+                  annotation_list=[name.removesuffix(".jpg") for name in names],
+                  labels=np.array([labels], "u1").T)
+    photo(folder / "Images" / breeds[0] / "n02085620_1.jpg")
+    return wanted
+
+
+def write_xml(path, boxes):
+    """Write an annotation in PASCAL VOC's XML; boxes: corners xmin, ymin, xmax, ymax."""
+    objects = []
+    for box in boxes:
+        corners = "".join(f"\n\t\t\t<{side}>{value}</{side}>"
+                          for side, value in zip(("xmin", "ymin", "xmax", "ymax"), box))
+        objects.append(f"\t<object>\n\t\t<bndbox>{corners}\n\t\t</bndbox>\n\t</object>")
+    size = "<size><width>40</width><height>34</height><depth>3</depth></size>"
+    write(path, "<annotation>", f"\t{size}", *objects, "</annotation>")
+
+
 SETS = {"cub": cub, "nabirds": nabirds, "cars": cars, "aircraft": aircraft, "cassava": cassava,
-        "cassava-paper": cassava_kaggle, "cassava-2020": cassava_2020, "flowers": flowers,
-        "pets": pets, "grocery": grocery}
+        "cassava-paper": cassava_kaggle, "cassava-2020": cassava_2020, "dogs": dogs,
+        "flowers": flowers, "pets": pets, "grocery": grocery}
 
 
 # ------------------------------------------------------------------------------------------------
-# A writer of MATLAB 5 files, after "MAT-File Format" of MathWorks
+# A writer of MATLAB 5 files; source: MathWorks, "MAT-File Format"
 # ------------------------------------------------------------------------------------------------
 
 STORED = {"i1": 1, "u1": 2, "i2": 3, "u2": 4, "i4": 5, "u4": 6, "f8": 9}
@@ -261,7 +296,7 @@ CLASS = {"f8": 6, "i1": 8, "u1": 9, "i2": 10, "u2": 11, "i4": 12, "u4": 13}
 
 
 def write_mat(path, order="<", compressed=True, **variables):
-    """variables: arrays, text, lists of text (cell arrays), lists of dicts (struct arrays)."""
+    """variables: arrays, texts, lists of texts (cell arrays), lists of dicts (struct arrays)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     content = b"MATLAB 5.0 MAT-file, written by a test".ljust(124)
     content += struct.pack(order + "H", 0x100) + (b"IM" if order == "<" else b"MI")

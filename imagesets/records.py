@@ -1,0 +1,101 @@
+"""Records: the images of a set with labels and splits. Missing splits; subsets."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .errors import UserError
+
+
+class Records(NamedTuple):
+    """The N images of a set. A label is an index into `classes`, or -1 if unknown."""
+    paths: list[Path]
+    labels: np.ndarray                # (N,) int64
+    classes: list[str]
+    splits: np.ndarray                # (N,) of "train", "val", "test"
+    boxes: np.ndarray | None = None   # (N, 4) float32: x, y, width, height in pixels
+    banner: int = 0                   # pixel rows at the foot of each image that are not photo
+    name: str = ""
+
+    def take(self, rows):
+        """The Records of some of the images; rows: indices or a boolean mask."""
+        rows = np.arange(len(self.paths))[rows]
+        return self._replace(paths=[self.paths[row] for row in rows], labels=self.labels[rows],
+                             splits=self.splits[rows],
+                             boxes=None if self.boxes is None else self.boxes[rows])
+
+
+def make_records(rows, classes=None):
+    """Records of rows (path, class name or None, split). classes: in label order, else sorted."""
+    paths, names, splits = zip(*rows)
+    classes = sorted(set(names) - {None}) if classes is None else list(classes)
+    label_of = {name: label for label, name in enumerate(classes)}
+    if len(label_of) < len(classes):
+        raise UserError(f"{os.path.commonpath(paths)}: two classes share a name; found "
+                        f"{', '.join(classes)}. Rename one, or unpack the set again.")
+    labels = np.array([label_of.get(name, -1) for name in names], np.int64)
+    return Records(list(paths), labels, classes, np.array(splits))
+
+
+def complete_splits(records):
+    """Cut a missing test split (20 %) or val split (10 %) from train; check images and classes.
+
+    The cut is stratified: it takes the same fraction of every class, at least one image, and leaves
+    at least one. It does not depend on a run's seed. An existing split is never changed: a set with
+    train and val keeps its val, and only test is cut. Unlabelled images stay in train.
+    UserError if an image is listed twice, or if val or test has a class without a train image
+    (unless train has no labels at all).
+    """
+    seen = set()
+    for path in records.paths:
+        if path in seen:
+            raise UserError(f"{records.name} lists {path} twice. Remove one of the two, or "
+                            "unpack the set again.")
+        seen.add(path)
+    labels, splits = records.labels, records.splits.astype("<U5")
+    rng = np.random.default_rng(0)
+    for split, fraction in (("test", 0.2), ("val", 0.1)):
+        if split in records.splits:
+            continue
+        for label in range(len(records.classes)):
+            members = rng.permutation(np.flatnonzero((labels == label) & (splits == "train")))
+            if len(members) > 1:
+                splits[members[:max(1, round(fraction * len(members)))]] = split
+    train_labels = set(labels[splits == "train"])
+    missing = sorted(set(labels[labels >= 0]) - train_labels)
+    if missing and train_labels != {-1}:
+        missing = ", ".join(records.classes[label] for label in missing)
+        raise UserError(f"{records.name}: val or test holds {missing}, of which train has no "
+                        "image. Move some of these images to train, or remove the class.")
+    return records._replace(splits=splits)
+
+
+def smaller(records, fraction=None, classes=None):
+    """A subset for quick trials: some classes, and a fraction of each class in each split.
+
+    fraction: in (0, 1]; at least one image of a class and split is kept. classes: how many. None
+    keeps all. The choice is fixed, and a larger fraction or number keeps what a smaller one keeps.
+    Unlabelled images count as one more class, dropped if `classes` is given.
+    UserError for more classes than there are.
+    """
+    labels = records.labels
+    if classes is not None:
+        if classes > len(records.classes):
+            raise UserError(f"{records.name} has {len(records.classes)} classes, not {classes}. "
+                            f"Pass --classes {len(records.classes)} or fewer.")
+        order = np.random.default_rng(0).permutation(len(records.classes))
+        chosen = np.sort(order[:classes])
+        records = records.take(np.isin(labels, chosen))
+        labels = np.searchsorted(chosen, records.labels)
+        records = records._replace(labels=labels, classes=[records.classes[i] for i in chosen])
+    if fraction is not None:
+        kept = []
+        for i, split in enumerate(("train", "val", "test")):
+            for label in range(-1, len(records.classes)):
+                members = np.flatnonzero((labels == label) & (records.splits == split))
+                order = np.random.default_rng((i, label + 1)).permutation(members)
+                kept += order[:max(1, round(fraction * len(members)))].tolist()
+        records = records.take(sorted(kept))
+    return records
