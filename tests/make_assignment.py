@@ -31,7 +31,7 @@ ROOT, MUTANTS = HERE.parent, HERE / "mutants"
 GRADING = "tests/assignment.json"       # in the copy: names, tests, hint, command of each exercise
 LITTER = ".*", "__pycache__", "out", "data", "build"
 UNWANTED = shutil.ignore_patterns(
-    *LITTER, "make_assignment.py", "test_assignment.py", "test_readme.py", "mutants",
+    *LITTER, "make_assignment.py", "test_assignment.py", "test_docs.py", "mutants",
     "test_kernels_mutants.py")
 HEAD = """# Assignment
 

@@ -99,6 +99,7 @@ def test_the_list_names_every_exercise(capsys):
     assert all(e.hint in said and make_assignment.command(e) in said for e in EXERCISES)
 
 
+@pytest.mark.docs
 def test_the_page_has_the_table_of_exercises():
     assert make_assignment.table() in (ROOT / "tests" / "README.md").read_text(), (
         "paste what tests/make_assignment.py's table() returns")
