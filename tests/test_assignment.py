@@ -37,6 +37,7 @@ def test_grading_tests_fail_with_a_hint_and_no_others(exercises, tmp_path):
     if not CXX:
         exercises = [e for e in exercises if "emulated" not in e.match]
     folder = made(tmp_path / "assignment", exercises)
+    assert "cross_entropy(sim" not in (folder / "README.md").read_text(), "it quotes a solution"
     match = " or ".join(e.match for e in exercises)
     files = sorted({f"tests/{e.tests}" for e in exercises})
     outcomes, said = run(folder, files, match)
