@@ -31,7 +31,7 @@ ROOT, MUTANTS = HERE.parent, HERE / "mutants"
 GRADING = "tests/assignment.json"       # in the copy: names, tests, hint, command of each exercise
 LITTER = ".*", "__pycache__", "out", "data", "build"
 UNWANTED = shutil.ignore_patterns(
-    *LITTER, "make_assignment.py", "test_assignment.py", "test_readme.py", "mutants",
+    *LITTER, "make_assignment.py", "test_assignment.py", "test_docs.py", "mutants",
     "test_kernels_mutants.py")
 HEAD = """# Assignment
 
@@ -241,6 +241,8 @@ def make(out, names):
             function = None if patch(name).exists() else find(name)
             tasks[function.name if function else name] = exercise, function
     shutil.copytree(ROOT, out, ignore=UNWANTED)
+    readme = out / "README.md"                               # its Python is a solution
+    readme.write_text(re.sub(r"(?ms)^```python\n.*?^```\n", "", readme.read_text()))
     for file in {function.file for _, function in tasks.values() if function}:
         text = file.read_text()
         of_file = [task for task in tasks.values() if task[1] and task[1].file == file]

@@ -37,6 +37,7 @@ def test_grading_tests_fail_with_a_hint_and_no_others(exercises, tmp_path):
     if not CXX:
         exercises = [e for e in exercises if "emulated" not in e.match]
     folder = made(tmp_path / "assignment", exercises)
+    assert "cross_entropy(sim" not in (folder / "README.md").read_text(), "it quotes a solution"
     match = " or ".join(e.match for e in exercises)
     files = sorted({f"tests/{e.tests}" for e in exercises})
     outcomes, said = run(folder, files, match)
@@ -99,6 +100,7 @@ def test_the_list_names_every_exercise(capsys):
     assert all(e.hint in said and make_assignment.command(e) in said for e in EXERCISES)
 
 
+@pytest.mark.docs
 def test_the_page_has_the_table_of_exercises():
     assert make_assignment.table() in (ROOT / "tests" / "README.md").read_text(), (
         "paste what tests/make_assignment.py's table() returns")

@@ -112,6 +112,7 @@ def test_a_page_without_the_markers_is_left_as_it_is(tiny):
     assert (tiny[0] / "README.md").read_text() == "nothing here\n"
 
 
+@pytest.mark.docs
 def test_the_pages_have_one_place_for_every_table():
     """Or hours of runs would end in an error."""
     text = "".join(page.read_text() for page in reproduce.PAGES)
