@@ -162,35 +162,15 @@ def labelled_splits(data, size):
     return splits
 
 
-def main(argv=None):
-    args = arguments(argv)
-    if args.compare:
-        return compare_results(args.compare, Path(args.out or "out"))
-    if args.predict:
-        return predict(args.checkpoint, args.predict, args.precision)
-    encoder, build, run = None, None, {}
-    if args.encoder == "generator":
-        if args.finetune or args.export:
-            raise fgssl.UserError("SRGAN's generator is evaluated as it is, without --finetune or "
-                                  "--export: leave out --encoder generator for those")
-        encoder, build, run = srgan.load_generator(args.checkpoint)
-    elif args.checkpoint:
-        encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
-    if args.export:
-        Path(args.export).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(encoder.state_dict(), args.export)
-        return print(f"wrote {args.export}")
-
-    fill_in(args, run)
-    out = out_folder(args)
+def study(args, encoders):
+    """Evaluate the encoders, {"random_init": the untrained one} and perhaps {"encoder": the trained
+    one}; print the table; write eval.json and, for the last of them, its classifier and pictures.
+    """
+    layers, out = resolve_layers(args, encoders["random_init"]), out_folder(args)
     out.mkdir(parents=True, exist_ok=True)
     inference = Inference(args.size, *fgssl.device_and_precision(args.precision))
     data = fgssl.load_data_for(args)
     splits, names = labelled_splits(data, args.size), data.classes
-    torch.manual_seed(args.seed)
-    untrained = (build or fgssl.ENCODERS[args.arch])()
-    layers = resolve_layers(args, untrained)
-    encoders = {"random_init": untrained} | ({"encoder": encoder} if args.checkpoint else {})
     counts, test = np.bincount(splits[0].labels, minlength=len(names)), splits[2]
     result = {"data": data.name, "digest": digest_data(data, splits), "classes": len(names),
               "size": args.size, "arch": args.arch, "layer": args.layer, "seed": args.seed,
@@ -199,33 +179,35 @@ def main(argv=None):
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
               "argv": sys.argv, "commit": fgssl.commit()}
-    done = finished_cells(out / "eval.json", result, args)
-    print(f"{data.name}, {len(names)} classes, {args.size} px, {args.arch}: "
-          f"{' / '.join(map(str, result['n'].values()))} images to train / choose / test\n"
+    file = out / "eval.json"
+    done = finished_cells(file, result, args) if file.exists() else []
+    print(f"{data.name}, {len(names)} classes: {' / '.join(map(str, result['n'].values()))} images "
+          f"to train / choose / test\n{args.arch}, {args.size} px, "
           f"{fgssl.describe_device(inference.device)}, "
           f"{'bf16' if inference.autocast._enabled else 'fp32'}; folder {out}\n", flush=True)
 
-    for row, network in encoders.items():                    # the last one's details are kept
-        result[row], frozen = evaluate(network, splits, names, inference, layers)
-    measured, h = result[row], frozen.h[frozen.layer][2]
+    for row, encoder in encoders.items():
+        result[row], frozen = evaluate(encoder, splits, names, inference, layers)
+    h, knn_layer = frozen.h, result[row]["knn_layer"]
     result["report"] = frozen.report
     write_confusion(out, "confusion", frozen.confusion, names)
-    retrieval_sheet(out / "retrieval.png", frozen.h[measured["knn_layer"]][2], test, names)
-    feature_map(out / "map.png", h, test.labels, names)
+    retrieval_sheet(out / "retrieval.png", h[knn_layer][2], test, names)
+    feature_map(out / "map.png", h[frozen.layer][2], test.labels, names)
     result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records)
     written = "eval.json and pictures"
-    if args.encoder != "generator":                          # which no --arch makes anew
-        probe = Classifier(frozen.encoder, frozen.head, frozen.layer)
+    if args.encoder != "generator":                          # which no --arch can build
+        probe = Classifier(encoder, frozen.head, frozen.layer)
         save_classifier(out / "probe.pt", probe, args, names)
         written = "eval.json, probe.pt and pictures"
     result["few_labels"] = done
-    write_result(out / "eval.json", result)
+    write_result(file, result)
     print_result(result)
 
-    for cell in run_cells(frozen, args, out, list(done)):
+    for cell in run_cells(frozen, args, out, list(done)) if args.shots else ():
         result["few_labels"].append(cell)
-        write_result(out / "eval.json", result)
-    show_few_labels({out.resolve().name: [result]}, out)
+        write_result(file, result)
+    if result["few_labels"]:
+        show_few_labels({out.resolve().name: [result]}, out)
     print(f"\nwrote {written} into {out}")
 
 
@@ -249,6 +231,32 @@ def print_result(result):
         print(f"Grad-CAM inside the box: {mean_std([cam['class_score_in_box']])} % for the class, "
               f"{mean_std([cam['similarity_in_box']])} % for the similarity of views; the box is "
               f"{mean_std([cam['box_of_view']])} % of the view")
+
+
+def main(argv=None):
+    args = arguments(argv)
+    if args.compare:
+        return compare_results(args.compare, Path(args.out or "out"))
+    if args.predict:
+        return predict(args.checkpoint, args.predict, args.precision)
+    encoder, build, run = None, None, {}
+    if args.encoder == "generator":
+        if args.finetune or args.export:
+            raise fgssl.UserError("SRGAN's generator is evaluated as it is, without --finetune or "
+                                  "--export: leave out --encoder generator for those")
+        encoder, build, run = srgan.load_generator(args.checkpoint)
+    elif args.checkpoint:
+        encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
+    if args.export:
+        Path(args.export).parent.mkdir(parents=True, exist_ok=True)
+        torch.save(encoder.state_dict(), args.export)
+        return print(f"wrote {args.export}")
+    fill_in(args, run)
+    torch.manual_seed(args.seed)                             # of the untrained weights
+    encoders = {"random_init": (build or fgssl.ENCODERS[args.arch])()}
+    if args.checkpoint:
+        encoders["encoder"] = encoder
+    study(args, encoders)
 
 
 if __name__ == "__main__":

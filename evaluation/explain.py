@@ -1,4 +1,4 @@
-"""Where the features look: Grad-CAM (Selvaraju et al. 2017), drawn, and measured against boxes."""
+"""Grad-CAM (Selvaraju et al. 2017): where features come from, drawn and measured against boxes."""
 
 import math
 from itertools import chain
@@ -92,12 +92,8 @@ def energy_inside(cam, masks):
         return 100 * (cam * masks).sum((1, 2)) / cam.sum((1, 2))
 
 
-def grad_cam_study(file, frozen, records, count=8, most=512):
-    """Draw Grad-CAM for `count` test images; where the set has boxes, measure up to `most`.
-
-    Returns {} without boxes, else mean percentages: of the maps' energy inside the box, for the
-    class score and for the similarity of two views, and of the view's area that the box covers.
-    """
+def grad_cam_study(file, frozen, records, count=8):
+    """Draw Grad-CAM for `count` test images. Returns energy_in_boxes, or {} for a set without."""
     test, size = frozen.splits[2], frozen.inference.size
     rng, shown = torch.Generator().manual_seed(0), evenly_spaced(len(test.labels), count)
     x, other, class_cam, similarity_cam = explain(frozen, test.images[shown], rng)
@@ -106,8 +102,13 @@ def grad_cam_study(file, frozen, records, count=8, most=512):
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
         rows[0] = torch.where(outline(mask), torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
     pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
-    if records.boxes is None:
-        return {}
+    return {} if records.boxes is None else energy_in_boxes(frozen, records, rng)
+
+
+def energy_in_boxes(frozen, records, rng, most=512):
+    """Means over up to `most` test images, in percent: of the maps' energy inside the box, for the
+    class score and for the similarity of two views, and of the view's area that the box covers."""
+    test, size = frozen.splits[2], frozen.inference.size
 
     def inside(indices):
         mask = boxes_in_view(records, test.rows[indices], size)

@@ -1,4 +1,4 @@
-"""Evaluation of an encoder that is no ResNet and has three stages: each feature of linear_eval.py."""
+"""linear_eval.py on an encoder that is no ResNet and has three stages: all that it does."""
 
 import copy
 import json

@@ -164,7 +164,7 @@ def test_the_best_layer_is_the_best_on_val(shades):
     alone = {layer: probe.evaluate(*given, (layer,))[0] for layer in layers}
     for kind in ("linear", "knn"):
         scores = {layer: alone[layer][f"val_{kind}"] for layer in alone}
-        chosen = max(scores, key=scores.get)                 # of equals, the first: the last stage
+        chosen = max(scores, key=scores.get)                 # ties keep the last stage
         assert best[f"{kind}_layer"] == chosen
         assert best[kind] == alone[chosen][kind]
     assert best["map"] == alone[best["knn_layer"]]["map"], "retrieval has no choice of its own"

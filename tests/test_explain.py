@@ -106,7 +106,7 @@ def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
         maps = frozen.encoder.stages(fgssl.normalize(x))[-1]
         row = frozen.head.weight[frozen.head(maps.mean((2, 3))).argmax(1)]
         expected = (row[:, :, None, None] * maps).sum(1).clamp(min=0) / maps[0, 0].numel()
-    torch.testing.assert_close(class_cam, expected, rtol=1e-4, atol=1e-6)  # the same sums, reordered
+    torch.testing.assert_close(class_cam, expected, rtol=1e-4, atol=1e-6)  # sums reordered
 
 
 def test_grad_cam_of_an_uneven_score_has_one_weight_a_channel():
@@ -192,7 +192,7 @@ def test_boxes_are_measured_where_the_set_has_them(toy_root, tmp_path):
     encoder, head = fgssl.resnet("resnet10").eval(), torch.nn.Linear(256, 20)
     frozen = probe.Frozen(encoder, (None, None, test), data.classes,
                           INFERENCE._replace(size=16), {}, "4", head, {}, None)
-    cam = explain.grad_cam_study(tmp_path / "a.png", frozen, data.records, most=70)
+    cam = explain.grad_cam_study(tmp_path / "a.png", frozen, data.records)
     assert 50 < cam["box_of_view"] < 90, "toy birds fill their pictures"
     assert all(0 < cam[name] <= 100 for name in ("class_score_in_box", "similarity_in_box"))
     Image.open(tmp_path / "a.png").verify()

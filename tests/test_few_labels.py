@@ -179,4 +179,5 @@ def test_a_run_is_kept_until_its_results_are_written(splits, frozen, tmp_path, m
 def test_a_class_with_fewer_images_is_said_and_used(shades, tmp_path, capsys):
     result = run(shades, tmp_path, "--shots", "20", "--draws", "1")
     assert result["few_labels"][0]["images"] == 36
-    assert "shots 20: all images of the 3 classes that have fewer, such as ash" in capsys.readouterr().out
+    said = "shots 20: all images of the 3 classes that have fewer, such as ash"
+    assert said in capsys.readouterr().out

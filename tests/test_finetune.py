@@ -149,7 +149,7 @@ def test_a_frozen_stage_neither_drops_out_nor_learns_statistics():
     assert not (model.layers.encoder.early[2].running_mean == 0).all()
 
 
-def test_the_weights_kept_are_those_of_the_best_evaluation_on_val(splits, frozen, tmp_path, monkeypatch):
+def test_the_weights_kept_are_those_that_did_best_on_val(splits, frozen, tmp_path, monkeypatch):
     """Saved at the first worse evaluation, or the last one whatever its score."""
     model, seen = fresh(frozen), []
     scores = iter([50.0, 80.0, 80.0, 60.0, 70.0, 10.0])

@@ -105,8 +105,8 @@ def test_the_saved_probe_scores_as_the_reported_one(shades, evaluated):
     model, run = classifier.load_classifier(evaluated / "probe.pt")
     test = fgssl.load_data(shades).cached("test", fgssl.cache_side(run["size"]))
     predicted = fgssl.features(model, test.images, *INFERENCE).argmax(1)
-    result = json.loads((evaluated / "eval.json").read_text())
-    assert fgssl.accuracy(predicted, torch.from_numpy(test.labels)) == result["random_init"]["linear"]
+    reported = json.loads((evaluated / "eval.json").read_text())["random_init"]["linear"]
+    assert fgssl.accuracy(predicted, torch.from_numpy(test.labels)) == reported
 
 
 def test_a_pretrained_encoder_alone_predicts_nothing(tmp_path):
