@@ -16,6 +16,7 @@ import fgssl
 from evaluation.classifier import predict_scores
 from evaluation.probe import stage_index
 from evaluation.results import digest, digest_weights
+from imagesets.progress import format_time
 
 VAL_EVALUATIONS = 20                    # of one fine-tuning; the best one's weights are kept
 RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
@@ -145,7 +146,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
             shown, rate = time.time(), (step - first) / (time.time() - start)
             on_val = f"best val {best['val']:.1f} %  " if best["step"] else ""
             print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  {on_val}"
-                  f"{rate * batch:.0f} img/s  eta {fgssl.minutes((total - step) / rate)}",
+                  f"{rate * batch:.0f} img/s  eta {format_time((total - step) / rate)}",
                   flush=True)
         if save:
             fgssl.save(file, step, Namespace(task=task, best=best), rng, **state)
