@@ -26,7 +26,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import fgssl  # noqa: E402
-import linear_eval  # noqa: E402
+from evaluation import results  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 RECORDS, OUT = ROOT / "assets" / "results", Path("out/reproduce")
@@ -35,7 +35,7 @@ KEPT = ("digest", "n", "commit", "majority", "random_init", "encoder", "few_labe
 
 class Run(NamedTuple):
     """A row. train: a trainer and its flags, or "" for random weights; evaluate: flags of each call
-    of linear_eval.py; seeds: 0, 1, ..., whose mean and deviation stand in the row."""
+    of linear_eval.py; seeds: 0, 1, ..., whose mean and std stand in the row."""
     label: str
     train: str
     evaluate: tuple = ("",)
@@ -237,14 +237,14 @@ def render(name, columns):
     rows = {run.label: figures(name, run.label, columns) for run in table.runs}
     lines = [[f"{table.data}, test, %", *columns]]
     for label, row in rows.items():
-        lines.append([label, *map(linear_eval.text, row.values())])
+        lines.append([label, *map(results.mean_std, row.values())])
     for i, column in enumerate(columns if table.against else (), 1):
         trained = [rows[run.label][column] for run in table.runs if run.train]
         error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
         for line, row in zip(lines[1:], rows.values()):
             if abs(mean(row[column]) - mean(rows[table.against][column])) > 2 * error:
                 line[i] = f"**{line[i]}**"
-    return linear_eval.table(lines)
+    return results.markdown_table(lines)
 
 
 def draw(name):
@@ -254,7 +254,7 @@ def draw(name):
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]
-        picture = linear_eval.few_label_curves(rows, majority)
+        picture = results.few_label_curves(rows, majority)
         picture.save(RECORDS.parent / f"few_labels-{name}.png")
 
 

@@ -1,4 +1,4 @@
-"""linear_eval.py: the probe against its own definition, the protocol, the report, the refusals."""
+"""linear_eval.py: the probe against its definition, the protocol, the user's errors."""
 
 import json
 
@@ -9,8 +9,9 @@ from PIL import Image
 
 import fgssl
 import linear_eval
+from evaluation import probe, report
 
-HOW = 24, *fgssl.device_and_precision("fp32")
+INFERENCE = probe.Inference(24, *fgssl.device_and_precision("fp32"))
 NAMES = ["ash", "elm", "oak"]
 
 
@@ -34,7 +35,7 @@ def problem(n=60, dim=5, classes=3, seed=0):
 def test_the_probe_is_at_the_minimum_of_its_objective(l2):
     """At the minimum of a convex function the gradient is 0; here it is written out in NumPy."""
     h, labels = problem()
-    weight = linear_eval.fit_linear(h, labels, 3, l2).double().numpy()
+    weight = probe.fit_linear(h, labels, 3, l2).double().numpy()
     x = np.c_[h.double().numpy(), np.ones(len(h))]
     p = np.exp(x @ weight - (x @ weight).max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
@@ -45,8 +46,8 @@ def test_the_probe_is_at_the_minimum_of_its_objective(l2):
 
 def test_the_start_does_not_change_the_probe():
     h, labels = problem()
-    cold = linear_eval.fit_linear(h, labels, 3, 0.01)
-    warm = linear_eval.fit_linear(h, labels, 3, 0.01, weight=torch.randn(6, 3))
+    cold = probe.fit_linear(h, labels, 3, 0.01)
+    warm = probe.fit_linear(h, labels, 3, 0.01, weight=torch.randn(6, 3))
     logits = torch.nn.functional.pad(h, (0, 1), value=1.0)
     torch.testing.assert_close((logits @ cold).softmax(1), (logits @ warm).softmax(1),
                                atol=5e-4, rtol=0)  # both within the optimizer's tolerance
@@ -55,21 +56,21 @@ def test_the_start_does_not_change_the_probe():
 @pytest.fixture
 def fits(monkeypatch):
     """{l2: weight}, filled by each call of fit_linear."""
-    tried, fit = {}, linear_eval.fit_linear
+    tried, fit = {}, probe.fit_linear
 
     def spy(h, labels, classes, l2, weight=None):
         tried[l2] = fit(h, labels, classes, l2, weight)
         return tried[l2]
 
-    monkeypatch.setattr(linear_eval, "fit_linear", spy)
+    monkeypatch.setattr(probe, "fit_linear", spy)
     return tried
 
 
 def test_the_head_over_h_scores_as_the_fit_over_standardised_h(fits):
     h, labels = problem()
     h = 7 * h + 3
-    mean, std = linear_eval.scale_of(h)
-    _, head, l2 = linear_eval.choose_linear(h, labels, h, labels, 3, (mean, std))
+    mean, std = probe.mean_and_std(h)
+    _, head, l2 = probe.choose_linear(h, labels, h, labels, 3, (mean, std))
     wanted = (h - mean) / std @ fits[l2][:-1] + fits[l2][-1]
     torch.testing.assert_close(head(h), wanted, atol=1e-4, rtol=1e-4)  # fp32
     assert not head(h).requires_grad
@@ -79,10 +80,10 @@ def test_choices_rest_on_val_and_ties_take_the_stronger_l2(fits):
     h, labels = problem(n=30, dim=40)  # more features than images: any weak l2 fits train exactly
     h_val, labels_val = problem(n=300, dim=40, seed=1)
     as_it_is = torch.zeros(40), torch.ones(40)
-    best, head, l2 = linear_eval.choose_linear(h, labels, h_val, labels_val, 3, as_it_is)
+    best, head, l2 = probe.choose_linear(h, labels, h_val, labels_val, 3, as_it_is)
     score = {s: fgssl.accuracy((h_val @ w[:-1] + w[-1]).argmax(1), labels_val)
              for s, w in fits.items()}
-    assert sorted(fits, reverse=True) == list(linear_eval.L2)
+    assert sorted(fits, reverse=True) == list(probe.L2)
     assert best == max(score.values())
     assert l2 == max(s for s in score if score[s] == best)
     assert torch.equal(head.weight.T, fits[l2][:-1])
@@ -91,19 +92,19 @@ def test_choices_rest_on_val_and_ties_take_the_stronger_l2(fits):
 def test_knn_never_asks_more_neighbours_than_there_are():
     """k = 200 on a set with 30 images a class asks mostly other classes."""
     h, labels = problem(n=4)
-    score, k = linear_eval.choose_neighbours(h, labels, h, labels, 3)
+    score, k = probe.choose_neighbours(h, labels, h, labels, 3)
     assert k in (1, 3)
 
 
 def test_confusion_rows_are_true_classes():
     """Exchanged rows and columns turn recall into precision."""
     labels, predicted = np.array([0, 0, 0, 1, 1, 3]), np.array([0, 1, 1, 1, 1, 0])
-    confusion = linear_eval.confusion_matrix(labels, predicted, 4)
+    confusion = report.confusion_matrix(labels, predicted, 4)
     assert confusion.tolist() == [[1, 2, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
-    precision, recall, f1 = linear_eval.per_class(confusion)
+    precision, recall, f1 = report.per_class(confusion)
     np.testing.assert_allclose(precision, [50, 50, np.nan, np.nan])
     np.testing.assert_allclose(recall, [100 / 3, 100, np.nan, 0])
-    np.testing.assert_allclose(f1, [100 * 2 / 5, 100 * 4 / 6, np.nan, 0])  # 2 TP / (true + said)
+    np.testing.assert_allclose(f1, [100 * 2 / 5, 100 * 4 / 6, np.nan, 0])  # 2 TP / (2 TP + errors)
     assert np.nanmean(f1) == pytest.approx(100 * (2 / 5 + 4 / 6) / 3), "an absent class has no F1"
 
 
@@ -112,7 +113,7 @@ def test_the_encoder_is_frozen_to_the_bit(shades):
     splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     encoder = fgssl.resnet("resnet10").train()
     before = {name: tensor.clone() for name, tensor in encoder.state_dict().items()}
-    linear_eval.evaluate(encoder, splits, NAMES, HOW)
+    probe.evaluate(encoder, splits, NAMES, INFERENCE, ("4",))
     for name, tensor in encoder.state_dict().items():
         assert torch.equal(tensor, before[name]), f"{name} changed while it was measured"
     assert all(p.grad is None for p in encoder.parameters())
@@ -123,17 +124,27 @@ def test_test_labels_change_the_score_and_no_choice(shades):
     splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     torch.manual_seed(0)
     encoder = fgssl.resnet("resnet10")
-    honest, frozen = linear_eval.evaluate(encoder, splits, NAMES, HOW)
+    honest, frozen = probe.evaluate(encoder, splits, NAMES, INFERENCE, ("4",))
     shuffled = splits[2]._replace(labels=(splits[2].labels + 1) % 3)
-    other, frozen_too = linear_eval.evaluate(encoder, [*splits[:2], shuffled], NAMES, HOW)
+    other, frozen_too = probe.evaluate(encoder, [*splits[:2], shuffled], NAMES, INFERENCE,
+                                        ("4",))
     assert (honest["l2"], honest["k"]) == (other["l2"], other["k"])
     assert torch.equal(frozen.head.weight, frozen_too.head.weight)
     assert honest["linear"] > 60 > other["linear"], "brightness tells these classes apart"
 
 
+def test_layers_go_from_the_last_stage_to_the_first():
+    """An order by name puts "10" before "2": ties would keep the wrong stage."""
+    assert probe.layer_names(4) == ("4", "4:2x2", "3", "3:2x2", "2", "2:2x2", "1", "1:2x2")
+    assert probe.layer_names(12)[4] == "10" and probe.stage_index("10:2x2") == 9
+    assert probe.layer_names(12, "10:2x2") == ("10:2x2",)
+    with pytest.raises(fgssl.UserError, match="--layer 3: .* 2, 2:2x2, 1, 1:2x2"):
+        probe.layer_names(2, "3")
+
+
 def test_layers_are_the_stages_averaged_over_the_image_or_its_quarters():
     encoder, x = fgssl.resnet("resnet10").eval(), torch.randn(2, 3, 40, 32)
-    layers = linear_eval.Layers(encoder, linear_eval.LAYERS)
+    layers = probe.Layers(encoder, probe.layer_names(4))
     h = dict(zip(layers.names, layers(x).split(layers.dims, 1)))
     maps = encoder.stages(x)
     torch.testing.assert_close(h["4"], encoder(x))
@@ -148,14 +159,14 @@ def test_the_best_layer_is_the_best_on_val(shades):
     splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
     torch.manual_seed(0)
     encoder = fgssl.resnet("resnet10")
-    how = encoder, splits, NAMES, HOW
-    best, frozen = linear_eval.evaluate(*how, "best")
-    alone = {layer: linear_eval.evaluate(*how, layer)[0] for layer in linear_eval.LAYERS}
-    for probe in ("linear", "knn"):
-        scores = {layer: alone[layer][f"val_{probe}"] for layer in alone}
-        chosen = max(scores, key=scores.get)                 # of equals, the first: the last stage
-        assert best[f"{probe}_layer"] == chosen
-        assert best[probe] == alone[chosen][probe]
+    given, layers = (encoder, splits, NAMES, INFERENCE), probe.layer_names(4)
+    best, frozen = probe.evaluate(*given, layers)
+    alone = {layer: probe.evaluate(*given, (layer,))[0] for layer in layers}
+    for kind in ("linear", "knn"):
+        scores = {layer: alone[layer][f"val_{kind}"] for layer in alone}
+        chosen = max(scores, key=scores.get)                 # ties keep the last stage
+        assert best[f"{kind}_layer"] == chosen
+        assert best[kind] == alone[chosen][kind]
     assert best["map"] == alone[best["knn_layer"]]["map"], "retrieval has no choice of its own"
     assert frozen.layer == best["linear_layer"]
 
@@ -174,8 +185,10 @@ def test_the_table_holds_every_control_on_the_whole_test_split(checkpoint, capsy
         right = result[row]["linear"] * 27 / 100
         assert right == pytest.approx(round(right)), "percent of 27 images"
     printed = capsys.readouterr().out
-    for word in ("chance", "majority class", "random init", str(checkpoint), "linear", "k-NN"):
-        assert word in printed
+    for words in ("chance", "majority class", "random init", str(checkpoint)[-60:], "linear",
+                  "k-NN", "test, % of 27", "fp32"):
+        assert words in printed
+    assert max(map(len, printed.splitlines())) <= 120
     for picture in ("confusion", "retrieval", "map", "gradcam"):
         Image.open(checkpoint.parent / f"{picture}.png").verify()
     assert {"digest", "weights", "seed", "size", "arch", "layer", "commit", "argv"} < result.keys()
@@ -211,7 +224,7 @@ def test_a_checkpoint_of_another_architecture_lists_what_differs(checkpoint):
     saved = torch.load(checkpoint, weights_only=True)
     saved["args"]["arch"] = "resnet18"
     torch.save(saved, checkpoint)
-    with pytest.raises(ValueError, match=r"conv1.weight is \(32, 3, 3, 3\), wanted \(64"):
+    with pytest.raises(fgssl.UserError, match=r"conv1.weight is \(32, 3, 3, 3\), wanted \(64"):
         linear_eval.main([str(checkpoint)])
 
 
@@ -220,7 +233,7 @@ def test_features_that_are_not_finite_are_no_result(checkpoint):
     saved = torch.load(checkpoint, weights_only=True)
     saved["encoder"]["layer4.0.conv1.weight"][0, 0, 0, 0] = torch.nan
     torch.save(saved, checkpoint)
-    with pytest.raises(ValueError, match="NaN or infinity.*diverged"):
+    with pytest.raises(fgssl.UserError, match="NaN or infinity.*diverged"):
         linear_eval.main([str(checkpoint), "--precision", "fp32"])
     assert not (checkpoint.parent / "eval.json").exists()
 
@@ -243,9 +256,9 @@ def test_data_without_the_labels_it_takes_is_refused(shades, tmp_path):
         folder.mkdir(parents=True)
         for i in range(10):
             Image.new("RGB", (24, 24)).save(folder / f"{i}.png")
-    with pytest.raises(ValueError, match="without labels|no val images"):
+    with pytest.raises(fgssl.UserError, match="without labels|no val images"):
         run(loose)
-    with pytest.raises(ValueError, match="one class only, ash"):
+    with pytest.raises(fgssl.UserError, match="one class only, ash"):
         run(single.parent)
     lacking = tmp_path / "lacking"
     for split, name in (("train", "ash"), ("train", "elm"), ("test", "yew")):

@@ -1,4 +1,4 @@
-"""Retrieval, report, Grad-CAM, comparison, prediction, export: each against a plain definition."""
+"""Retrieval, report, Grad-CAM, pictures: each against a plain definition."""
 
 import csv
 import json
@@ -12,9 +12,11 @@ from PIL import Image, ImageDraw
 import imagesets
 import fgssl
 import linear_eval
+import pictures
+from evaluation import explain, probe, report, retrieval
 
 NAMES = ["ash", "elm", "oak"]
-HOW = 24, *fgssl.device_and_precision("fp32")
+INFERENCE = probe.Inference(24, *fgssl.device_and_precision("fp32"))
 PLAIN = ["--size", "24", "--precision", "fp32"]
 
 
@@ -31,7 +33,7 @@ def evaluated(shades, tmp_path_factory):
 def frozen(shades):
     torch.manual_seed(0)
     splits = linear_eval.labelled_splits(fgssl.load_data(shades), 24)
-    return linear_eval.evaluate(fgssl.resnet("resnet10"), splits, NAMES, HOW)[1]
+    return probe.evaluate(fgssl.resnet("resnet10"), splits, NAMES, INFERENCE, ("4",))[1]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 512])
@@ -48,21 +50,12 @@ def test_retrieval_is_the_plain_loop(chunk):
             first.append(ranks[0])
             precision.append(np.mean([n / r for n, r in enumerate(ranks, 1)]))
     assert len(first) == 30, "the one image of class 4 has nothing to find"
-    found, average = linear_eval.ranking(h, labels, chunk)
+    found, average = retrieval.ranking(h, labels, chunk)
     assert found.tolist() == first
     np.testing.assert_allclose(average, precision, rtol=1e-5)  # fp32 sums of at most 31 terms
-    result = linear_eval.retrieval(h, labels, 5)
+    result = retrieval.retrieval(h, labels)
     assert result["queries"] == 30 and result["rank1"] == 100 * np.mean(np.array(first) == 1)
     assert result["map"] == pytest.approx(100 * np.mean(precision), rel=1e-5)
-    later = labels >= 2
-    alone, _ = linear_eval.ranking(h[later], labels[later])
-    assert result["unseen_rank1"] == pytest.approx(100 * np.mean(alone.numpy() == 1))
-
-
-def test_a_test_split_without_the_later_classes_has_no_unseen_rank():
-    """Of nothing to rank came "upper bound and lower bound inconsistent", after all the fitting."""
-    result = linear_eval.retrieval(torch.rand(4, 3), torch.tensor([0, 0, 1, 1]), 4)
-    assert result["unseen_rank1"] is None and result["queries"] == 4
 
 
 def test_one_image_a_class_leaves_nothing_to_retrieve(shades, tmp_path):
@@ -81,14 +74,14 @@ def test_one_image_a_class_leaves_nothing_to_retrieve(shades, tmp_path):
 
 def test_the_report_names_the_worst_and_what_they_are_taken_for():
     labels = torch.tensor([0, 0, 0, 1, 1, 3, 3])
-    said = torch.tensor([0, 1, 1, 1, 1, 0, 4])
-    scores = F.one_hot(said, 7).float() + 0.1 * F.one_hot(labels, 7)
-    detail, confusion = linear_eval.report(scores, labels, list("abcdefg"))
-    assert detail["top1"] == pytest.approx(300 / 7) and detail["top5"] == 100
-    assert detail["mean_per_class"] == pytest.approx((100 / 3 + 100) / 3), "an absent class is out"
-    assert [row["class"] for row in detail["worst"]] == ["d", "a", "b"]
-    assert detail["worst"][1]["taken_for"] == "b" and detail["worst"][1]["times"] == 2
-    assert detail["classes"][2] == {"class": "c", "images": 0, "precision": None, "recall": None,
+    predicted = torch.tensor([0, 1, 1, 1, 1, 0, 4])
+    scores = F.one_hot(predicted, 7).float() + 0.1 * F.one_hot(labels, 7)
+    found, confusion = report.class_report(scores, labels, list("abcdefg"))
+    assert found["top1"] == pytest.approx(300 / 7) and found["top5"] == 100
+    assert found["mean_per_class"] == pytest.approx((100 / 3 + 100) / 3), "an absent class is out"
+    assert [row["class"] for row in found["worst"]] == ["d", "a", "b"]
+    assert found["worst"][1]["taken_for"] == "b" and found["worst"][1]["times"] == 2
+    assert found["classes"][2] == {"class": "c", "images": 0, "precision": None, "recall": None,
                                     "f1": None}
     assert confusion[3].tolist() == [1, 0, 0, 0, 1, 0, 0]
 
@@ -108,22 +101,22 @@ def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
     """For a linear head on averaged maps it is the map weighted by the class's row (Zhou et al.
     2016): of the whole stage's output, for half of that came through the shortcut."""
     images = torch.randint(0, 256, (3, 3, 72, 72), dtype=torch.uint8).numpy()
-    x, _, said, _ = linear_eval.explain(frozen, images, torch.Generator().manual_seed(0))
+    x, _, class_cam, _ = explain.explain(frozen, images, torch.Generator().manual_seed(0))
     with torch.no_grad():
         maps = frozen.encoder.stages(fgssl.normalize(x))[-1]
         row = frozen.head.weight[frozen.head(maps.mean((2, 3))).argmax(1)]
         expected = (row[:, :, None, None] * maps).sum(1).clamp(min=0) / maps[0, 0].numel()
-    torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-6)  # the same sums, reordered
+    torch.testing.assert_close(class_cam, expected, rtol=1e-4, atol=1e-6)  # sums reordered
 
 
 def test_grad_cam_of_an_uneven_score_has_one_weight_a_channel():
     """Gradients taken place by place, or averaged over the batch too, are another map."""
     rng = torch.Generator().manual_seed(0)
     maps, slope = torch.randn(2, 2, 5, 3, 4, generator=rng)
-    cam = linear_eval.grad_cam(maps, lambda m: (m * slope).sum((1, 2, 3)))
+    cam = explain.grad_cam(maps, lambda m: (m * slope).sum((1, 2, 3)))
     wanted = torch.einsum("bc,bchw->bhw", slope.mean((2, 3)), maps).clamp(min=0)
-    torch.testing.assert_close(cam, wanted, msg=lambda said: "the mean over places of a channel's "
-                               f"gradient weighs the whole channel\n{said}")
+    torch.testing.assert_close(cam, wanted, msg=lambda error: "the global average pool of "
+                               f"a channel's gradient weighs the whole channel\n{error}")
 
 
 def test_similarity_of_two_views_lights_what_they_share():
@@ -131,24 +124,24 @@ def test_similarity_of_two_views_lights_what_they_share():
     maps = torch.zeros(1, 2, 4, 8)
     maps[0, 0, 1, 1], maps[0, 1, 2, 6] = 1, 1
     other = torch.tensor([[0.0, 1.0]])
-    cam = linear_eval.grad_cam(maps, lambda m: F.cosine_similarity(m.mean((2, 3)), other))
+    cam = explain.grad_cam(maps, lambda m: F.cosine_similarity(m.mean((2, 3)), other))
     assert cam.shape == (1, 4, 8) and cam[0].argmax() == 2 * 8 + 6
     assert cam[0, 1, 1] == 0, "what speaks against the score is dropped"
 
 
 def test_a_map_of_zeros_is_no_division_by_zero():
-    zeros = linear_eval.grad_cam(torch.rand(2, 3, 4, 4), lambda m: -m.sum((1, 2, 3)))
+    zeros = explain.grad_cam(torch.rand(2, 3, 4, 4), lambda m: -m.sum((1, 2, 3)))
     assert (zeros == 0).all()
-    assert (linear_eval.enlarged(zeros, 16, 16) == 0).all()
-    assert linear_eval.overlay(torch.rand(2, 3, 16, 16), zeros).isfinite().all()
-    assert np.isnan(linear_eval.energy_inside(zeros, np.ones((2, 16, 16), bool))).all()
+    assert (explain.resize_cam(zeros, 16, 16) == 0).all()
+    assert explain.overlay(torch.rand(2, 3, 16, 16), zeros).isfinite().all()
+    assert np.isnan(explain.energy_inside(zeros, np.ones((2, 16, 16), bool))).all()
 
 
 def test_an_overlay_on_a_wide_image_is_lit_where_the_map_is():
     """A map stretched to a square, or with its axes exchanged, lights another place."""
     cam = torch.zeros(1, 3, 9)
     cam[0, 2, 7] = 5.0
-    lit = linear_eval.overlay(torch.ones(1, 3, 30, 90), cam)[0].mean(0)
+    lit = explain.overlay(torch.ones(1, 3, 30, 90), cam)[0].mean(0)
     assert lit.shape == (30, 90)
     assert lit[25, 75] > 0.95, "row 2 of 3, column 7 of 9"
     assert lit[5, 75] < 0.35 and lit[25, 5] < 0.35
@@ -166,7 +159,7 @@ def test_a_box_lies_on_what_it_was_drawn_around(tmp_path, size):
     records = imagesets.Records([tmp_path / "a.png", tmp_path / "b.png"], np.zeros(2, int), ["x"],
                                np.array(["test"] * 2),
                                np.array([[left, top, 24, 30], [left + 20, top - 14, 24, 30]]))
-    masks = linear_eval.boxes_in_view(records, [1, 0], 64)
+    masks = explain.boxes_in_view(records, [1, 0], 64)
     for mask, path in zip(masks, records.paths[::-1]):
         x = torch.from_numpy(fgssl.decode(path, fgssl.cache_side(64)).copy())[None]
         white = (fgssl.evaluation_view(x, 64)[0, 0] > 0.5).numpy()
@@ -179,7 +172,7 @@ def test_the_outline_of_a_box_beyond_the_view_is_closed_at_its_rim():
     mask[0, 0, 1:5, 3:] = 1
     inner = torch.zeros(6, 6, dtype=torch.bool)
     inner[2:4, 4] = True
-    assert torch.equal(linear_eval.outline(mask)[0, 0], (mask[0, 0] > 0) & ~inner)
+    assert torch.equal(explain.outline(mask)[0, 0], (mask[0, 0] > 0) & ~inner)
 
 
 def test_energy_is_shared_as_the_area_is():
@@ -187,7 +180,7 @@ def test_energy_is_shared_as_the_area_is():
     masks[:, :, :8] = True
     cam = torch.ones(2, 4, 4)
     cam[1, :, 1:] = 0
-    even, within = linear_eval.energy_inside(cam, masks)
+    even, within = explain.energy_inside(cam, masks)
     assert even == pytest.approx(25) and within > 75, "bilinear: a map's edge is half a cell soft"
 
 
@@ -197,9 +190,9 @@ def test_boxes_are_measured_where_the_set_has_them(toy_root, tmp_path):
     assert (data.records.labels[test.rows] == test.labels).all()
     torch.manual_seed(0)
     encoder, head = fgssl.resnet("resnet10").eval(), torch.nn.Linear(256, 20)
-    how = 16, *fgssl.device_and_precision("fp32")
-    frozen = linear_eval.Frozen(encoder, (None, None, test), data.classes, how, {}, "4", head)
-    cam = linear_eval.grad_cam_study(tmp_path / "a.png", frozen, data.records, most=70)
+    frozen = probe.Frozen(encoder, (None, None, test), data.classes,
+                          INFERENCE._replace(size=16), {}, "4", head, {}, None)
+    cam = explain.grad_cam_study(tmp_path / "a.png", frozen, data.records)
     assert 50 < cam["box_of_view"] < 90, "toy birds fill their pictures"
     assert all(0 < cam[name] <= 100 for name in ("class_score_in_box", "similarity_in_box"))
     Image.open(tmp_path / "a.png").verify()
@@ -222,7 +215,7 @@ def test_the_sheet_frames_right_in_green_and_wrong_in_broken_red(tmp_path):
     images = np.full((4, 3, 56, 56), 255, np.uint8)
     split = fgssl.Split(images, np.array([0, 0, 1, 1]))
     h = torch.tensor([[1.0, 0], [0.9, 0.1], [0.8, 0.3], [0, 1]])
-    linear_eval.retrieval_sheet(tmp_path / "a.png", h, split, ["ash", "elm"], count=1)
+    retrieval.retrieval_sheet(tmp_path / "a.png", h, split, ["ash", "elm"], count=1)
     sheet = np.asarray(Image.open(tmp_path / "a.png")).astype(int)
     green, red = sheet[..., 1] - sheet[..., 0] > 80, sheet[..., 0] - sheet[..., 1] > 120
     columns = [hit.any(0).nonzero()[0] for hit in (green, red)]
@@ -232,137 +225,14 @@ def test_the_sheet_frames_right_in_green_and_wrong_in_broken_red(tmp_path):
 
 def test_the_map_shows_every_image_once(tmp_path, monkeypatch):
     drawn = {}
-    monkeypatch.setattr(linear_eval.pictures, "scatter", lambda groups, x, y, rest: drawn.update(
+    monkeypatch.setattr(pictures, "scatter", lambda groups, x, y, rest: drawn.update(
         groups=groups, rest=rest, titles=(x, y)) or Image.new("RGB", (8, 8)))
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 20
-    linear_eval.feature_map(tmp_path / "a.png", torch.randn(200, 9, generator=rng), labels.numpy(),
+    report.feature_map(tmp_path / "a.png", torch.randn(200, 9, generator=rng), labels.numpy(),
                             [f"class {i}" for i in range(20)])
     assert len(drawn["groups"]) == 14 and len(drawn["rest"][0]) == 60
     assert all(len(xs) == len(ys) == 10 for xs, ys in drawn["groups"].values())
     h = torch.tensor([[1.0, 0], [1, 0.1], [1, 0.2]])  # fewer classes and dimensions than colours
-    linear_eval.feature_map(tmp_path / "a.png", h, np.array([0, 1, 1]), ["a", "b", "c"])
+    report.feature_map(tmp_path / "a.png", h, np.array([0, 1, 1]), ["a", "b", "c"])
     assert list(drawn["groups"]) == ["a", "b"] and "100 %" in drawn["titles"][0]
-
-
-def test_compare_pools_the_seeds_of_a_name(evaluated, tmp_path, capsys):
-    result = json.loads((evaluated / "eval.json").read_text())
-    result["random_init"]["linear"] = 50.0
-    for i, score in enumerate((60.0, 70.0)):
-        (tmp_path / f"{i}").mkdir()
-        other = json.loads(json.dumps(result))
-        other["random_init"]["linear"] = score
-        (tmp_path / f"{i}" / "eval.json").write_text(json.dumps(other))
-    files = [f"ours={tmp_path}/0/eval.json", f"ours={tmp_path}/1/eval.json",
-             str(evaluated / "eval.json")]
-    linear_eval.main(["--compare", *files, "--out", str(tmp_path)])
-    head, _, ours, single, *_ = capsys.readouterr().out.split("\n")
-    assert [cell.strip() for cell in head.split("|")][1:-1] == [
-        "test, %", "linear", "k-NN", "rank-1", "rank-5", "mAP", "frozen 1", "frozen 2"]
-    assert "65.0 ± 7.1" in ours and ours.split("|")[1].strip() == "ours"
-    assert single.split("|")[1].strip() == evaluated.name
-    draws = [cell["test"] for cell in result["few_labels"] if cell["shots"] == 2]
-    assert f"{np.mean(draws):.1f} ± {np.std(draws, ddof=1):.1f}" in single
-    Image.open(tmp_path / "compare.png").verify()
-
-
-def test_a_name_and_a_folder_may_hold_an_equals_sign(evaluated, tmp_path, capsys):
-    """A run with --out out/lr=0.1 ended in "is no eval.json", after all its work."""
-    folder = tmp_path / "lr=0.1"
-    folder.mkdir()
-    (folder / "eval.json").write_bytes((evaluated / "eval.json").read_bytes())
-    for argument, name in ((f"{folder}/eval.json", "lr=0.1"), (f"a={folder}/eval.json", "a"),
-                           (f"b=c={folder}/eval.json", "b=c")):
-        linear_eval.main(["--compare", argument, "--out", str(folder)])
-        assert capsys.readouterr().out.split("\n")[2].split("|")[1].strip() == name
-
-
-def test_compare_refuses_other_data_splits_and_sizes(evaluated, tmp_path):
-    """Two methods on two splits."""
-    result = json.loads((evaluated / "eval.json").read_text())
-    files = [str(evaluated / "eval.json"), str(tmp_path / "eval.json")]
-    for key, value in (("digest", "0123456789abcdef"), ("size", 32)):
-        (tmp_path / "eval.json").write_text(json.dumps({**result, key: value}))
-        with pytest.raises(ValueError, match="nothing to compare"):
-            linear_eval.main(["--compare", *files])
-    for content in ("[]", "{", '{"linear": 3}', None):
-        file = tmp_path / ("eval.json" if content else "nowhere.json")
-        if content:
-            file.write_text(content)
-        with pytest.raises(ValueError, match="is no eval.json of this version"):
-            linear_eval.main(["--compare", str(file)])
-
-
-def test_the_digest_tells_labels_names_and_splits_apart(shades):
-    data = fgssl.load_data(shades)
-    train, val, test = splits = linear_eval.labelled_splits(data, 24)
-    digest = linear_eval.digest_data(data, splits)
-    assert digest == linear_eval.digest_data(fgssl.load_data(shades), splits)
-    other = test._replace(labels=test.labels[::-1])
-    fewer = test._replace(labels=test.labels[1:], rows=test.rows[1:])
-    for changed in ((train, val, other), (train, val, fewer), (val, train, test)):
-        assert linear_eval.digest_data(data, changed) != digest
-
-
-def test_predict_names_what_it_cannot_read_and_does_the_others(shades, evaluated, tmp_path, capsys):
-    grey = Image.open(shades / "test" / "oak" / "0.png").convert("L")
-    grey.save(tmp_path / "grey.png")
-    grey.convert("RGB").save(tmp_path / "rgb.png")
-    (tmp_path / "broken.png").write_bytes(b"no image")
-    paths = [str(tmp_path / name) for name in ("grey.png", "broken.png", "rgb.png", "absent.png")]
-    with pytest.raises(SystemExit) as left:
-        linear_eval.main([str(evaluated / "probe.pt"), "--predict", *paths, "--precision", "fp32"])
-    assert left.value.code == 1
-    out, err = capsys.readouterr()
-    assert "broken.png" in err and "absent.png" in err
-    first, second = out.split(paths[2])
-    assert first.replace(paths[0], "") == second, "grey is read as RGB, not skipped"
-    lines = second.split("\n")[1:-1]
-    assert [line.split("%")[1].strip() for line in lines][0] == "oak" and len(lines) == 3
-    assert sum(float(line.split("%")[0]) for line in lines) == pytest.approx(100, abs=0.2)
-
-
-def test_the_saved_probe_scores_as_the_reported_one(shades, evaluated):
-    model, run = linear_eval.load_classifier(evaluated / "probe.pt")
-    test = fgssl.load_data(shades).cached("test", fgssl.cache_side(run["size"]))
-    said = fgssl.features(model, test.images, *HOW).argmax(1)
-    result = json.loads((evaluated / "eval.json").read_text())
-    assert fgssl.accuracy(said, torch.from_numpy(test.labels)) == result["random_init"]["linear"]
-
-
-def test_a_pretrained_encoder_alone_predicts_nothing(tmp_path):
-    """Whatever it is: a list of keys that do not fit a ResNet is no answer."""
-    args, state = dict(size=24, arch="resnet10"), fgssl.resnet("resnet10").state_dict()
-    for held in ({"encoder": state, "args": args}, {"encoder": {}, "args": args}, state):
-        torch.save(held, tmp_path / "checkpoint.pt")
-        with pytest.raises(ValueError, match="no classifier.*probe.pt"):
-            linear_eval.main([str(tmp_path / "checkpoint.pt"), "--predict", "a.jpg"])
-
-
-def test_export_is_a_plain_state_dict_that_loads_anywhere(evaluated, tmp_path):
-    file = tmp_path / "new" / "encoder.pt"
-    linear_eval.main([str(evaluated / "probe.pt"), "--export", str(file)])
-    state = torch.load(file, weights_only=True)
-    assert "layer1.0.conv1.weight" in state and not any(key.startswith("fc.") for key in state)
-    encoder, _ = fgssl.load_encoder(file, "resnet10")
-    kept, _ = linear_eval.load_classifier(evaluated / "probe.pt")
-    for name, tensor in kept.layers.encoder.state_dict().items():
-        assert torch.equal(tensor, encoder.state_dict()[name])
-
-
-def test_shots_asked_for_twice_are_run_once():
-    """Their results were pooled as if they were other draws."""
-    args = linear_eval.arguments(["--init", "random", "--shots", "5", "all", "5"])
-    assert args.shots == [5, "all"]
-
-
-@pytest.mark.parametrize("argv, wanted", [
-    (["--init", "random", "--predict", "a.jpg"], "take a checkpoint"),
-    (["a.pt", "--export", "./a.pt"], "overwrite the checkpoint"),
-    (["--init", "random", "--shots", "0"], "--shots"), (["--init", "random", "--shots", "few"],
-                                                        "--shots"),
-    (["--init", "random", "--stages", "5"], "--stages")])
-def test_arguments_out_of_range_are_named(argv, wanted, capsys):
-    with pytest.raises(SystemExit) as left:
-        linear_eval.main(argv)
-    assert left.value.code == 2 and wanted in capsys.readouterr().err

@@ -13,6 +13,7 @@ from PIL import Image
 import imagesets
 import fgssl
 import linear_eval
+from evaluation import results
 import train_jigsaw
 import train_simclr
 import train_srgan
@@ -398,7 +399,7 @@ def test_an_evaluation_uses_the_labels_and_subset_of_its_run(root, tmp_path):
 
     def result(*flags):
         linear_eval.main([checkpoint, "--out", out, *flags])
-        return linear_eval.read_result(tmp_path / "eval" / "eval.json")
+        return results.read_result(tmp_path / "eval" / "eval.json")
 
     with pytest.raises(ValueError, match="holds no classifier"):
         linear_eval.main([checkpoint, "--predict", "photo.jpg"])  # --classes does not name classes

@@ -390,10 +390,17 @@ def test_linear_eval_reads_either_network_beside_the_same_untrained(
     assert not torch.equal(untrained, trained)
     folder = out / "generator" if name == "generator" else out
     assert json.loads((folder / "eval.json").read_text())["arch"] == name
-    assert (folder / "probe.pt").exists() == name.startswith("resnet"), "what --predict can read"
-    if not name.startswith("resnet"):
-        with pytest.raises(ValueError, match="is no ResNet"):
-            linear_eval.main([str(out / "checkpoint.pt"), "--finetune", *flags])
+    assert (folder / "probe.pt").exists() == (name != "generator"), "what --predict can read"
+    if name == "generator":
+        for more in (["--finetune"], ["--export", str(tmp_path / "encoder.pt")]):
+            with pytest.raises(fgssl.UserError, match="generator is evaluated as it is"):
+                linear_eval.main([str(out / "checkpoint.pt"), *more, *flags])
+    if name == "srgan-vgg":
+        linear_eval.main([str(out / "probe.pt"), "--export", str(tmp_path / "encoder.pt")])
+        fgssl.load_encoder(tmp_path / "encoder.pt", name)
+        linear_eval.main([str(out / "checkpoint.pt"), "--finetune", "--steps", "2"])
+        linear_eval.main([str(out / "finetuned.pt"), "--predict",
+                          str(next(photos.glob("*/*.png")))])
 
 
 def test_only_a_run_of_this_script_has_a_generator(tmp_path):

@@ -1,0 +1,115 @@
+"""Few labels: probes and fine-tuned networks that learn from k images a class.
+
+A cell is one method, number of shots and draw; its results are one entry of eval.json's few_labels.
+"""
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+import fgssl
+from evaluation.classifier import Classifier, predict_scores, save_classifier
+from evaluation.finetune import exit_interrupted, finetune, recipe
+from evaluation.probe import choose_linear, mean_and_std
+from evaluation.report import class_report, write_confusion
+from evaluation.results import read_result
+
+
+def draw_shots(labels, k, draw):
+    """Indices of k images of each class, or of all that a smaller one has; k "all": every image.
+
+    Draw 0, 1, ... is the same for every encoder and seed, so that their results are paired, and a
+    larger k holds the images of a smaller one.
+    """
+    rng = np.random.default_rng(draw)
+    members = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.sort(np.concatenate([rows[:None if k == "all" else k] for rows in members]))
+
+
+def finished_cells(file, result, args):
+    """The cells in the eval.json of an earlier run that this one need not repeat.
+
+    Cells of another recipe that are asked for again are left out. Raises UserError where the cells
+    are of other data or weights: this run would overwrite them.
+    """
+    try:
+        before = read_result(file)
+    except fgssl.UserError:  # none yet, or of an older version, which held no cells
+        return []
+    cells = before["few_labels"]
+    if cells and any(before[key] != result[key] for key in ("digest", "weights", "size", "layer")):
+        raise fgssl.UserError(f"{file} holds {len(cells)} few-label results of other data, "
+                              "weights, size or layer: pass another --out, or remove it.")
+    return [cell for cell in cells if not args.finetune or cell["shots"] not in args.shots
+            or cell["recipe"] in (None, recipe(args))]
+
+
+def run_cells(frozen, args, out, done=()):
+    """Yield the results of each cell, a dict, that is not in `done`.
+
+    A cell learns from k labels a class of train and chooses (the probe's l2, the step of
+    fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
+    choose with. Features are standardised over all of train, which takes no labels. A cell's "val"
+    is of all of val, for choosing a recipe; its "test" is for the report. "all" has one draw.
+    """
+    methods = {"frozen": None} | ({"fine-tuned": recipe(args)} if args.finetune else {})
+    todo = [{"method": method, "shots": k, "draw": draw, "recipe": flags}
+            for method, flags in methods.items() for k in args.shots
+            for draw in range(1 if k == "all" else args.draws)]
+    known = [{key: cell[key] for key in ("method", "shots", "draw", "recipe")} for cell in done]
+    n_val, n_test = (len(split.labels) for split in frozen.splits[1:])
+    counts = np.bincount(frozen.splits[0].labels, minlength=len(frozen.names))
+    for k in args.shots:
+        fewer = [] if k == "all" else [frozen.names[i] for i in np.flatnonzero(counts < k)]
+        if fewer:
+            print(f"shots {k}: all images of the {len(fewer)} classes that have fewer, such as "
+                  f"{fewer[0]}")
+    stop = fgssl.StopSignal() if todo else None
+    for i, cell in enumerate(todo, 1):
+        if cell in known:
+            continue
+        if stop:
+            exit_interrupted(stop)
+        title = f"{cell['method']}, shots {cell['shots']}, draw {cell['draw']}"
+        cell |= run_cell(frozen, args, out, cell, title, stop)
+        print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f} % of "
+              f"{n_val}, test {cell['test']:.1f} % of {n_test}", flush=True)
+        yield cell
+        if cell["method"] == "fine-tuned":
+            (out / "finetuning.pt").unlink(missing_ok=True)
+
+
+def run_cell(frozen, args, out, cell, title, stop):
+    """The results of one cell; of fine-tuning on all labels, its files too."""
+    (train, val, test), names, inference = frozen.splits, frozen.names, frozen.inference
+    h, h_val, h_test = frozen.h[frozen.layer]
+    labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in frozen.splits)
+    rows, few = (draw_shots(split.labels, cell["shots"], cell["draw"]) for split in (train, val))
+    found = {"images": len(rows)}
+    if cell["method"] == "frozen" or args.head == "probe":
+        _, head, found["l2"] = choose_linear(h[rows], labels[rows], h_val[few], labels_val[few],
+                                             len(names), mean_and_std(h))
+    else:
+        head = nn.Linear(h.shape[1], len(names))
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+    if cell["method"] == "frozen":
+        scores_val, scores = head(h_val), head(h_test)
+    else:
+        model = Classifier(copy.deepcopy(frozen.encoder), head, frozen.layer)
+        if cell["shots"] != "all":
+            train = fgssl.Split(train.images[rows], train.labels[rows])
+        choose = fgssl.Split(val.images[few], val.labels[few])
+        found["step"] = finetune(model, train, choose, args, inference, title,
+                                 out / "finetuning.pt", stop)
+        scores_val, scores = (predict_scores(model, split.images, inference, what)
+                              for split, what in ((val, "val"), (test, "test")))
+    report, confusion = class_report(scores, labels_test, names)
+    if (cell["method"], cell["shots"]) == ("fine-tuned", "all"):
+        found["report"] = report
+        write_confusion(out, "confusion-finetuned", confusion, names)
+        save_classifier(out / "finetuned.pt", model, args, names)
+    return found | {"val": fgssl.accuracy(scores_val.argmax(1), labels_val), "test": report["top1"],
+                    "mean_per_class": report["mean_per_class"]}

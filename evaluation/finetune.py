@@ -1,0 +1,162 @@
+"""Fine-tuning: encoder and linear head learn together, from labels."""
+
+import copy
+import math
+import shlex
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import fgssl
+from evaluation.classifier import predict_scores
+from evaluation.probe import stage_index
+from evaluation.results import digest, digest_weights
+from imagesets.progress import format_time
+
+VAL_EVALUATIONS = 20                    # of one fine-tuning; the best one's weights are kept
+RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
+          "class_weights", "seed")
+
+
+def recipe(args):
+    """The arguments on which a fine-tuned result depends."""
+    return {name: getattr(args, name) for name in RECIPE}
+
+
+def stages_of_parameters(encoder, size):
+    """The stage, from 1, that each of encoder.parameters() belongs to: the first whose map depends
+    on it, found by autograd from the maps of one blank image of `size` pixels. So what comes before
+    all stages, a stem or a patch embedding, belongs to stage 1; a parameter that no map depends on,
+    to the last. Leaves the encoder in eval mode, with all parameters learning.
+    """
+    parameters = [parameter.requires_grad_(True) for parameter in encoder.parameters()]
+    maps = encoder.eval().stages(torch.zeros(1, 3, size, size, device=parameters[0].device))
+    found = [len(maps)] * len(parameters)
+    for stage, x in reversed([*enumerate(maps, 1)]):
+        if x.requires_grad:                                  # some parameter is behind it
+            gradients = torch.autograd.grad(x.sum(), parameters, retain_graph=True,
+                                            allow_unused=True)
+            found = [stage if g is not None else before for g, before in zip(gradients, found)]
+    return found
+
+
+def parameter_groups(model, size, stages, decay):
+    """What of a Classifier learns, grouped for the optimizer; the rest is frozen.
+
+    stages: how many stages learn, counted back from the one that the head reads. decay: the head
+    learns at the full rate, that stage (depth 1) at `decay` times it, the one before (depth 2) at
+    decay^2, ... The stem learns with stage 1.
+    """
+    groups, last = {0: [*model.head.parameters()]}, 1 + stage_index(model.layers.names[0])
+    encoder = model.layers.encoder
+    for parameter, stage in zip(encoder.parameters(), stages_of_parameters(encoder, size)):
+        depth = last + 1 - stage
+        parameter.requires_grad_(1 <= depth <= stages)
+        if parameter.requires_grad:
+            groups.setdefault(depth, []).append(parameter)
+    model.head.requires_grad_(True)
+    return [{"params": group, "scale": decay ** depth} for depth, group in groups.items()]
+
+
+def learning_mode(model, batch_norm):
+    """Train mode, except for what is frozen: there, dropout is off and norms use their running
+    statistics and leave them as they are. With batch_norm "kept", all norms do that."""
+    model.train()
+    for module in model.modules():
+        parameters = [*module.parameters()]
+        frozen = parameters and not any(parameter.requires_grad for parameter in parameters)
+        has_statistics = getattr(module, "running_mean", None) is not None
+        if frozen or batch_norm == "kept" and has_statistics:
+            module.eval()
+
+
+def class_weights(labels, classes):
+    """(classes,): inverse to the frequency of each class, with mean 1 over those that occur."""
+    counts = torch.from_numpy(np.bincount(labels, minlength=classes)).float()
+    weight = torch.where(counts > 0, 1 / counts, 0)
+    return weight / weight[counts > 0].mean()
+
+
+def training_view(x, args, rng):
+    """A random crop, mirrored or not: uint8 (B, 3, C, C) -> normalised (B, 3, size, size)."""
+    x = fgssl.random_resized_crop(x, args.size, rng, scale=(args.min_crop, 1.0))
+    return fgssl.normalize(fgssl.hflip(x, rng))
+
+
+def finetune(model, train, val, args, inference, title, file, stop):
+    """Train a Classifier on the Split `train`; leaves it with the weights that did best on `val`.
+
+    AdamW, warm-up, cosine. The length is in steps, so that one label a class gets as many as all.
+    The model is evaluated on val VAL_EVALUATIONS times; ties keep the latest weights. The run is
+    saved in `file` every minute and when `stop` is set; found there, it continues, on a CPU to the
+    same bit. The file stays until the results are written. Returns the step that did best.
+    """
+    _, device, autocast = inference
+    total, batch = args.steps, min(args.batch, len(train.labels))
+    task = {"title": title, "recipe": recipe(args), "weights": digest_weights(model),
+            "data": digest(train.images, train.labels, val.images, val.labels)}
+    model.to(device, memory_format=torch.channels_last)
+    groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    weight = None
+    if args.class_weights:
+        weight = class_weights(train.labels, model.head.out_features).to(device)
+    rng, step, best = torch.Generator().manual_seed(args.seed), 0, {"val": -1.0, "step": 0}
+    state = dict(model=model, best=copy.deepcopy(model), optimizer=optimizer)
+    if file.exists() and (saved := fgssl.read_checkpoint(file)["args"]).get("task") == task:
+        step, best = fgssl.load(file, rng, **state), saved["best"]
+
+    evaluated = {round(total * i / VAL_EVALUATIONS) for i in range(1, VAL_EVALUATIONS + 1)}
+    order = fgssl.batches(len(train.labels), batch, args.seed, step)
+    first, start = step, time.time()
+    saved = shown = start
+    while step < total:
+        step += 1
+        lr = fgssl.cosine_lr(step, total, total // 10, args.lr)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        index = next(order)
+        x = fgssl.map_chunks(training_view, fgssl.fetch(train.images, index, device), args, rng)
+        learning_mode(model, args.batch_norm)
+        with autocast:
+            scores = model(x.contiguous(memory_format=torch.channels_last))
+        label = torch.from_numpy(train.labels[index]).to(device)
+        loss = F.cross_entropy(scores.float(), label, weight)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+        leaving = bool(stop)
+        save, show = leaving or time.time() - saved > 60, time.time() - shown > 10
+        if (save or show or step in evaluated) and not math.isfinite(loss.item()):
+            raise FloatingPointError(f"{title}: loss {loss.item()} at step {step}, learning rate "
+                                     f"{lr:.1e}. Try a smaller --lr.")
+        if step in evaluated:
+            scores = predict_scores(model, val.images, inference, "val")
+            score = fgssl.accuracy(scores.argmax(1), torch.from_numpy(val.labels))
+            if score >= best["val"]:
+                best = {"val": score, "step": step}
+                state["best"].load_state_dict(model.state_dict())
+        if show:
+            shown, rate = time.time(), (step - first) / (time.time() - start)
+            on_val = f"best val {best['val']:.1f} %  " if best["step"] else ""
+            print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  {on_val}"
+                  f"{rate * batch:.0f} img/s  eta {format_time((total - step) / rate)}",
+                  flush=True)
+        if save:
+            fgssl.save(file, step, Namespace(task=task, best=best), rng, **state)
+            saved = time.time()
+        if leaving:
+            exit_interrupted(stop)
+    model.load_state_dict(state["best"].state_dict())
+    return best["step"]
+
+
+def exit_interrupted(stop):
+    """End the script as a StopSignal asks: the same command continues."""
+    stop.exit(shlex.join([Path(sys.executable).name, *sys.argv]))

@@ -1,0 +1,81 @@
+"""Reports of a classifier's scores: precision, recall and F1 of each class, the confusion matrix;
+and a map of the features."""
+
+import csv
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import pictures
+
+
+def confusion_matrix(labels, predicted, classes):
+    """Counts (classes, classes): rows are true classes, columns predicted ones."""
+    pairs = np.bincount(labels * classes + predicted, minlength=classes ** 2)
+    return pairs.reshape(classes, classes)
+
+
+def per_class(confusion):
+    """Precision, recall and F1 of each class, in percent. NaN, not 0, where it is undefined: no
+    image was predicted to be of the class (precision), or none is of it (recall, F1)."""
+    right, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    with np.errstate(invalid="ignore"):
+        precision, recall, f1 = right / predicted, right / true, 2 * right / (true + predicted)
+    return 100 * precision, 100 * recall, 100 * np.where(true > 0, f1, np.nan)
+
+
+def class_report(scores, labels, names):
+    """Scores (N, classes) and labels (N,): a dict for eval.json, and the confusion matrix.
+
+    Means over classes leave out those without a test image. "worst": the ten classes of least
+    recall, each with the class that its images are most often mistaken for.
+    """
+    confusion = confusion_matrix(labels.numpy(), scores.argmax(1).numpy(), len(names))
+    columns = [[None if math.isnan(value) else value for value in column.tolist()]
+               for column in per_class(confusion)]
+    classes = [dict(zip(("class", "images", "precision", "recall", "f1"), row))
+               for row in zip(names, confusion.sum(1).tolist(), *columns)]
+    for row, mistakes in zip(classes, confusion - np.diag(np.diag(confusion))):
+        if mistakes.any():
+            row |= {"taken_for": names[mistakes.argmax()], "times": int(mistakes.max())}
+    present = [row for row in classes if row["images"]]
+    in_top5 = scores.topk(min(5, len(names))).indices == labels[:, None]
+    return {"top1": 100 * float(np.trace(confusion)) / len(labels),
+            "top5": 100 * in_top5.any(1).double().mean().item(),
+            "mean_per_class": float(np.mean([row["recall"] for row in present])),
+            "macro_f1": float(np.mean([row["f1"] for row in present])),
+            "worst": sorted(present, key=lambda row: row["recall"])[:10],
+            "classes": classes}, confusion
+
+
+def write_confusion(out, name, confusion, names):
+    """NAME.csv, counts, and NAME.png, fractions of each row."""
+    with open(out / f"{name}.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["true class / taken for", *names])
+        rows.writerows([name, *row] for name, row in zip(names, confusion.tolist()))
+    fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    pictures.heatmap(out / f"{name}.png", fractions, "true class", "taken for", names)
+
+
+def evenly_spaced(n, count):
+    """At most `count` indices below n, at equal distances: examples that nobody picked."""
+    return np.linspace(0, n - 1, min(n, count)).round().astype(int)
+
+
+def feature_map(file, h, labels, names, most=3000, coloured=14):
+    """Draw test features, L2-normalised, on their first two principal components: at most `most`
+    images, `coloured` of the classes in colour."""
+    chosen = evenly_spaced(len(h), most)
+    x, labels = F.normalize(h[chosen], dim=1), labels[chosen]
+    u, s, _ = torch.linalg.svd(x - x.mean(0), full_matrices=False)
+    u, s = F.pad(u, (0, 2)), F.pad(s, (0, 2))                # two components, even of one feature
+    xy = (u * s)[:, :2].numpy()
+    explained = 100 * s.square() / s.square().sum().clamp(min=1e-12)
+    present = np.unique(labels)
+    shown = present[evenly_spaced(len(present), coloured)]
+    groups = {names[label]: xy[labels == label].T for label in shown}
+    titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1))
+    pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T).save(file)

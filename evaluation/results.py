@@ -1,0 +1,166 @@
+"""Results on file (eval.json), and several of them side by side."""
+
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+import fgssl
+import pictures
+
+COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
+
+
+# eval.json ----------------------------------------------------------------------------------------
+
+
+def digest(*parts):
+    """16 hex digits that identify these bytes or arrays."""
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()[:16]
+
+
+def digest_weights(model):
+    return digest(*(name.encode() + tensor.cpu().numpy().tobytes()
+                    for name, tensor in sorted(model.state_dict().items())))
+
+
+def digest_data(data, splits):
+    """Of the classes, file names, labels, splits and crops."""
+    parts = [json.dumps(data.classes).encode()]
+    for split in splits:
+        files = ["/".join(data.records.paths[row].parts[-2:]) for row in split.rows]
+        parts.append(json.dumps([files, split.labels.tolist()]).encode())
+        if data.crops is not None:
+            parts.append(data.crops[split.rows].tobytes())
+    return digest(*parts)
+
+
+def read_result(file):
+    """The eval.json of an earlier run; UserError for another file."""
+    try:
+        result = json.loads(Path(file).read_text())
+        if {"digest", "few_labels"} <= result.keys():
+            return result
+    except (OSError, ValueError, AttributeError):
+        pass
+    raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one with "
+                          "python linear_eval.py CHECKPOINT --out FOLDER")
+
+
+def write_result(file, result):
+    """Whole or not at all: hours of few-label results may be in it."""
+    partial = file.with_name(file.name + ".part")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    os.replace(partial, file)
+
+
+# Tables -------------------------------------------------------------------------------------------
+
+
+def markdown_table(rows):
+    """Rows of texts as a Markdown table; the first row is the head."""
+    first, *others = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) + " |"
+             for row in rows]
+    rule = "|".join(["", "-" * (first + 2), *("-" * (width + 1) + ":" for width in others), ""])
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def mean_std(values):
+    """The mean of numbers as text, ± their std where there are several. None is left out; without
+    any number the text is empty."""
+    values = [value for value in values if value is not None]
+    std = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{std}" if values else ""
+
+
+def features_table(named, n):
+    """{name: [what evaluate measured, ...]} as a table; n: test images."""
+    return markdown_table([[f"test, % of {n}", *COLUMNS.values()]] + [
+        [name, *(mean_std([row.get(column) for row in rows]) for column in COLUMNS)]
+        for name, rows in named.items()])
+
+
+# Several results ----------------------------------------------------------------------------------
+
+
+def read_results(arguments):
+    """{name: [result, ...]} of several FILE or NAME=FILE; without a NAME, it is the file's folder.
+    Raises UserError where data, splits or size of the images differ."""
+    runs, first = {}, None
+    for argument in arguments:
+        parts = argument.split("=")                          # a name or a folder may hold one, too
+        cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+        name, file = next((cut for cut in cuts if Path(cut[1]).is_file()), cuts[-1])
+        result = read_result(file)
+        first = first or result
+        if any(result[key] != first[key] for key in ("digest", "size")):
+            raise fgssl.UserError(
+                f"{file} is not of the same data, splits and size as {arguments[0]} "
+                f"({result['data']} at {result['size']} px, {first['data']} at {first['size']} "
+                "px): there is nothing to compare. Evaluate one of them anew with --data and "
+                "--size.")
+        runs.setdefault(name or Path(file).resolve().parent.name, []).append(result)
+    return runs
+
+
+def compare_results(arguments, out):
+    """Print the results in several eval.json as tables, and draw their few-label curves.
+
+    arguments: as of read_results. The results of one name are seeds of one method, and are pooled:
+    a std is over seeds and, for few labels, draws.
+    """
+    runs = read_results(arguments)
+    measured = {name: [result.get("encoder", result["random_init"]) for result in results]
+                for name, results in runs.items()}
+    print(features_table(measured, next(iter(runs.values()))[0]["n"]["test"]))
+    show_few_labels(runs, out)
+
+
+def show_few_labels(runs, out):
+    """Print a table for each method of few_label_scores; draw all as out/compare.png."""
+    (scores, methods, shots), first = few_label_scores(runs), next(iter(runs.values()))[0]
+    for method in methods:
+        head = [f"{method}, test, % of {first['n']['test']}",
+                *(f"{k} label{'s' * (k != 1)}" for k in shots)]
+        print("\n" + markdown_table([head] + [
+            [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)]
+            for name in runs]))
+    if methods:
+        out.mkdir(parents=True, exist_ok=True)
+        few_label_curves(runs, first["majority"]).save(out / "compare.png")
+        print(f"\nwrote {out}/compare.png")
+
+
+def few_label_scores(runs):
+    """Of {name: [result, ...]} the test accuracies {(method, name, shots): [score, ...]}, the
+    methods, and the numbers of shots in order."""
+    few = {}
+    for name, results in runs.items():
+        for cell in (cell for result in results for cell in result["few_labels"]):
+            few.setdefault((cell["method"], name, cell["shots"]), []).append(cell["test"])
+    return (few, list(dict.fromkeys(method for method, _, _ in few)),
+            sorted({k for _, _, k in few}, key=lambda k: math.inf if k == "all" else k))
+
+
+def few_label_curves(runs, majority):
+    """A picture of few_label_scores: a panel a method, a curve a name, bars of one std."""
+    (few, methods, ks), panels = few_label_scores(runs), []
+    for method in methods:
+        curves = {}
+        for i, name in enumerate(runs):
+            shift = 0.04 * (i - (len(runs) - 1) / 2)         # so that bars do not overlap
+            points = [(x + shift, few[method, name, k]) for x, k in enumerate(ks)
+                      if (method, name, k) in few]
+            curves[name] = ([x for x, _ in points], [np.mean(scores) for _, scores in points],
+                            [np.std(scores, ddof=1) if len(scores) > 1 else 0
+                             for _, scores in points])
+        panels.append(pictures.curve(curves, {"majority class": majority}, f"{method}: test "
+                                     "accuracy, %, by labels a class", xnames=[*map(str, ks)]))
+    return pictures.stack(panels)
