@@ -64,7 +64,7 @@ def ticks(low, high, count=5):
 def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
     """A picture of curves with axes and numbers.
 
-    series: {name: (xs, ys)} or (xs, ys, deviations), which are drawn as bars; finite. One without
+    series: {name: (xs, ys)} or (xs, ys, stds), which are drawn as bars; finite. One without
     points is left out with its colour: two pictures of the same names have the same colours.
     lines: {name: y}, dashed: chance, a baseline. xnames: of x = 0, 1, ..., in place of numbers.
     """

@@ -63,18 +63,16 @@ def nt_xent(z, temperature, impl="auto", group=None):
     """Mean over 2N rows of -log softmax of the positive's similarity among all other rows.
 
     z (2N, D), any float type and any norm (normalise it for cosines); rows i and i+N are two views
-    of one image. temperature is a number, or a tensor () to be learned. The result is a scalar,
-    float32 (float64 for float64). With a torch.distributed `group` the columns are the rows of all
-    its ranks, the mean is over this rank's rows, and the gradient is that of the sum over ranks,
-    which DDP's averaging turns into the global mean's. Raises ValueError for an odd or zero number
-    of rows, or a temperature that is not above zero. Chen et al. 2020, equation 1.
+    of one image. The result is a scalar, float32 (float64 for float64). With a torch.distributed
+    `group` the columns are the rows of all its ranks, the mean is over this rank's rows, and the
+    gradient is that of the sum over ranks, which DDP's averaging turns into the global mean's.
+    Raises ValueError for an odd or zero number of rows, or a temperature that is not above zero.
+    Chen et al. 2020, equation 1.
     """
     if z.dim() != 2 or len(z) < 2 or len(z) % 2 or not z.shape[1]:
         raise ValueError(f"z has shape {tuple(z.shape)}; wanted (2N, D): rows i, i+N are a pair.")
     if z.dtype not in FLOATS:
         raise TypeError(f"z is {z.dtype}; wanted one of {', '.join(map(str, FLOATS))}.")
-    if isinstance(temperature, torch.Tensor):                # z / sqrt(t) keeps its gradient
-        z, temperature = z * temperature.rsqrt(), 1.0
     if not 0 < temperature < math.inf:
         raise ValueError(f"temperature is {temperature}; wanted a number above 0, often 0.1 to 0.5")
     columns, first, name = z.detach(), 0, ""

@@ -84,7 +84,7 @@ TABLES = {
         Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08",
             (FEW, LONG)),
         Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW, LONG), 1),
-        Run("SRGAN", "train_srgan.py --epochs 40 --warmup 12", (FEW, LONG), 1)),
+        Run("SRGAN", "train_srgan.py --epochs 40 --pixel-epochs 12", (FEW, LONG), 1)),
         also={"grocery-steps": STEPS}),
     "toy": Table("toy", 0.5, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (FEW,), 1),

@@ -166,17 +166,6 @@ def test_gradient_is_that_of_the_returned_loss(impl, shape):
 
 
 @pytest.mark.parametrize("impl", IMPLS)
-def test_a_learned_temperature_gets_its_gradient(impl):
-    """A temperature turned into a number on the way would never train, and nobody would notice."""
-    z = views(14, 5).to(device(impl)).requires_grad_()
-    t = torch.tensor(0.3, dtype=torch.float64, device=z.device, requires_grad=True)
-    ours, wanted = nt_xent(z, t, impl), nt_xent_dense(z, t)
-    assert torch.allclose(ours, wanted)
-    for got, grad in zip(torch.autograd.grad(ours, (z, t)), torch.autograd.grad(wanted, (z, t))):
-        assert error(got, grad) <= 1e-10
-
-
-@pytest.mark.parametrize("impl", IMPLS)
 def test_same_bits_every_run(impl, monkeypatch):
     """Also in every order in which threads may run: nothing may depend on who comes first."""
     orders = ["forward", "reverse", "random:1", "random:2"] if impl == "emulated" else ["-"] * 9
