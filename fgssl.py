@@ -609,14 +609,16 @@ def accept_old_flag(p, old, new, values=None):
 
     values: {old value: new value}, None where the old one needs no flag any more.
     """
-    action = p._option_string_actions[new]
+    action, notices = p._option_string_actions[new], set()   # a command line is parsed repeatedly
 
     class Renamed(argparse.Action):
         def __call__(self, parser, namespace, value, option_string=None):
             value = values[value] if values else value
             if value is not None:
-                print(f"{old} is now {new} {value}", file=sys.stderr)
                 setattr(namespace, action.dest, value)
+                if value not in notices:
+                    print(f"{old} is now {new} {value}", file=sys.stderr)
+                notices.add(value)
 
     p.add_argument(old, action=Renamed, type=action.type, choices=values, help=argparse.SUPPRESS,
                    default=argparse.SUPPRESS)
