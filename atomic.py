@@ -51,6 +51,19 @@ def locked(draft):
         yield
 
 
+def hold(file):
+    """Open and lock a file until the handle is closed or this process dies; None where another
+    process holds it. The lock is on the open file: it does not matter that the file stays."""
+    held = open(file, "ab")
+    if fcntl:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.close()
+            return None
+    return held
+
+
 def remove_dead_drafts(file):
     """Remove the drafts of `file` that no living process holds a lock on."""
     for draft in file.parent.glob(f".{file.name}.*.part") if fcntl else ():

@@ -92,26 +92,50 @@ def load(file, rng, **parts):
     absent = [name for name in ("step", "rng", *parts) if name not in checkpoint]
     if absent:
         raise UserError(f"{file} is no checkpoint of this script: it lacks {', '.join(absent)}")
+    step, state = checkpoint["step"], checkpoint["rng"]
+    if type(step) is not int or step < 0:
+        raise UserError(f"{file} cannot be used: its step is {step!r}")
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             load_weights(part, checkpoint[name], f"{name} in {file}")
         else:
-            part.load_state_dict(checkpoint[name])
-    state = checkpoint["rng"]
-    rng.set_state(state["views"])
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    return checkpoint["step"]
+            load_optimizer(part, checkpoint[name], f"{name} in {file}")
+    try:
+        rng.set_state(state["views"])
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{file} cannot be used: its random generators, {error!r}") from error
+    return step
+
+
+def load_optimizer(optimizer, state, what):
+    """optimizer.load_state_dict; UserError where the state is of other parameters."""
+    try:
+        optimizer.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{what} does not fit: {error!r}") from error
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            fits = isinstance(value, torch.Tensor) and value.shape in ((), parameter.shape)
+            if not fits or not value.isfinite().all():
+                raise UserError(f"{what} does not fit: {name} of a parameter of shape "
+                                f"{tuple(parameter.shape)}")
 
 
 def load_weights(module, state, what):
-    """module.load_state_dict, but with every key that does not fit listed in one UserError."""
+    """module.load_state_dict, but with every key that does not fit, or whose numbers are not
+    finite, listed in one UserError."""
     own = module.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{what} is no state dict of tensors")
     problems = [f"missing {k}" for k in own if k not in state]
     problems += [f"unexpected {k}" for k in state if k not in own]
     problems += [f"{k} is {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}"
                  for k in own if k in state and state[k].shape != own[k].shape]
+    problems += [f"{k} holds NaN or infinity: the run diverged" for k in own
+                 if k in state and not state[k].isfinite().all()]
     if problems:
         raise UserError(f"{what} does not fit this {type(module).__name__}, "
                          f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
@@ -152,11 +176,11 @@ class Log:
                      "python": platform.python_version(), "torch": str(torch.__version__),
                      "numpy": np.__version__, "pillow": PIL.__version__,
                      "started": time.strftime("%Y-%m-%d %H:%M:%S")})
-        self.step, self.time = step, time.time()
+        self.step, self.time = step, time.monotonic()
 
     def __call__(self, step, **values):
         """Log numbers of training, with the rate since the last record and the time left."""
-        steps_per_s = (step - self.step) / max(time.time() - self.time, 1e-9)
+        steps_per_s = (step - self.step) / max(time.monotonic() - self.time, 1e-9)
         rate = round(steps_per_s * self.per_step, 1)
         tail = [f"{rate:.0f} {self.unit}/s", f"eta {format_time((self.total - step) / steps_per_s)}"]
         if torch.cuda.is_available():
@@ -183,7 +207,7 @@ class Log:
         lines = textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
         print("\n".join(lines).replace("\xa0", " "), flush=True)
         self._write({"step": step, **values})
-        self.step, self.time = step, time.time()
+        self.step, self.time = step, time.monotonic()
 
     def curves(self, **yardsticks):
         """Draw each named number over the steps, beside its yardstick, into <out>/curves.png."""
