@@ -28,6 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+if sys.version_info < (3, 10) or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    sys.exit(f"fgssl needs Python 3.10 and torch 2.6, or later. This is Python "
+             f"{sys.version.split()[0]} with torch {torch.__version__}: pip install -U torch")
+
 import atomic
 import imagesets
 import kernels

@@ -179,3 +179,15 @@ def test_scripts_run_from_any_folder(tmp_path):
     done = subprocess.run([sys.executable, str(ROOT / "train_simclr.py"), "--help"], cwd=tmp_path,
                           capture_output=True, text=True, env=os.environ | {"COLUMNS": "100"})
     assert done.returncode == 0 and "--eval-every" in done.stdout
+
+
+def test_an_older_torch_is_named_in_one_line(tmp_path):
+    """It failed later, in whatever call was new."""
+    for package in ("torch", "torch/nn"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("__version__ = '2.4.1+cpu'")
+    (tmp_path / "torch" / "nn" / "functional.py").write_text("")
+    done = subprocess.run([sys.executable, "-c", "import fgssl"], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert "needs Python 3.10 and torch 2.6, or later" in done.stderr and "2.4.1" in done.stderr
