@@ -43,9 +43,11 @@ from runfiles import (  # noqa: F401, for the scripts
 
 
 def load_data_for(args):
-    """The Dataset that the shared flags ask for."""
-    return load_data(args.data, args.root, args.skip_bad, args.workers,
+    """The Dataset that the shared flags ask for. Prints what was read, and what was left out."""
+    data = load_data(args.data, args.root, args.skip_bad, args.workers,
                      *(getattr(args, flag) for flag in DATA_FLAGS))
+    print(imagesets.describe(data.records, data.name), flush=True)
+    return data
 
 
 def cache_side(size):
@@ -746,7 +748,7 @@ class Run:
         evaluates. From here on Ctrl-C saves.
         """
         self.state = state
-        print(f"{describe_data(self.data)}\n{self.args.arch}, {self.args.size} px, "
+        print(f"{self.args.arch}, {self.args.size} px, "
               f"{describe_device(self.device)}, {'bf16' if self.autocast._enabled else 'fp32'}; "
               f"kernels: {kernel_in_use(self.args.impl, self.device)}; folder {self.out}")
         self.random_init = self.knn_accuracy()               # the yardstick
@@ -842,13 +844,6 @@ class Run:
               f"{evaluate}")
 
 
-def describe_data(data):
-    """A set in one line: images of each split, and classes."""
-    splits = ", ".join(f"{split} {(data.records.splits == split).sum():,}"
-                       for split in ("train", "val", "test"))
-    return f"{data.name}: images {splits}; {len(data.classes) or 'no'} classes"
-
-
 def kernel_in_use(impl, device):
     """Which implementation of the kernels --impl stands for on the device."""
     return kernels.status()[device.type] if impl == "auto" else impl
@@ -882,6 +877,7 @@ class StopSignal:
 def launch(main):
     """Run a script's main(). Ctrl-C and what a user can mend (a UserError, a file or disk that
     fails, a loss that diverges) end it in one line; a bug ends it in a traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")        # of what a terminal cannot show
     try:
         parallel.run(main)
     except KeyboardInterrupt:

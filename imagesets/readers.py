@@ -10,7 +10,8 @@ import re
 import numpy as np
 
 from .errors import UserError
-from .files import list_images, require_image, subfolders, unnest
+from .files import list_images, require_image, unnest
+from .folders import any_folder
 from .matlab import read_columns
 from .records import Records, make_records
 from .tables import one_of, read_table, unique
@@ -30,8 +31,10 @@ def cub(folder):
     labels = read_column(folder / "image_class_labels.txt", "<image_id> <class_id>", label_of.get)
     splits = read_column(folder / "train_test_split.txt", "<image_id> <is_train>",
                          {"1": "train", "0": "test"}.get)
-    boxes = read_column(folder / "bounding_boxes.txt", "<image_id> <x> <y> <width> <height>",
-                        float, float, float, float)
+    boxes = None
+    if (folder / "bounding_boxes.txt").is_file():
+        boxes = read_column(folder / "bounding_boxes.txt", "<image_id> <x> <y> <width> <height>",
+                            float, float, float, float)
     if (folder / "val.txt").is_file():
         is_val = read_column(folder / "val.txt", "<image_id> <is_val>",
                              {"1": True, "0": False}.get)
@@ -41,7 +44,7 @@ def cub(folder):
         np.array([labels[image] for image in images], np.int64),
         list(names.values()),
         np.array([splits[image] for image in images]),
-        np.array([boxes[image] for image in images], np.float32))
+        boxes and np.array([boxes[image] for image in images], np.float32))
 
 
 def nabirds(folder, level):
@@ -223,12 +226,12 @@ def cassava(folder):
     rows = []
     for split in ("train", "val", "valid", "validation", "test"):
         for name in CASSAVA:
-            images = list_images(unnest(folder / split) / name, recursive=True)
+            images = list_images(unnest(folder / split) / name)
             rows += [(path, name, "val" if split[0] == "v" else split) for path in images]
     if not rows:
         raise FileNotFoundError(f"no images under {folder / 'train' / 'cbb'} and its neighbours. "
                                 "Unpack the set again.")
-    extra = list_images(unnest(folder / "extraimages"), recursive=True)
+    extra = list_images(unnest(folder / "extraimages"))
     return make_records(rows + [(path, None, "train") for path in extra], CASSAVA)
 
 
@@ -278,31 +281,3 @@ def grocery(folder, level):
         rows += [(require_image(folder, path, file), name, split) for path, name in images.items()]
     classes = groups if level == "coarse" else fine
     return make_records(rows, [classes[i] for i in sorted(classes)])
-
-
-def any_folder(folder):
-    """Class folders <class>/*, or {train,val,test}/<class>/*; valid and validation mean val.
-
-    All images below a class folder belong to the class. Loose images, alone or beside class
-    folders, are unlabelled train images; those in val/ or test/ are left out, because nothing can
-    be scored on them. Hidden files and other kinds of files are ignored.
-    UserError if splits stand beside classes; FileNotFoundError without train images.
-    """
-    split_of = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    folders = subfolders(folder)
-    tops = {top: split_of[top.name.lower()] for top in folders if top.name.lower() in split_of}
-    others = [top.name for top in folders
-              if tops and top not in tops and list_images(top, recursive=True)]
-    if others:
-        raise UserError(f"{folder} holds {', '.join(top.name for top in tops)} beside "
-                        f"{', '.join(others)}. Expected splits or classes: move the others out.")
-    rows = []
-    for top, split in (tops or {folder: "train"}).items():
-        if split == "train":
-            rows += [(path, None, split) for path in list_images(top)]
-        for group in subfolders(top):
-            rows += [(path, group.name, split) for path in list_images(group, recursive=True)]
-    if "train" not in [split for _, _, split in rows]:
-        raise FileNotFoundError(f"no images under {folder / 'train' if tops else folder}. Expected "
-                                'class folders or loose .jpg files; see README, "Your own images".')
-    return make_records(rows)

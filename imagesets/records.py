@@ -1,4 +1,5 @@
-"""Records: the images of a set with labels and splits. Missing splits; subsets."""
+"""Records: the images of a set with labels and splits. Their description; missing splits; subsets.
+"""
 
 import os
 from pathlib import Path
@@ -18,6 +19,10 @@ class Records(NamedTuple):
     boxes: np.ndarray | None = None   # (N, 4) float32: x, y, width, height in pixels
     banner: int = 0                   # pixel rows at the foot of each image that are not photo
     name: str = ""
+    folder: str = ""                  # the absolute path of the set
+    left_out: dict = {}               # files that are not read: {reason or extension: number}
+    notes: tuple = ()                 # how an unusual layout was read, a line each
+    scale: tuple | None = None        # pixel values of black and white, of images above 8 bits
 
     def take(self, rows):
         """The Records of some of the images; rows: indices or a boolean mask."""
@@ -25,6 +30,30 @@ class Records(NamedTuple):
         return self._replace(paths=[self.paths[row] for row in rows], labels=self.labels[rows],
                              splits=self.splits[rows],
                              boxes=None if self.boxes is None else self.boxes[rows])
+
+
+def count_reasons(left_out, most=12):
+    """{reason: number} of files that are not read as text, the largest first: ".heic 6, .cr2 3"."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(number for _, number in ordered[most:])
+    return ", ".join(f"{reason} {number:,}" for reason, number in
+                     ordered[:most] + [("others", rest)] * bool(rest))
+
+
+def describe(records, name=None):
+    """What was read, as text: images, classes, splits; below, how it was read if that was not
+    plain, and what was left out and why. name: in place of the set's."""
+    counts = {split: int((records.splits == split).sum()) for split in ("train", "val", "test")}
+    classes, unlabelled = records.classes, int((records.labels < 0).sum())
+    names = classes if len(classes) < 5 else [*classes[:3], "..."]
+    lines = [f"{name or records.name}: {len(records.paths):,} images, {len(classes):,} classes"
+             + (f" ({', '.join(names)})" if names else "") + "; "
+             + " / ".join(f"{number:,} {split}" for split, number in counts.items())
+             + (f"; {unlabelled:,} without a label" if unlabelled else "")]
+    lines += [f"  {note}" for note in records.notes]
+    if records.left_out:
+        lines.append(f"  left out: {count_reasons(records.left_out)}")
+    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names may be no UTF-8
 
 
 def make_records(rows, classes=None):

@@ -43,9 +43,6 @@ def survey(data, folder):
     duplicates.sort(key=differ, reverse=True)                # leaks between splits first
     top = os.path.commonpath([path.parent for path in records.paths])
 
-    names = records.classes if len(records.classes) < 5 else [*records.classes[:3], "..."]
-    print(f"{data.name}: {len(sources)} images, {len(records.classes)} classes"
-          + (f" ({', '.join(names)})" if names else ""))
     print_counts(records)
     if len(good):
         sides = [results[row][2] for row in good]

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 import imagesets
-from imagesets import files, readers
+from imagesets import readers
+from imagesets.errors import UserError
 
 
 def put(folder, *names):
@@ -158,11 +159,12 @@ def test_splits_use_the_same_label_for_a_class(tmp_path, val):
 
 def test_loose_images_are_train_images_without_a_label(tmp_path):
     put(tmp_path / "flat", "2.jpg", "1.png")
-    put(tmp_path / "split", "train/1.jpg", "val/a/2.jpg", "test/3.jpg")
+    put(tmp_path / "split", "train/1.jpg", "val/a/2.jpg", "val/b/4.jpg", "test/3.jpg")
     assert rows(imagesets.read(tmp_path / "flat", "."), tmp_path / "flat") == [
         ("1.png", None, "train"), ("2.jpg", None, "train")]
     assert rows(imagesets.read(tmp_path / "split", "."), tmp_path / "split") == [
-        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val")], "test/3.jpg has no score"
+        ("train/1.jpg", None, "train"), ("val/a/2.jpg", "a", "val"),
+        ("val/b/4.jpg", "b", "val")], "test/3.jpg has no score"
 
 
 @pytest.mark.parametrize("names, error, message", [
@@ -187,17 +189,8 @@ def test_a_class_folder_without_read_permission_is_an_error(tmp_path, monkeypatc
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", guarded)
-    with pytest.raises(PermissionError, match="oak"):
-        readers.any_folder(tmp_path)
-
-
-def test_detecting_a_layout_does_not_search_class_folders(tmp_path, monkeypatch):
-    """Each of a million images was asked whether it is a folder."""
-    put(tmp_path, "ash/1.jpg", "oak/2.jpg")
-    seen, subfolders = [], files.subfolders
-    monkeypatch.setattr(files, "subfolders", lambda top: seen.append(top) or subfolders(top))
-    assert list(files.walk_folders(tmp_path, 1)) == [tmp_path, tmp_path / "ash", tmp_path / "oak"]
-    assert seen == [tmp_path]
+    with pytest.raises(UserError, match="cannot read the folder .*oak: Permission denied"):
+        imagesets.read(tmp_path, ".")
 
 
 def test_an_unknown_name_lists_the_sets(tmp_path):
@@ -212,8 +205,8 @@ def test_a_misspelt_name_gets_a_suggestion_unless_it_is_a_folder(typed, meant, t
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=f"no folder {typed}; did you mean {meant}[?]"):
         imagesets.read(typed, tmp_path)
-    put(tmp_path / typed, "ash/1.jpg")
-    assert imagesets.read(typed, tmp_path).classes == ["ash"]
+    put(tmp_path / typed, "ash/1.jpg", "oak/1.jpg")
+    assert imagesets.read(typed, tmp_path).classes == ["ash", "oak"]
 
 
 # ------------------------------------------------------------------------------------------------
@@ -234,7 +227,8 @@ def test_missing_splits_are_cut_from_every_class_and_leave_it_a_train_image(tmp_
 
 
 def test_a_cut_does_not_change_existing_splits(tmp_path):
-    put(tmp_path, *(f"{split}/a/{i}.jpg" for split in ("train", "val") for i in range(10)))
+    put(tmp_path, *(f"{split}/{name}/{i}.jpg" for split in ("train", "val") for i in range(10)
+                    for name in "ab"))
     cut = rows(imagesets.read(tmp_path, "."), tmp_path)
-    assert Counter(split for _, _, split in cut) == {"train": 8, "val": 10, "test": 2}
+    assert Counter(split for _, _, split in cut) == {"train": 16, "val": 20, "test": 4}
     assert all(path.startswith("val/") == (split == "val") for path, _, split in cut)
