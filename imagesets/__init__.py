@@ -51,8 +51,8 @@ def read(name_or_folder, root, labels=None):
                                 f"of the sets {', '.join(SETS)}.")
     info, found = find_set(top, info) if is_named else detect_layout(top)
     if labels not in (None, *info.levels):
-        advice = (f"Expected one of {', '.join(info.levels)}." if info.levels else
-                  "It has one kind of labels: leave --labels out.")
+        advice = (f"Expected one of {', '.join(filter(None, info.levels))}." if info.levels
+                  else "It has one kind of labels: leave --labels out.")
         raise UserError(f"{name} has no labels {labels!r}. {advice}")
     level = [labels or info.levels[0]] if info.levels else []
     records = info.read(found, *level)

@@ -88,19 +88,16 @@ def parse_split(name):
 
 
 def unwrap(folder, split=None):
-    """Pass through folders that hold nothing but one folder with more folders in it.
+    """Pass through folders that hold nothing but one folder, with more folders in it.
 
-    split: that of the folder, if it is one; then train/train/ is passed through as well.
+    A split stops the way down, but for one of the same name: split is that of the folder, if any.
     """
     while len(folder.full) == 1 and not folder.images:
         inner, = folder.full
-        found = parse_split(inner.name)
-        if split and found and found[1] == split:
-            folder = inner
-        elif found and not found[0] or inner.images:
-            return folder
-        else:
-            folder = inner
+        prefix, found = parse_split(inner.name) or ("", split)
+        if inner.images or found != split and not prefix:
+            break
+        folder = inner
     return folder
 
 
