@@ -23,6 +23,7 @@ class Records(NamedTuple):
     left_out: dict = {}               # files that are not read: {reason or extension: number}
     notes: tuple = ()                 # how an unusual layout was read, a line each
     scale: tuple | None = None        # pixel values of black and white, of images above 8 bits
+    fit: str = "crop"                 # what a square shows of an image without a box: see Source
 
     def take(self, rows):
         """The Records of some of the images; rows: indices or a boolean mask."""

@@ -14,7 +14,8 @@ from PIL import Image
 
 import pictures
 
-from .cache import decode
+from .cache import cpus
+from .decode import decode
 from .progress import progress
 
 
@@ -26,7 +27,7 @@ def survey(data, folder):
     """
     records = data.records
     sources = [data.source(row) for row in range(len(records.paths))]
-    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or cpus()) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         results = list(progress(pool.map(examine, sources), len(sources), f"reading {data.name}"))
     bad = [row for row, (error, _, _) in enumerate(results) if error]

@@ -12,6 +12,7 @@ from PIL import Image
 import imagesets
 import fgssl
 from imagesets import cache
+from imagesets.errors import UserError
 
 # ------------------------------------------------------------------------------------------------
 # Image cache
@@ -87,21 +88,108 @@ def test_a_changed_file_makes_a_new_cache(photos):
     assert values(split)[:2] == [20, 40] and len(split.labels) == 8, "another list of files"
 
 
-def test_an_interrupted_build_leaves_nothing(photos, monkeypatch):
-    decode = cache.decode
+def count_decoded(monkeypatch, stop=None):
+    """The names of the files that are decoded from now on; Ctrl-C at the file `stop`."""
+    decode, names = cache.decode, []
 
-    def interrupted(source, side):
-        if source.path.name == "5.png":
+    def counted(source, side):
+        if source.path.name == stop:
             raise KeyboardInterrupt
+        names.append(source.path.name)
         return decode(source, side)
 
-    monkeypatch.setattr(cache, "decode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(cache, "decode", counted)
+    return names
+
+
+def test_a_changed_file_costs_one_decode_and_replaces_the_older_cache(photos, monkeypatch):
+    dataset(photos).cached("train", 24)
+    grey(photos / "3.png", 61)
+    os.utime(photos / "3.png", ns=(1, 1))
+    grey(photos / "7b.png", 7)                               # and one more image moves 7.png to val
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [0, 20, 40, 61, 80, 100, 120, 140, 7]
+    assert sorted(names) == ["3.png", "7b.png"]
+    assert len(cache_files(photos)) == 1, "the older cache stays"
+    dataset(photos).cached("val", 24), (photos / "0.png").unlink()
+    assert values(dataset(photos).cached("train", 24)) == [20, 40, 61, 80, 100, 120, 140, 7]
+    assert len(names) == 4, "8.png and 9.png of val alone"
+
+
+def test_a_subset_reuses_the_rows_of_the_whole_and_leaves_its_cache(photos, monkeypatch):
+    whole = dataset(photos)
+    whole.cached("train", 24)
+    names = count_decoded(monkeypatch)
+    part = fgssl.Dataset(whole.records.take([0, 3, 8]), note="0.3 of the images")
+    assert values(part.cached("train", 24)) == [0, 60] and names == []
+    assert len(cache_files(photos)) == 2
+
+
+def test_what_was_decoded_survives_ctrl_c(photos, monkeypatch):
+    with monkeypatch.context() as patch:
+        count_decoded(patch, stop="5.png")
+        with pytest.raises(KeyboardInterrupt):
+            fgssl.Dataset(dataset(photos).records, workers=1).cached("train", 24)
+    assert [file.suffix for file in (photos.parent / "cache").iterdir()] == [".left"]
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [20 * i for i in range(8)]
+    assert sorted(names) == ["5.png", "6.png", "7.png"]
+    assert [file.suffix for file in (photos.parent / "cache").iterdir()] == [".npy"]
+
+
+def test_what_was_decoded_survives_kill_9(photos, monkeypatch):
+    """It leaves a file that announces more rows than it has, the last of them incomplete."""
+    dataset(photos).cached("train", 24)
+    file, = cache_files(photos)
+    row = cache.row_type(24).itemsize
+    file.with_name(f"{file.name}.123.part").write_bytes(file.read_bytes()[:-3 * row + 40])
+    file.unlink()
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [20 * i for i in range(8)]
+    assert sorted(names) == ["5.png", "6.png", "7.png"]
+
+
+def test_a_bad_file_costs_no_decoding_of_the_others(photos, monkeypatch):
+    spoil(photos)
+    with pytest.raises(ValueError, match="2.png"):
         dataset(photos).cached("train", 24)
-    assert list((photos.parent / "cache").rglob("*")) == []
-    monkeypatch.undo()
-    monkeypatch.setenv("FGSSL_CACHE", str(photos.parent / "cache"))
-    assert len(dataset(photos).cached("train", 24).images) == 8
+    for name in ("2.png", "6.png"):
+        grey(photos / name, 9)
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [0, 20, 9, 60, 80, 100, 9, 140]
+    assert sorted(names) == ["2.png", "6.png"]
+
+
+def test_the_cache_is_listed_and_cleared(photos, capsys):
+    kernel = photos.parent / "cache" / "build" / "a-b-c-d.npy"
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+    dataset(photos).cached("train", 24)
+    fgssl.main(["cache"])
+    printed = capsys.readouterr().out
+    assert "train  8 images of 24 px  14.1 kB" in printed and "in " + str(photos.parent) in printed
+    fgssl.main(["cache", "--clear"])
+    assert cache_files(photos) == [kernel] and "removed from" in capsys.readouterr().out
+
+
+def test_a_missing_home_names_the_variable_to_set(monkeypatch):
+    monkeypatch.delenv("FGSSL_CACHE")
+
+    def expanduser(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "expanduser", expanduser)
+    with pytest.raises(UserError, match="Set FGSSL_CACHE"):
+        cache.cache_folder()
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    """--out=~/runs made a folder named ~: a shell expands it only where a word begins."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FGSSL_CACHE", "~/kept")
+    assert cache.cache_folder() == tmp_path / "kept"
+    args = fgssl.parser("").parse_args(["--out=~/a", "--data=~/b", "--root=~/c"])
+    assert [args.out, args.data, args.root] == [str(tmp_path / name) for name in "abc"]
 
 
 def test_a_full_disk_names_the_cache_folder_and_leaves_nothing(photos):
@@ -155,7 +243,7 @@ def test_what_was_unreadable_is_kept_in_the_cache_itself(photos):
     spoil(photos)
     dataset(photos, skip_bad=True).cached("train", 24)
     file, = (photos.parent / "cache").rglob("*")
-    assert np.load(file).shape == (6, 3, 24, 24), "np.load ignores what follows the array"
+    assert np.load(file)["image"].shape == (6, 3, 24, 24)
 
 
 def test_a_link_to_nowhere_is_an_unreadable_image(photos):
