@@ -29,7 +29,7 @@ def noise(folder, *names, seed=0):
     rng = np.random.default_rng(seed)
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).save(folder / name)
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(folder / name)
     return folder
 
 

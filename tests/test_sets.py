@@ -252,27 +252,6 @@ def test_the_banner_of_aircraft_is_cropped(root):
     assert red.mean() < 0.01
 
 
-@pytest.mark.parametrize("box, square", [
-    ((10, 20, 30, 10), (10, 10, 30)),      # wide: extended above and below
-    ((10, 20, 10, 30), (0, 20, 30)),       # tall, at the left edge: moved in
-    ((0, 0, 100, 80), (0, -10, 100)),      # the whole image: the square extends beyond it
-    ((5, 0, 90, 80), (5, -5, 90)),         # higher than the image: evenly above and below
-    ((90, 70, 30, 30), (90, 70, 10)),      # partly outside: what of it is inside
-    (None, (10, 0, 80))])
-def test_the_square_around_a_box(box, square):
-    assert fgssl.Source("x", box).square(100, 80) == square
-    left, top, side = (2 * value for value in square)
-    assert fgssl.Source("x", box).square(200, 160, scale=2) == (left, top, side), "twice as large"
-
-
-def test_a_box_outside_its_image_is_refused(tmp_path):
-    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
-    for box in ((20, 0, 5, 5), (0, 10, 5, 5), (-5, 0, 5, 5), (1, 1, 0, 5), (1, 1, 5, -5),
-                (np.nan, 1, 5, 5)):
-        with pytest.raises(ValueError, match="a.png.*box.*not in the image"):
-            fgssl.decode(fgssl.Source(tmp_path / "a.png", box), 8)
-
-
 def test_boxes_are_cropped_and_have_a_cache_of_their_own(tmp_path):
     """With one cache for both, the second run would train on the crops of the first."""
     tiny_sets.cub(tmp_path)
