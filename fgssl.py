@@ -594,7 +594,7 @@ def parser(doc, training=True, **defaults):
     return p
 
 
-DATA_FLAGS = ("labels", "bbox", "fit", "subset", "classes")  # what of a set; None: all of it, as it is
+DATA_FLAGS = ("labels", "bbox", "fit", "subset", "classes")  # what of a set; None: all, as it is
 
 
 def add_data_flags(p):

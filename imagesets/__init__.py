@@ -120,11 +120,14 @@ def detect_layout(top):
 
 
 def find_layout(top, infos, depth=2):
-    """The (info, Path) of all folders of a tree, to some depth, that have two markers of a set."""
+    """The (info, Path) of all folders of a tree, to some depth, that have two markers of a set and
+    lie in no other such folder."""
     first_parts = {re.split("/|: ", marker)[0] for info in infos for marker in info.markers}
-    return [(info, Path(folder.path)) for folder in top.walk(depth)
-            if not first_parts.isdisjoint(folder.names()) for info in infos
-            if sum(has_marker(folder.path, marker) for marker in info.markers) > 1]
+    found = [(info, Path(folder.path)) for folder in top.walk(depth)
+             if not first_parts.isdisjoint(folder.names()) for info in infos
+             if sum(has_marker(folder.path, marker) for marker in info.markers) > 1]
+    return [(info, folder) for info, folder in found
+            if not any(outer in folder.parents for _, outer in found)]
 
 
 def has_marker(folder, marker):

@@ -142,8 +142,8 @@ def read_tables(top, column=None, tables=()):
             boxes.append(box)
     given = {split is None for _, _, split in rows}
     if len(given) != 1 or len({box is None for box in boxes}) != 1:
-        raise UserError(f"{tables[0][0]} gives a split or a box for some images only, or none has a "
-                        "label. Expected it for all, or leave the columns out.")
+        raise UserError(f"{tables[0][0]} gives a split or a box for some images only, or has no "
+                        "label of a test image. Expected them for all, or leave the columns out.")
     rows = [(path, label, split or "train") for path, label, split in rows]
     records = make_records(rows)
     check_classes(records, top)

@@ -83,12 +83,14 @@ def cars(folder):
 
     The devkit's own cars_test_annos.mat has no labels. Boxes are given by corners, from 1.
     """
-    devkit = folder / "devkit"
-    if not devkit.is_dir():
+    devkits = [folder / "devkit", folder / "car_devkit" / "devkit"]
+    devkit = next((top for top in devkits if top.is_dir()), None)
+    if not devkit:
         return any_folder(folder)
     names, = read_columns(devkit / "cars_meta.mat", {"class_names": str})
-    test_files = [top / "cars_test_annos_withlabels.mat" for top in (folder, devkit)]
-    test_file = next((file for file in test_files if file.is_file()), test_files[0])
+    test_files = [file for top in (folder, devkit, devkit.parent)  # a browser adds " (1)"
+                  for file in sorted(top.glob("cars_test_annos_withlabels*.mat"))]
+    test_file = (test_files or [folder / "cars_test_annos_withlabels.mat"])[0]
     rows, boxes, fields = [], [], {"annotations.fname": str, "annotations.class": int}
     fields |= {f"annotations.bbox_{side}": int for side in ("x1", "y1", "x2", "y2")}
     for split, file in (("train", devkit / "cars_train_annos.mat"), ("test", test_file)):
@@ -126,9 +128,28 @@ def aircraft(folder, level):
     return make_records(rows, classes)._replace(boxes=boxes, banner=20)
 
 
+FLOWERS = (  # in the order of the labels, from 1
+    "pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, "
+    "tiger lily, moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's "
+    "foot, king protea, spear thistle, yellow iris, globe-flower, purple coneflower, peruvian "
+    "lily, balloon flower, giant white arum lily, fire lily, pincushion flower, fritillary, red "
+    "ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke, "
+    "sweet william, carnation, garden phlox, love in the mist, mexican aster, alpine sea holly, "
+    "ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton "
+    "daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, "
+    "oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop "
+    "of llandaff, gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese "
+    "anemone, black-eyed susan, silverbush, californian poppy, osteospermum, spring crocus, "
+    "bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose, thorn apple, "
+    "morning glory, passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus, "
+    "columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, "
+    "hippeastrum, bee balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican "
+    "petunia, bromelia, blanket flower, trumpet creeper, blackberry lily").split(", ")
+
+
 def flowers(folder):
-    """Oxford Flowers-102 (Nilsback & Zisserman 2008). Classes are numbered from 1; only the web
-    page has their names."""
+    """Oxford Flowers-102 (Nilsback & Zisserman 2008). Classes are numbered from 1; their names,
+    which only the web page has, are in FLOWERS."""
     labels, = read_columns(folder / "imagelabels.mat", {"labels": int})
     file, rows = folder / "setid.mat", []
     lists = read_columns(file, {"trnid": int, "valid": int, "tstid": int})
@@ -138,8 +159,9 @@ def flowers(folder):
                 raise UserError(f"{file}: image {image} has no label from 1 to 102. Unpack the set "
                                 "again.")
             path = require_image(folder / "jpg", f"image_{image:05}.jpg", file)
-            rows.append((path, f"{labels[image - 1]:03}", split))
-    return make_records(rows)
+            rows.append((path, FLOWERS[labels[image - 1] - 1], split))
+    used = {name for _, name, _ in rows}
+    return make_records(rows, [name for name in FLOWERS if name in used])
 
 
 def dogs(folder):

@@ -26,12 +26,14 @@ CASSAVA_2019 = dict(
              *(f"train/train/{name}" for name in readers.CASSAVA)),
     archives=(Archive("cassavaleafdata.zip",
                       "https://storage.googleapis.com/emcassavadata/cassavaleafdata.zip",
-                      1_350_000_000),))
+                      1_354_096_203,
+                      sha256="8ae63d2ef7dee0899d252a748523e603f97e2ae7022f103f92fc42a9fce74d95"),))
 
 # A layout is detected in this order: nabirds has all files of cub and one more, so it comes first.
 SETS = {
     "nabirds": SetInfo(
-        readers.nabirds, ("nabirds",), ("hierarchy.txt", "image_class_labels.txt"), ("category", "coarse"),
+        readers.nabirds, ("nabirds",), ("hierarchy.txt", "image_class_labels.txt"),
+        ("category", "coarse"),
         instructions="Register at https://dl.allaboutbirds.org/nabirds, download nabirds.tar.gz "
                      "(md5 df21a9e4db349a14e2b08adfd45873bd), and unpack it so that "
                      "{folder}/images.txt exists."),
@@ -45,12 +47,14 @@ SETS = {
         ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat",
          "car_devkit/devkit/cars_meta.mat", "car_devkit/devkit/cars_train_annos.mat",
          "train/AM General Hummer SUV 2000", "test/AM General Hummer SUV 2000"),
-        instructions="Its own site is gone. Download a copy, such as those on Kaggle, and arrange "
-                     "it as {folder}/cars_train/*.jpg, cars_test/*.jpg, devkit/*.mat and "
-                     "cars_test_annos_withlabels.mat (md5 b0a2b23655a3edd16d84508592a98d10), or as "
-                     "{folder}/train/<class>/*.jpg and test/<class>/*.jpg."),
+        instructions="Its own site is gone. Download a copy from Kaggle, "
+                     "https://www.kaggle.com/datasets/rickyyyyyyy/torchvision-stanford-cars, and "
+                     "unpack it so that {folder}/cars_train/*.jpg, cars_test/*.jpg, devkit/*.mat "
+                     "and cars_test_annos_withlabels.mat (md5 b0a2b23655a3edd16d84508592a98d10) "
+                     "exist; or {folder}/train/<class>/*.jpg and test/<class>/*.jpg."),
     "aircraft": SetInfo(
-        readers.aircraft, ("fgvc-aircraft-2013b",), ("images_variant_train.txt", "images_variant_test.txt", "variants.txt"),
+        readers.aircraft, ("fgvc-aircraft-2013b",),
+        ("images_variant_train.txt", "images_variant_test.txt", "variants.txt"),
         ("variant", "family", "manufacturer"),
         archives=(Archive("fgvc-aircraft-2013b.tar.gz",
                           OXFORD + "fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz",
@@ -64,7 +68,8 @@ SETS = {
                      "https://www.kaggle.com/c/cassava-leaf-disease-classification (you need an "
                      "account) and unpack it so that {folder}/train.csv exists."),
     "dogs": SetInfo(
-        readers.dogs, ("stanford-dogs", "stanford_dogs", "StanfordDogs"), ("train_list.mat", "test_list.mat"),
+        readers.dogs, ("stanford-dogs", "stanford_dogs", "StanfordDogs"),
+        ("train_list.mat", "test_list.mat"),
         archives=(Archive("stanford-dogs-images.tar", STANFORD_DOGS + "images.tar",
                           793_579_520, "1bb1f2a596ae7057f99d7d75860002ef"),
                   Archive("stanford-dogs-annotation.tar", STANFORD_DOGS + "annotation.tar",
@@ -80,7 +85,9 @@ SETS = {
                   Archive("setid.mat", OXFORD + "flowers/102/setid.mat",
                           14_989, "a5357ecc9cb78c4bef273ce3793fc85c"))),
     "pets": SetInfo(
-        readers.pets, ("oxford-iiit-pet",), ("annotations/trainval.txt", "annotations/test.txt", "annotations/list.txt"), ("breed", "species"),
+        readers.pets, ("oxford-iiit-pet",),
+        ("annotations/trainval.txt", "annotations/test.txt", "annotations/list.txt"),
+        ("breed", "species"),
         archives=(Archive("oxford-iiit-pet-images.tar.gz", OXFORD + "pets/data/images.tar.gz",
                           791_918_971, "5c4f3ee8e5d25df40f4fd59a7f44e54c"),
                   Archive("oxford-iiit-pet-annotations.tar.gz",

@@ -27,7 +27,8 @@ def photos(tmp_path):
 
 def test_a_table_gives_labels_splits_and_boxes(photos):
     table(photos, "file_name,label,split,x,y,width,height", "1.jpg,ash,train,0,0,2,1",
-          "2.jpg,oak,Training,0,0,1,1", "deep\\3.jpg,ash,valid,0,1,2,1", '4.jpg," oak ",test,0,0,2,2')
+          "2.jpg,oak,Training,0,0,1,1", "deep\\3.jpg,ash,valid,0,1,2,1",
+          '4.jpg," oak ",test,0,0,2,2')
     records = imagesets.read(photos, ".")
     assert rows(records, photos) == [
         ("1.jpg", "ash", "train"), ("2.jpg", "oak", "train"), ("deep/3.jpg", "ash", "val"),

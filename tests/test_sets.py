@@ -116,6 +116,45 @@ def test_cars_are_read_in_the_layouts_of_copies(make, tmp_path):
     assert_found(imagesets.read("cars", tmp_path), tmp_path, wanted)
 
 
+@pytest.mark.parametrize("wrapper", ["", "archive", "archive/stanford_cars"])
+@pytest.mark.parametrize("renamed", [
+    {}, {"devkit": "car_devkit/devkit"},
+    {"cars_test_annos_withlabels.mat": "cars_test_annos_withlabels (1).mat"},
+    {"cars_test_annos_withlabels.mat": "devkit/cars_test_annos_withlabels.mat"}])
+def test_cars_are_found_by_path_and_by_name_however_a_copy_nests_them(renamed, wrapper, tmp_path):
+    tiny_sets.cars(tmp_path / "made", nested=True)
+    made, top = tmp_path / "made" / "stanford_cars", tmp_path / "root" / "stanford_cars"
+    for old, new in renamed.items():
+        (made / new).parent.mkdir(exist_ok=True)
+        (made / old).rename(made / new)
+    (top / wrapper).parent.mkdir(parents=True)
+    shutil.move(made, top / wrapper)
+    records = imagesets.read("cars", tmp_path / "root")
+    assert len(records.paths) == 16 and len(records.classes) == 3 and records.boxes is not None
+    assert imagesets.read(top, ".").paths == records.paths
+
+
+@pytest.mark.parametrize("name", ["cars", "nabirds", "cassava-2020"])
+def test_a_set_fetched_by_hand_is_never_promised_by_running_again(name, tmp_path):
+    tiny_sets.photo(tmp_path / imagesets.SETS[name].folders[0] / "other" / "1.jpg")
+    with pytest.raises(FileNotFoundError, match="is not the set as its source unpacks") as error:
+        imagesets.read(name, tmp_path)
+    assert "run" not in str(error.value).replace("torchvision", "")
+
+
+def test_birds_in_the_layout_of_cub_need_no_boxes(tmp_path):
+    wanted = tiny_sets.cub(tmp_path)
+    (tmp_path / "CUB_200_2011" / "bounding_boxes.txt").unlink()
+    records = imagesets.read(tmp_path / "CUB_200_2011", ".")
+    assert records.boxes is None and len(records.paths) == len(wanted)
+    assert records.left_out == {"not in the lists": 1, "not an image": 4}
+    for listing in ("images.txt", "train_test_split.txt"):
+        (tmp_path / "CUB_200_2011" / listing).rename(tmp_path / listing)
+        with pytest.raises(FileNotFoundError, match=listing):
+            imagesets.read(tmp_path / "CUB_200_2011", ".")
+        (tmp_path / listing).rename(tmp_path / "CUB_200_2011" / listing)
+
+
 def test_cars_without_test_labels_name_the_missing_file(tmp_path):
     tiny_sets.cars(tmp_path)
     (tmp_path / "stanford_cars" / "cars_test_annos_withlabels.mat").unlink()
@@ -228,8 +267,8 @@ def test_a_missing_file_is_named(name, tmp_path):
     listings = [path for path in tmp_path.rglob("*") if path.suffix in (".txt", ".mat", ".csv")
                 and "list.txt" not in path.name and path.name[0] != "."
                 and path.name not in ("sizes.txt", "bounding_boxes.txt", "cars_test_annos.mat",
-                                      "hierarchy.txt", "families.txt", "manufacturers.txt", "Abyssinian_100.mat",
-                                      "file_list.mat")
+                                      "hierarchy.txt", "families.txt", "manufacturers.txt",
+                                      "Abyssinian_100.mat", "file_list.mat")
                 and not path.name.startswith(("images_family", "images_manufacturer"))]
     for listing in listings:
         content = listing.read_bytes()
