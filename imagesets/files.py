@@ -80,7 +80,11 @@ class Folder:
 
     def image_paths(self):
         """The paths of all images at whatever depth, as texts."""
-        return [os.path.join(folder.path, name) for folder in self.walk() for name in folder.images]
+        paths = []
+        for folder in self.walk():
+            start = os.path.join(folder.path, "")            # faster than a join for each name
+            paths += [start + name for name in folder.images]
+        return paths
 
     def total_left_out(self):
         """Counts of the files that are not read, {reason: number}, at whatever depth."""

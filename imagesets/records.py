@@ -121,11 +121,13 @@ def smaller(records, fraction=None, classes=None):
         labels = np.searchsorted(chosen, records.labels)
         records = records._replace(labels=labels, classes=[records.classes[i] for i in chosen])
     if fraction is not None:
-        kept = []
-        for i, split in enumerate(("train", "val", "test")):
-            for label in range(-1, len(records.classes)):
-                members = np.flatnonzero((labels == label) & (records.splits == split))
-                order = np.random.default_rng((i, label + 1)).permutation(members)
-                kept += order[:max(1, round(fraction * len(members)))].tolist()
+        kept, codes = [], np.searchsorted(("test", "train", "val"), records.splits)
+        order = np.lexsort((labels, codes))                  # stable: by split, label, position
+        starts = np.flatnonzero(np.diff(codes[order] * (len(records.classes) + 1) + labels[order]))
+        for members in np.split(order, starts + 1):
+            seed = (("train", "val", "test").index(records.splits[members[0]]),
+                    labels[members[0]] + 1)
+            members = np.random.default_rng(seed).permutation(members)
+            kept += members[:max(1, round(fraction * len(members)))].tolist()
         records = records.take(sorted(kept))
     return records
