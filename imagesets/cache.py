@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import os
 import sys
@@ -104,7 +105,7 @@ class Dataset:
         bad = [] if file.exists() else build_cache(file, sources, keys, side, label, self.workers)
         stored = np.load(file, mmap_mode="c")                # "c": writes do not reach the disk
         if len(stored) < len(keys) and not bad:              # what could not be read is tried again
-            present = {key.tobytes() for key in stored["key"]}
+            present = {*stored_rows(file, side)[1]}
             missing = [row for row, key in enumerate(keys) if key not in present]
             tried = [read_image(sources[row], side) for row in missing]
             bad = [(row, image) for row, image in zip(missing, tried) if isinstance(image, str)]
@@ -115,7 +116,7 @@ class Dataset:
             skipped = report_unreadable(bad, len(sources), self.skip_bad)
             print("skipped", skipped, file=sys.stderr)
             labels, rows = (np.delete(v, [row for row, _ in bad]) for v in (labels, rows))
-        return Split(stored["image"], labels, rows)
+        return Split(stored, labels, rows)
 
     def source(self, row):
         """The Source of an image of the records: what `decode` reads."""
@@ -125,12 +126,12 @@ class Dataset:
 
 
 # ------------------------------------------------------------------------------------------------
-# A cache file: a .npy array of rows, each the key of its source and the image
+# A cache file: a .npy array of images, followed by the key of each, 16 bytes
 #
 # Its name is <set>-<split>-<side>-<group>-<digest of all keys>.npy. When the files of a set change,
-# the rows of those that did not are copied from older files, also from one that an interruption
-# left (.left, or .part after kill -9). The new file then replaces the others of its group: the same
-# split of the same folder, read with the same options.
+# the images of those that did not are copied from older files, also from one that an interruption
+# left: .left, or after kill -9 .part, with its keys in .part.keys. The new file then replaces the
+# others of its group: the same split of the same folder, read with the same options.
 # ------------------------------------------------------------------------------------------------
 
 
@@ -157,10 +158,6 @@ def row_key(source):
     return digest(VERSION, os.fsencode(os.path.abspath(path)), size, changed, crop).encode()
 
 
-def row_type(side):
-    return np.dtype([("key", "u1", 16), ("image", "u1", (3, side, side))])
-
-
 def read_image(source, side):
     """The image of a source, or as text why it cannot be read."""
     try:
@@ -179,29 +176,36 @@ def build_cache(file, sources, keys, side, label, workers=None):
     def write_header(out, count):
         out.seek(0)
         np.lib.format.write_array_header_1_0(out, {
-            "descr": np.lib.format.dtype_to_descr(row_type(side)), "fortran_order": False,
-            "shape": (count,)})
+            "descr": "|u1", "fortran_order": False, "shape": (count, 3, side, side)})
 
     partial, bad = file.with_name(f"{file.name}.{os.getpid()}.part"), []
+    partial_keys = keys_file(partial)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         older = older_rows(file, side, set(keys))
         new = [source for source, key in zip(sources, keys) if key not in older]
-        with (open(partial, "wb") as out, warnings.catch_warnings(),
-              ThreadPoolExecutor(workers or cpus()) as pool):
+        with (open(partial, "w+b") as out, open(partial_keys, "w+b", 0) as out_keys,
+              warnings.catch_warnings(), ThreadPoolExecutor(workers or cpus()) as pool):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             write_header(out, len(keys))
             images = chain.from_iterable(
                 pool.map(read_image, new[i:i + 256], [side] * 256) for i in range(0, len(new), 256))
             images = progress(images, len(new), label) if new else images
-            for row, key in enumerate(keys):
-                image = older[key]() if key in older else next(images)
-                if isinstance(image, str):
-                    bad.append((row, image))
-                else:
-                    out.write(key + image.tobytes())  # with a memory map, a full disk is a crash
-            next(images, None)                               # the last line of the progress
-            write_header(out, len(keys) - len(bad))  # NumPy pads its header, so a smaller N fits
+            try:
+                for row, key in enumerate(keys):
+                    image = older[key]() if key in older else next(images)
+                    if isinstance(image, str):
+                        bad.append((row, image))
+                    else:
+                        out.write(image.tobytes())  # with a memory map, a full disk is a crash
+                        out.flush()                          # for kill -9: before its key
+                        out_keys.write(key)
+                next(images, None)                           # the last line of the progress
+            finally:  # fewer images than announced; NumPy pads its header, so a smaller N fits
+                out_keys.seek(0)
+                written = out_keys.read()
+                out.write(written)
+                write_header(out, len(written) // 16)
         if len(bad) == len(keys):
             report_unreadable(bad, len(keys), skip=True)
         os.replace(partial, file)
@@ -215,28 +219,45 @@ def build_cache(file, sources, keys, side, label, workers=None):
             os.replace(partial, file.with_name(f"{file.name}.left"))
         raise
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        for leftover in (partial, partial_keys):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+
+
+def keys_file(partial):
+    """Where the keys of an unfinished file are."""
+    return partial.with_name(f"{partial.name}.keys")
+
+
+def stored_rows(file, side):
+    """The images of a cache file, a memory map, and their keys. Of an unfinished file, only what
+    is complete. OSError or ValueError if the file is of another kind."""
+    with open(file, "rb") as content:
+        np.lib.format.read_magic(content)
+        (count, *shape), _, dtype = np.lib.format.read_array_header_1_0(content)
+        start, size = content.tell(), 3 * side * side
+        if shape != [3, side, side] or dtype != np.uint8:
+            raise ValueError(f"{file} holds other images")
+        if file.suffix == ".part":
+            keys = keys_file(file).read_bytes()
+            count = min(len(keys) // 16, (file.stat().st_size - start) // size)
+        else:
+            content.seek(start + count * size)
+            keys = content.read(16 * count)
+    images = np.memmap(file, np.uint8, "r", start, (count, *shape)) if count else []
+    return images, [keys[i:i + 16] for i in range(0, 16 * count, 16)]
 
 
 def older_rows(file, side, wanted):
-    """{key: function that returns its image} of the wanted keys that older files of the set hold.
-
-    Only complete rows of an unfinished file count.
-    """
+    """{key: function that returns its image} of the wanted keys that other files of the set hold,
+    whatever their group."""
     found, start = {}, file.name.rsplit("-", 4)[0] + "-"
     for old in cache_files(file.parent):
-        if old.name.startswith(start) and f"-{side}-" in old.name[len(start):]:
-            with contextlib.suppress(OSError, ValueError, EOFError), open(old, "rb") as content:
-                np.lib.format.read_magic(content)
-                _, _, dtype = np.lib.format.read_array_header_1_0(content)
-                count = (old.stat().st_size - content.tell()) // dtype.itemsize
-                if dtype == row_type(side) and count:
-                    rows = np.memmap(old, dtype, "r", content.tell(), (count,))
-                    stored = np.ascontiguousarray(rows["key"]).view("S16").ravel().tolist()
-                    for i, key in enumerate(stored):
-                        if key in wanted:
-                            found[key] = lambda rows=rows, i=i: rows[i]["image"]
+        if old.name.startswith(start) and f"-{side}-" in old.name[len(start) - 1:]:
+            with contextlib.suppress(OSError, ValueError, EOFError):
+                images, keys = stored_rows(old, side)
+                found |= {key: functools.partial(images.__getitem__, i)
+                          for i, key in enumerate(keys) if key in wanted}
     return found
 
 
@@ -255,6 +276,7 @@ def remove_older(file):
             with contextlib.suppress(OSError):               # Windows keeps a file that is in use
                 if old.suffix != ".part" or time.time() - old.stat().st_mtime > 3600:
                     old.unlink()
+                    keys_file(old).unlink(missing_ok=True)
 
 
 def report_unreadable(bad, total, skip):
@@ -279,10 +301,11 @@ def list_cache(clear=False):
         name, split, side, _, end = file.name.rsplit("-", 4)
         size = file.stat().st_size
         total += size
-        rows = size // row_type(int(side)).itemsize if side.isdecimal() else 0
+        rows = size // (3 * int(side) ** 2) if side.isdecimal() else 0
         print(f"{name}  {split}  {rows:,} images of {side} px  {format_bytes(size)}"
               + "  unfinished" * (not end.endswith(".npy")))
         if clear:
             file.unlink()
+            keys_file(file).unlink(missing_ok=True)
     print(f"{format_bytes(total)} {'removed from' if clear else 'in'} {folder}"
           + "; --clear removes it" * (total > 0 and not clear))
