@@ -1,6 +1,7 @@
 """An image file of any kind -> a square of it, uint8 (3, side, side)."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -160,7 +161,10 @@ def scale_of_set(paths, most=64):
     deep = []
     for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)):
         try:
-            with Image.open(paths[i]) as image:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                image = Image.open(paths[i])
+            with image:
                 if is_deep(image):
                     pixels = np.asarray(image)
                     deep.append(np.array([pixels.min(), pixels.max()]))

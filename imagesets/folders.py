@@ -138,26 +138,7 @@ def class_rows(folder, split, top):
                        f"Expected {inner.name}/{group.name}.")
         name = unicodedata.normalize("NFC", group.name)
         rows += [(Path(path), name, split) for path in paths]
-    check_copies(folder, top)
     return rows
-
-
-def check_copies(folder, top):
-    """Refuse subfolders that hold the same photographs: equal names, and equal bytes in the first
-    and the last, which differ. Files below 1 kB, such as masks of one colour, may well repeat."""
-    seen = {}
-    for group in folder.full:
-        names = tuple(group.images)
-        other = seen.setdefault(names, group)
-        if other is not group and len(names) > 1:
-            ends = [[Path(which.path, name) for name in (names[0], names[-1])]
-                    for which in (other, group)]
-            if all(a.is_file() and b.is_file() and a.stat().st_size == b.stat().st_size > 999
-                   for a, b in zip(*ends)):
-                contents = [[path.read_bytes() for path in pair] for pair in ends]
-                if contents[0] == contents[1] and contents[0][0] != contents[0][1]:
-                    refuse(top, f"{other.name} and {group.name} hold the same photographs.",
-                           "Keep one of them.")
 
 
 def check_classes(records, top):

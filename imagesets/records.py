@@ -41,12 +41,18 @@ def count_reasons(left_out, most=12):
                      ordered[:most] + [("others", rest)] * bool(rest))
 
 
+def printable(text):
+    """A text in one line: what cannot be printed is escaped, as in names that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def describe(records, name=None):
     """What was read, as text: images, classes, splits; below, how it was read if that was not
     plain, and what was left out and why. name: in place of the set's."""
     counts = {split: int((records.splits == split).sum()) for split in ("train", "val", "test")}
     classes, unlabelled = records.classes, int((records.labels < 0).sum())
-    names = classes if len(classes) < 5 else [*classes[:3], "..."]
+    names = [name if len(name) < 40 else name[:37] + "..." for name in classes[:4]]
+    names = names if len(classes) < 5 else [*names[:3], "..."]
     lines = [f"{name or records.name}: {len(records.paths):,} images, {len(classes):,} classes"
              + (f" ({', '.join(names)})" if names else "") + "; "
              + " / ".join(f"{number:,} {split}" for split, number in counts.items())
@@ -54,7 +60,7 @@ def describe(records, name=None):
     lines += [f"  {note}" for note in records.notes]
     if records.left_out:
         lines.append(f"  left out: {count_reasons(records.left_out)}")
-    return "\n".join(lines).encode(errors="backslashreplace").decode()  # names may be no UTF-8
+    return "\n".join(map(printable, lines))
 
 
 def make_records(rows, classes=None):
