@@ -98,7 +98,7 @@ def read_results(arguments):
     runs, first = {}, None
     for argument in arguments:
         parts = argument.split("=")                          # a name or a folder may hold one, too
-        cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+        cuts = [("=".join(parts[:i]), fgssl.path("=".join(parts[i:]))) for i in range(len(parts))]
         name, file = next((cut for cut in cuts if Path(cut[1]).is_file()), cuts[-1])
         result = read_result(file)
         first = first or result
