@@ -36,8 +36,8 @@ import atomic
 import imagesets
 import kernels
 import parallel
-from imagesets.cache import (  # noqa: F401, for the scripts
-    Dataset, Source, Split, decode, load_data, to_rgb, upright)
+from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, for the scripts
+from imagesets.decode import FITS, Source, decode, to_rgb, upright  # noqa: F401, for the scripts
 from imagesets.errors import UserError
 from runfiles import (  # noqa: F401, for the scripts
     Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
@@ -48,9 +48,11 @@ from runfiles import (  # noqa: F401, for the scripts
 
 
 def load_data_for(args):
-    """The Dataset that the shared flags ask for."""
-    return load_data(args.data, args.root, args.skip_bad, args.workers,
+    """The Dataset that the shared flags ask for. Prints what was read, and what was left out."""
+    data = load_data(args.data, args.root, args.skip_bad, args.workers,
                      *(getattr(args, flag) for flag in DATA_FLAGS))
+    print(imagesets.describe(data.records, data.name), flush=True)
+    return data
 
 
 def cache_side(size):
@@ -544,6 +546,11 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
     return convert
 
 
+def path(text):
+    """An argument's path; a shell expands ~ only where it begins a word."""
+    return os.path.expanduser(text)
+
+
 class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The script's docstring as it stands, and every default that tells something."""
 
@@ -563,7 +570,7 @@ def parser(doc, training=True, **defaults):
     p = argparse.ArgumentParser(usage="%(prog)s [options]",  # all 30 flags would hide an error
                                 description=doc, formatter_class=_Help)
     data, run = p.add_argument_group("data"), p.add_argument_group("run")
-    data.add_argument("--data", help=DATA_HELP)
+    data.add_argument("--data", type=path, help=DATA_HELP)
     add_data_flags(data)
     data.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
     run.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
@@ -576,7 +583,7 @@ def parser(doc, training=True, **defaults):
         run.add_argument("--eval-every", type=number(int, 1), default=5,
                          help="epochs between evaluations on val")
     run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
-    run.add_argument("--out", help="folder for what is written")
+    run.add_argument("--out", type=path, help="folder for what is written")
     if training:
         run.add_argument("--resume", action="store_true",
                          help="continue the run in --out; with more --epochs, lengthen it")
@@ -592,16 +599,21 @@ def parser(doc, training=True, **defaults):
     return p
 
 
-DATA_FLAGS = ("labels", "bbox", "subset", "classes")  # what of a set; None: all of it, as it is
+DATA_FLAGS = ("labels", "bbox", "fit", "subset", "classes")  # what of a set; None: all, as it is
 
 
 def add_data_flags(p):
     """The flags that `load_data_for` reads, but for --data and --skip-bad."""
-    p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
+    p.add_argument("--root", type=path,
+                   help="where named sets lie (default: $FGSSL_DATA, or ./data)")
     p.add_argument("--labels", metavar="LEVEL",
-                   help="which labels, of a set with several kinds: coarse, family, ...")
+                   help="which labels, of a set with several kinds: coarse, family, ...; or a "
+                        "column of metadata.csv")
     p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
                    help="crop images to their boxes")
+    p.add_argument("--fit", choices=FITS,
+                   help="how an image without a box becomes a square: cut to the centre, or padded "
+                        f"(default: {FITS[0]})")
     p.add_argument("--subset", type=number(float, above=0, high=1), metavar="FRACTION",
                    help="for trials: this fraction of the images of each class and split")
     p.add_argument("--classes", type=number(int, 1), metavar="N",
@@ -773,7 +785,7 @@ class Run:
         evaluates. From here on Ctrl-C saves.
         """
         self.state = state
-        print(f"{describe_data(self.data)}\n{self.args.arch}, {self.args.size} px, "
+        print(f"{self.args.arch}, {self.args.size} px, "
               f"{describe_device(self.device)}, {'bf16' if self.autocast._enabled else 'fp32'}; "
               f"kernels: {kernel_in_use(self.args.impl, self.device)}; folder {self.out}")
         if self.rank == 0:
@@ -876,13 +888,6 @@ class Run:
               f"{evaluate}")
 
 
-def describe_data(data):
-    """A set in one line: images of each split, and classes."""
-    splits = ", ".join(f"{split} {(data.records.splits == split).sum():,}"
-                       for split in ("train", "val", "test"))
-    return f"{data.name}: images {splits}; {len(data.classes) or 'no'} classes"
-
-
 def kernel_in_use(impl, device):
     """Which implementation of the kernels --impl stands for on the device."""
     return kernels.status()[device.type] if impl == "auto" else impl
@@ -918,6 +923,7 @@ class StopSignal:
 def launch(main):
     """Run a script's main(). Ctrl-C and what a user can mend (a UserError, a file or disk that
     fails, a loss that diverges) end it in one line; a bug ends it in a traceback."""
+    sys.stdout.reconfigure(errors="backslashreplace")        # of what a terminal cannot show
     try:
         parallel.run(main)
     except KeyboardInterrupt:
@@ -928,21 +934,27 @@ def launch(main):
 
 
 # ------------------------------------------------------------------------------------------------
-# A look at a data set: python fgssl.py data NAME_OR_FOLDER
+# A look at a data set and at the cache: python fgssl.py data NAME_OR_FOLDER, python fgssl.py cache
 # ------------------------------------------------------------------------------------------------
 
 
 def main(argv=None):
     from imagesets import survey
-    p = argparse.ArgumentParser(formatter_class=_Help, description="python fgssl.py data SET: "
-                                "print its splits, classes and sizes, unreadable and duplicate "
-                                "files; draw some of it.")
-    p.add_argument("command", choices=["data"])
-    p.add_argument("data", metavar="SET", help=DATA_HELP)
-    add_data_flags(p)
-    p.add_argument("--out", default="out/data", help="folder for the picture")
-    p.set_defaults(skip_bad=False)
+    p = argparse.ArgumentParser(description="look at a data set, or at the cache")
+    commands = p.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", formatter_class=_Help, help="what is in a set, and what is "
+                               "wrong with it", description="Print its splits, classes and sizes, "
+                               "unreadable, near-black and duplicate files; draw some of it.")
+    data.add_argument("data", metavar="SET", type=path, help=DATA_HELP)
+    add_data_flags(data)
+    data.add_argument("--out", type=path, default="out/data", help="folder for the picture")
+    data.set_defaults(skip_bad=False)
+    cache = commands.add_parser("cache", help="the decoded images: sets and sizes",
+                                description="List the decoded images of each set.")
+    cache.add_argument("--clear", action="store_true", help="remove them")
     args = p.parse_args(argv)
+    if args.command == "cache":
+        return list_cache(args.clear)
     sys.stdout.reconfigure(errors="backslashreplace")        # some files' names are not UTF-8
     survey.survey(load_data_for(args), Path(args.out))
 

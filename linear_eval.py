@@ -57,7 +57,7 @@ def shots(text):
 def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.usage = "%(prog)s [checkpoint] [options]"
-    p.add_argument("checkpoint", nargs="?",
+    p.add_argument("checkpoint", nargs="?", type=fgssl.path,
                    help="of a trainer, or a state dict, such as torchvision's, with its --arch")
     what = p.add_argument_group("what is evaluated")
     what.add_argument("--init", choices=("random",),
@@ -72,10 +72,10 @@ def arguments(argv):
     other.add_argument("--compare", nargs="+", metavar="[NAME=]FILE",
                        help="print and draw the results in these eval.json side by side; files of "
                             "one NAME are seeds of one run")
-    other.add_argument("--predict", nargs="+", metavar="IMAGE",
+    other.add_argument("--predict", nargs="+", metavar="IMAGE", type=fgssl.path,
                        help="name the classes of these images; the checkpoint is a probe.pt or a "
                             "finetuned.pt")
-    other.add_argument("--export", metavar="FILE",
+    other.add_argument("--export", metavar="FILE", type=fgssl.path,
                        help="write the encoder's state dict alone; a ResNet's has torchvision's "
                             "names")
     few = p.add_argument_group("few labels")

@@ -202,16 +202,16 @@ def arguments(argv):
                            "sharper and further from the truth")
     game.add_argument("--content", choices=("pixel", "features"), default="pixel",
                       help="what the content loss compares generated and true images by")
-    game.add_argument("--content-from", metavar="FILE",
+    game.add_argument("--content-from", metavar="FILE", type=fgssl.path,
                       help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
                            "weights (default: the discriminator's own)")
     game.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
                       help="weight of the discriminator's second task, to match photographs with "
                            "small views of them; 0: the paper's method")
     use = p.add_argument_group("in place of training")
-    use.add_argument("--upscale", nargs="+", metavar="IMAGE",
+    use.add_argument("--upscale", nargs="+", metavar="IMAGE", type=fgssl.path,
                      help="enlarge these, into --out or beside them")
-    use.add_argument("--from", dest="source", metavar="CHECKPOINT",
+    use.add_argument("--from", dest="source", metavar="CHECKPOINT", type=fgssl.path,
                      help="of the run whose generator does it")
     args = p.parse_args(argv, argparse.Namespace(out=None))  # --upscale needs no folder
     if bool(args.upscale) != bool(args.source):

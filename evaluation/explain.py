@@ -70,7 +70,7 @@ def boxes_in_view(records, rows, size):
     for row in rows:
         with Image.open(records.paths[row]) as image:
             width, height = image.size
-        source = fgssl.Source(records.paths[row], banner=records.banner)
+        source = fgssl.Source(records.paths[row], banner=records.banner, fit=records.fit)
         x, y, side = source.square(width, height)
         left, top, w, h = records.boxes[row]
         x, y = x + at * side, y + at * side

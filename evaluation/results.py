@@ -31,13 +31,15 @@ def digest_weights(model):
 
 
 def digest_data(data, splits):
-    """Of the classes, file names, labels, splits and crops."""
+    """Of the classes, file names, labels, splits, crops and fit."""
     parts = [json.dumps(data.classes).encode()]
     for split in splits:
         files = ["/".join(data.records.paths[row].parts[-2:]) for row in split.rows]
         parts.append(json.dumps([files, split.labels.tolist()]).encode())
         if data.crops is not None:
             parts.append(data.crops[split.rows].tobytes())
+    if data.records.fit != "crop":
+        parts.append(data.records.fit.encode())
     return digest(*parts)
 
 
@@ -95,7 +97,7 @@ def read_results(arguments):
     runs, first = {}, None
     for argument in arguments:
         parts = argument.split("=")                          # a name or a folder may hold one, too
-        cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+        cuts = [("=".join(parts[:i]), fgssl.path("=".join(parts[i:]))) for i in range(len(parts))]
         name, file = next((cut for cut in cuts if Path(cut[1]).is_file()), cuts[-1])
         result = read_result(file)
         first = first or result

@@ -1,4 +1,5 @@
-"""Records: the images of a set with labels and splits. Missing splits; subsets."""
+"""Records: the images of a set with labels and splits. Their description; missing splits; subsets.
+"""
 
 import hashlib
 import os
@@ -20,6 +21,11 @@ class Records(NamedTuple):
     boxes: np.ndarray | None = None   # (N, 4) float32: x, y, width, height in pixels
     banner: int = 0                   # pixel rows at the foot of each image that are not photo
     name: str = ""
+    folder: str = ""                  # the absolute path of the set
+    left_out: dict = {}               # files that are not read: {reason or extension: number}
+    notes: tuple = ()                 # how an unusual layout was read, a line each
+    scale: tuple | None = None        # pixel values of black and white, of images above 8 bits
+    fit: str = "crop"                 # what a square shows of an image without a box: see Source
 
     def take(self, rows):
         """The Records of some of the images; rows: indices or a boolean mask."""
@@ -27,6 +33,36 @@ class Records(NamedTuple):
         return self._replace(paths=[self.paths[row] for row in rows], labels=self.labels[rows],
                              splits=self.splits[rows],
                              boxes=None if self.boxes is None else self.boxes[rows])
+
+
+def count_reasons(left_out, most=12):
+    """{reason: number} of files that are not read as text, the largest first: ".heic 6, .cr2 3"."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(number for _, number in ordered[most:])
+    return ", ".join(f"{reason} {number:,}" for reason, number in
+                     ordered[:most] + [("others", rest)] * bool(rest))
+
+
+def printable(text):
+    """A text in one line: what cannot be printed is escaped, as in names that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def describe(records, name=None):
+    """What was read, as text: images, classes, splits; below, how it was read if that was not
+    plain, and what was left out and why. name: in place of the set's."""
+    counts = {split: int((records.splits == split).sum()) for split in ("train", "val", "test")}
+    classes, unlabelled = records.classes, int((records.labels < 0).sum())
+    names = [name if len(name) < 40 else name[:37] + "..." for name in classes[:4]]
+    names = names if len(classes) < 5 else [*names[:3], "..."]
+    lines = [f"{name or records.name}: {len(records.paths):,} images, {len(classes):,} classes"
+             + (f" ({', '.join(names)})" if names else "") + "; "
+             + " / ".join(f"{number:,} {split}" for split, number in counts.items())
+             + (f"; {unlabelled:,} without a label" if unlabelled else "")]
+    lines += [f"  {note}" for note in records.notes]
+    if records.left_out:
+        lines.append(f"  left out: {count_reasons(records.left_out)}")
+    return "\n".join(map(printable, lines))
 
 
 def make_records(rows, classes=None):
@@ -109,11 +145,13 @@ def smaller(records, fraction=None, classes=None):
         labels = np.searchsorted(chosen, records.labels)
         records = records._replace(labels=labels, classes=[records.classes[i] for i in chosen])
     if fraction is not None:
-        kept = []
-        for i, split in enumerate(("train", "val", "test")):
-            for label in range(-1, len(records.classes)):
-                members = np.flatnonzero((labels == label) & (records.splits == split))
-                order = np.random.default_rng((i, label + 1)).permutation(members)
-                kept += order[:max(1, round(fraction * len(members)))].tolist()
+        kept, codes = [], np.searchsorted(("test", "train", "val"), records.splits)
+        order = np.lexsort((labels, codes))                  # stable: by split, label, position
+        starts = np.flatnonzero(np.diff(codes[order] * (len(records.classes) + 1) + labels[order]))
+        for members in np.split(order, starts + 1):
+            seed = (("train", "val", "test").index(records.splits[members[0]]),
+                    labels[members[0]] + 1)
+            members = np.random.default_rng(seed).permutation(members)
+            kept += members[:max(1, round(fraction * len(members)))].tolist()
         records = records.take(sorted(kept))
     return records

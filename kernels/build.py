@@ -27,7 +27,7 @@ loaded, failed = set(), {}                       # kinds in this process; failed
 
 def cache():
     """The folder of all builds."""
-    return Path(os.environ.get("FGSSL_CACHE") or Path.home() / ".cache" / "fgssl") / "build"
+    return Path(os.environ.get("FGSSL_CACHE") or "~/.cache/fgssl").expanduser() / "build"
 
 
 @functools.cache

@@ -104,7 +104,7 @@ def test_ctrl_c_in_evaluation_ends_in_one_line(run, tmp_path, monkeypatch, capsy
 def test_the_first_lines_say_what_is_trained_on_and_where(photos, tmp_path, capsys):
     train_simclr.main(["--data", str(photos), "--out", str(tmp_path), *TINY])
     data, setting, knn, look = capsys.readouterr().out.splitlines()[:4]
-    assert data == "photos0: images train 28, val 4, test 8; 2 classes"
+    assert data == "photos0: 40 images, 2 classes (ash, oak); 28 train / 4 val / 8 test"
     assert setting.startswith("resnet10, 16 px, ") and "fp32; kernels: torch" in setting
     assert setting.endswith(f"folder {tmp_path}")
     assert re.fullmatch(r"step 0/6  k-NN \d+\.\d % of 4 \(random init \S+\)", knn)
