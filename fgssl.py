@@ -36,6 +36,7 @@ import atomic
 import imagesets
 import kernels
 import parallel
+from imagesets import identity
 from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, for the scripts
 from imagesets.decode import FITS, Source, decode, to_rgb, upright  # noqa: F401, for the scripts
 from imagesets.errors import UserError
@@ -51,6 +52,8 @@ def load_data_for(args):
     """The Dataset that the shared flags ask for. Prints what was read, and what was left out."""
     data = load_data(args.data, args.root, args.skip_bad, args.workers,
                      *(getattr(args, flag) for flag in DATA_FLAGS))
+    if args.data not in imagesets.SETS:                      # for a checkpoint, read from anywhere
+        args.data = os.path.abspath(args.data)
     print(imagesets.describe(data.records, data.name), flush=True)
     return data
 
@@ -676,7 +679,7 @@ def misfits(p, saved):
             yield f"{action.option_strings[0]} {value!r}"
 
 
-MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a resumed run
+MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a resumed run; and data
 
 
 def resumed(p, argv, args, file):
@@ -685,7 +688,8 @@ def resumed(p, argv, args, file):
     if not file.exists():
         p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
     try:
-        saved = read_checkpoint(file).get("args")
+        checkpoint = read_checkpoint(file)
+        saved = checkpoint.get("args")
     except ValueError as error:
         p.error(f"cannot resume: {error}")
     if not isinstance(saved, dict):
@@ -697,7 +701,8 @@ def resumed(p, argv, args, file):
     for name, value in vars(args).items():
         had = saved.get(name, p.get_default(name))           # a flag may be younger than the run
         longer = name == "epochs" and value > had
-        if name not in MAY_CHANGE and had != value and not longer:
+        moved = name == "data" and "data" in checkpoint      # Run.start compares the images
+        if name not in MAY_CHANGE and had != value and not longer and not moved:
             p.error(f"the run in {args.out} has --{name.replace('_', '-')} {had}, not {value}: "
                     "a resumed run keeps its arguments" + ", or gets more epochs"
                     * (name == "epochs"))
@@ -795,12 +800,26 @@ class Run:
                 raise UserError(f"another process is training in {self.out}: wait for it, or pass "
                                 "another --out")
         self.random_init = self.knn_accuracy()               # the yardstick
+        if self.rank == 0:
+            trained_on = np.concatenate([split.rows for split in (self.train, self.val)])
+            self.identity = identity.identify(self.data.records, trained_on)
         if self.args.resume:
             self.step = load(self.out / "checkpoint.pt", self.rng, **state)
+            self.refuse_other_images()
         self.logger = Log(self.args, self.total, self.step, self.device, self.per_step, self.unit)
         if self.step == 0:
             self.note(**self.knn(self.random_init))
         self.stop, self.saved = StopSignal(), time.monotonic()
+
+    def refuse_other_images(self):
+        """UserError where the run in the folder was trained on other images: its schedule and its
+        order of images would be others."""
+        saved = read_checkpoint(self.out / "checkpoint.pt").get("data")
+        changed = identity.differences(saved, self.identity) if saved and self.rank == 0 else ""
+        if changed:
+            raise UserError(f"the images of {self.args.data} are not those of the run in "
+                            f"{self.out}: {changed}. Put them back, name the folder that has them "
+                            "with --data, or start a run with another --out")
 
     def begins(self):
         """Whether to draw what is drawn once: on rank 0, before the first step."""
@@ -815,8 +834,12 @@ class Run:
             yield self.step, fetch(self.train.images, index, self.device)
             self.due()                                       # for a script that did not ask
             if self.saving:
-                save(self.out / "checkpoint.pt", self.step, self.args, self.rng, **self.state)
+                self.save("checkpoint.pt")
                 self.saved = time.monotonic()
+
+    def save(self, name):
+        images = self.identity if self.rank == 0 else None
+        save(self.out / name, self.step, self.args, self.rng, images, **self.state)
 
     def due(self):
         """Whether to log this step: the first, the last, 50 or more evenly between, and any after
@@ -840,7 +863,7 @@ class Run:
         self.logger(self.step, **values)
         for name, value in values.items():
             if not math.isfinite(value):
-                save(self.out / "diverged.pt", self.step, self.args, self.rng, **self.state)
+                self.save("diverged.pt")
                 raise FloatingPointError(
                     f"{name} {value} at step {self.step}, learning rate {values['lr']:.1e}. This "
                     f"state is in {self.out}/diverged.pt; try a smaller learning rate")

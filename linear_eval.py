@@ -36,7 +36,7 @@ from evaluation.few_labels import finished_cells, run_cells
 from evaluation.probe import SPLITS, Inference, evaluate, layer_names
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
-    compare_results, digest_data, digest_weights, features_table, mean_std, show_few_labels,
+    compare_results, count_seen, digest_data, digest_weights, features_table, mean_std, show_few_labels,
     write_result)
 from evaluation.retrieval import retrieval_sheet
 from methods import srgan  # and its encoder "srgan-vgg"
@@ -64,6 +64,8 @@ def arguments(argv):
                       help="in place of a checkpoint: an untrained encoder alone")
     what.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
                       help="which network of a run of train_srgan.py")
+    what.add_argument("--allow-seen", action="store_true",
+                      help="evaluate even though pretraining saw some of the test images")
     what.add_argument("--layer", type=layer,
                       help="stage whose map is read, 1, 2, ..., averaged whole or, 3:2x2, by "
                            "quarters; best: the layer that does best on val, for each encoder and "
@@ -181,10 +183,12 @@ def study(args, encoders):
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
               "argv": sys.argv, "commit": fgssl.commit()}
+    seen = result["test_seen"] = count_seen(args, data.records, test.rows)
     file = out / "eval.json"
     done = finished_cells(file, result, args) if file.exists() else []
     print(f"{data.name}, {len(names)} classes: {' / '.join(map(str, result['n'].values()))} images "
-          f"to train / choose / test\n{args.arch}, {args.size} px, "
+          f"to train / choose / test{'' if seen is None else f'; pretraining saw {seen} of the last'}"
+          f"\n{args.arch}, {args.size} px, "
           f"{fgssl.describe_device(inference.device)}, "
           f"{'bf16' if inference.autocast._enabled else 'fp32'}; folder {out}\n", flush=True)
 

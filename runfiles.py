@@ -34,10 +34,11 @@ from imagesets.progress import format_time
 # ------------------------------------------------------------------------------------------------
 
 
-def save(file, step, args, rng, **parts):
+def save(file, step, args, rng, data=None, **parts):
     """Write one checkpoint: step, args, the state of every part and of the random generators.
 
-    rng: the generator of the views; parts: name=module or name=optimizer. PyTorch's own generators
+    rng: the generator of the views; data: which images it was trained on, as imagesets.identity has
+    it; parts: name=module or name=optimizer. PyTorch's own generators
     are saved for encoders with dropout. Rank 0 writes, and the others wait. OSError where it cannot
     be written; then the last checkpoint is as it was.
     """
@@ -46,6 +47,8 @@ def save(file, step, args, rng, **parts):
         checkpoint.update(step=step, args=vars(args).copy(), rng={
             "views": rng.get_state(), "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
+        if data:
+            checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
         try:
             Path(file).parent.mkdir(parents=True, exist_ok=True)
             with atomic.replacing(file) as draft:

@@ -10,6 +10,7 @@ import numpy as np
 import atomic
 import fgssl
 import pictures
+from imagesets.identity import file_ids
 
 COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
 
@@ -41,6 +42,21 @@ def digest_data(data, splits):
     if data.records.fit != "crop":
         parts.append(data.records.fit.encode())
     return digest(*parts)
+
+
+def count_seen(args, records, rows):
+    """How many of the test images the checkpoint was trained on; None where it does not say.
+    UserError if there are any, unless --allow-seen: they are no test."""
+    trained_on = fgssl.read_checkpoint(args.checkpoint).get("data") if args.checkpoint else None
+    if not trained_on:
+        return None
+    train = {row.tobytes() for row, split in zip(trained_on["ids"].numpy(), trained_on["splits"])
+             if split == "train"}
+    seen = sum(row.tobytes() in train for row in file_ids([records.paths[row] for row in rows]))
+    if seen and not args.allow_seen:
+        raise fgssl.UserError(f"{args.checkpoint} was trained on {seen} of the {len(rows)} test "
+                              "images: choose another test set, or pass --allow-seen")
+    return seen
 
 
 def read_result(file):
