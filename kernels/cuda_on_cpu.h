@@ -261,6 +261,12 @@ inline void run_block(Block& block) {
     }
 }
 
+// How many multiprocessors the GPU is said to have.
+inline int multiprocessors() {
+    const char* variable = getenv("CUDA_ON_CPU_MULTIPROCESSORS");
+    return variable ? atoi(variable) : 6;
+}
+
 inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
                    const std::function<void()>& body) {
     if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED)
@@ -322,6 +328,8 @@ template <typename T> T atomicAdd(T* to, T value) {
     *to = old + value;
     return old;
 }
+
+inline void __threadfence() {}
 
 inline float __expf(float x) { return std::exp(x); }
 
