@@ -13,7 +13,6 @@ import math
 import sys
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from . import build, reference
 from .reference import nt_xent_dense  # noqa: F401  (part of what this package offers)
@@ -110,18 +109,27 @@ def _backward_rows(function):
     return backward
 
 
-def _no_second_derivative(name, instead):
-    """A derivative of the backward op would be silently wrong: its autograd formula says so."""
-    def backward(ctx, *grads):
-        raise RuntimeError(f"{name} has no second derivative; use {instead}.")
-    torch.library.register_autograd(f"fgssl::{name}_backward", backward)
+def _no_second_derivative(ctx, *grads):
+    """The autograd formula of all backward functions. Without it a second derivative would be
+    silently wrong."""
+    raise RuntimeError("the kernels have no second derivative. For nt_xent use nt_xent_dense, for "
+                       "tile_shuffle indexing.")
+
+
+def _differentiable_once(function):
+    """A function of tensors whose derivative raises."""
+    class Once(torch.autograd.Function):
+        forward = staticmethod(function)
+        setup_context = staticmethod(lambda ctx, inputs, output: None)
+        backward = staticmethod(_no_second_derivative)
+    return Once.apply
 
 
 class Chunked(torch.autograd.Function):
     """nt_xent in PyTorch with O(M D) memory: the backward computes the similarities again."""
     forward = staticmethod(reference.chunked_forward)
     setup_context = staticmethod(_save_rows)
-    backward = staticmethod(once_differentiable(_backward_rows(reference.chunked_backward)))
+    backward = staticmethod(_backward_rows(_differentiable_once(reference.chunked_backward)))
 
 
 torch.library.define("fgssl::nt_xent", "(Tensor rows, Tensor columns, int first, "
@@ -131,7 +139,7 @@ torch.library.define("fgssl::nt_xent_backward", "(Tensor rows, Tensor columns, i
                      "-> Tensor")
 torch.library.register_autograd(
     "fgssl::nt_xent", _backward_rows(torch.ops.fgssl.nt_xent_backward), setup_context=_save_rows)
-_no_second_derivative("nt_xent", "nt_xent_dense")
+torch.library.register_autograd("fgssl::nt_xent_backward", _no_second_derivative)
 
 
 @torch.library.register_fake("fgssl::nt_xent")
@@ -248,7 +256,7 @@ class Gathered(torch.autograd.Function):
     """tile_shuffle in PyTorch."""
     forward = staticmethod(reference.gather_forward)
     setup_context = staticmethod(_save_tiles)
-    backward = staticmethod(once_differentiable(_backward_tiles(reference.gather_backward)))
+    backward = staticmethod(_backward_tiles(_differentiable_once(reference.gather_backward)))
 
 
 torch.library.define("fgssl::tile_shuffle", "(Tensor x, Tensor perm, Tensor offset, Tensor? color, "
@@ -259,7 +267,7 @@ torch.library.define("fgssl::tile_shuffle_backward", "(Tensor grad, Tensor inver
 torch.library.register_autograd(
     "fgssl::tile_shuffle", _backward_tiles(torch.ops.fgssl.tile_shuffle_backward),
     setup_context=_save_tiles)
-_no_second_derivative("tile_shuffle", "indexing")
+torch.library.register_autograd("fgssl::tile_shuffle_backward", _no_second_derivative)
 
 
 @torch.library.register_fake("fgssl::tile_shuffle")

@@ -214,6 +214,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
     cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));
+    if (cuda_on_cpu::self->rank % 32 == 0) cuda_on_cpu::count_conflicts(rows);
     int g = cuda_on_cpu::self->rank % 32 / 4, q = cuda_on_cpu::self->rank % 4;
     for (int m = 0; m < 4; m++) memcpy(&r[m], rows[8 * m + g] + 2 * q, 4);
 }
@@ -221,6 +222,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
     cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));
+    if (cuda_on_cpu::self->rank % 32 == 0) cuda_on_cpu::count_conflicts(rows);
     int g = cuda_on_cpu::self->rank % 32 / 4, q = cuda_on_cpu::self->rank % 4;
     for (int m = 0; m < 4; m++) r[m] = rows[8 * m + 2 * q][g] | rows[8 * m + 2 * q + 1][g] << 16;
 }

@@ -342,7 +342,7 @@ def test_a_second_derivative_raises(impl):
     """It was wrong by half its size in silence."""
     z = views(6, 5).to(device(impl)).requires_grad_()
     grad, = torch.autograd.grad(nt_xent(z, 0.5, impl), z, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivative|once_differentiable"):
+    with pytest.raises(RuntimeError, match="second derivative"):
         torch.autograd.grad(grad.square().sum(), z)
 
 

@@ -57,6 +57,30 @@ const char* tiles_back(int b, int c, int h, int w, int grid, int tile, bool imag
     });
 }
 
+// Where the kernels would read, far from a base address that is not there: row j of part `part`, and
+// whether a SIMT tile takes its last row from `last`, given a base that lies 2^32 elements before.
+int64_t part_offset(int part, int m, int stride, int j) {
+    return Parts{nullptr, m, stride}.row(part, j) - static_cast<const bfloat16*>(nullptr);
+}
+}
+
+__global__ void far_chunk(const float* base, int depth, float* out) {
+    DYN_SMEM(float, shared);
+    load_chunk(base, TILE, depth, TILE - 1, 0, shared);  // one row, TILE - 1, lies inside
+    __syncthreads();
+    if (threadIdx.y == 0) out[threadIdx.x] = shared[threadIdx.x * PAD];
+}
+
+extern "C" {
+const char* far_row(const float* last, int depth, float* out) {
+    const float* base = reinterpret_cast<const float*>(
+        reinterpret_cast<uintptr_t>(last) - uintptr_t(TILE - 1) * depth * sizeof(float));
+    return caught([&] {
+        LAUNCH(far_chunk, 1, dim3(16, 16), DEPTH * PAD * sizeof(float), nullptr, base, depth, out);
+    });
+}
+
+long long conflicts() { return cuda_on_cpu::bank_conflicts.exchange(0); }
 long long read_bytes() { return cuda_on_cpu::bytes_read.exchange(0); }
 long long written_bytes() { return cuda_on_cpu::bytes_written.exchange(0); }
 }
