@@ -39,11 +39,11 @@ const char* backward(char type, int r, int m, int first, int depth, double t, co
     });
 }
 
-const char* tiles(int b, int c, int h, int w, int grid, int tile, bool image, const float* in,
-                  const int64_t* perm, const int64_t* offset, const float* colour, int columns,
-                  float* out) {
+const char* tiles(char type, int b, int c, int h, int w, int grid, int tile, bool image,
+                  const void* in, const int64_t* perm, const int64_t* offset, const float* colour,
+                  int columns, float* out) {
     return caught([&] {
-        tile_shuffle_forward('f', b, c, h, w, grid, tile, image, in, perm, offset, colour, columns,
+        tile_shuffle_forward(type, b, c, h, w, grid, tile, image, in, perm, offset, colour, columns,
                              out, nullptr);
     });
 }
