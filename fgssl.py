@@ -227,7 +227,19 @@ def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, 
     Unlike torchvision's, which clamp after each and turn HSV's hue, they commute: their order,
     random there, does not matter here.
     """
-    n, images = x.shape[:-3], x.flatten(0, -4)
+    images = x.flatten(0, -4)
+    matrix, gray = draw_jitter(x.shape[:-3], rng, brightness, contrast, saturation, hue, p)
+    offset = to_device(gray, x.device) * luma(images).mean((2, 3))[:, :, None]
+    return torch.baddbmm(offset, to_device(matrix, x.device), images.flatten(2)).clamp_(
+        0, 1).view_as(x)
+
+
+def draw_jitter(n, rng, brightness, contrast, saturation, hue, p=0.8):
+    """The random part of `color_jitter`, for images n = (B,) or their tiles (B, K), on the CPU.
+
+    Returns matrix (N, 3, 3) and gray (N, 1, 1), N = B or B K: colour v of an image whose mean luma
+    is m becomes matrix v + gray m.
+    """
     b, c, s = (uniform(rng, max(0, 1 - v), 1 + v, *n) for v in (brightness, contrast, saturation))
     turn = uniform(rng, -hue, hue, *n)
     unchanged = uniform(rng, 0, 1, *n) >= p
@@ -235,9 +247,15 @@ def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, 
         factor[unchanged] = neutral
     b, c, s = (v.reshape(-1, 1, 1) for v in (b, c, s))
     to_luma = torch.tensor(LUMA).expand(3, 3)  # the matrix of `luma`, in all three channels
-    matrix = to_device(b * c * (s * hue_rotation(turn.flatten()) + (1 - s) * to_luma), x.device)
-    offset = to_device(b * (1 - c), x.device) * luma(images).mean((2, 3))[:, :, None]
-    return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(x)
+    return b * c * (s * hue_rotation(turn.flatten()) + (1 - s) * to_luma), b * (1 - c)
+
+
+def jitter_matrix(n, rng, *strengths):
+    """`color_jitter` as one affine map of a pixel and of its image's mean pixel: (*n, 3, 7), the
+    color that kernels.tile_shuffle takes."""
+    matrix, gray = draw_jitter(n, rng, *strengths)
+    of_mean = gray * torch.tensor(LUMA).expand(3, 3)
+    return torch.cat((matrix, of_mean, 0 * gray.expand(-1, 3, 1)), 2).unflatten(0, n)
 
 
 def grayscale(x, rng, p=0.2):
@@ -734,7 +752,7 @@ def device_and_precision(precision):
     """The device to run on and the autocast context for --precision auto|fp32|bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:                                                    # torch 2.6 has no get_capabilities
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16"))

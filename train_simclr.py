@@ -45,7 +45,7 @@ def random_view(x, args, rng):
 def two_views(x, args, rng):
     """Two views of every image: uint8 (N, 3, C, C) -> (2N, 3, size, size), rows i and i + N."""
     x = fgssl.map_chunks(random_view, x.repeat(2, 1, 1, 1), args, rng)
-    return x if args.view == "original" else distort_one_view(x, args.view, rng)
+    return x if args.view == "original" else distort_one_view(x, args.view, rng, args.impl)
 
 
 class ProjectionHead(nn.Sequential):
@@ -122,9 +122,10 @@ def positive_rank(z):
 def draw_views(images, args, file):
     """A picture of what the network is shown: eight images, and two views of each below."""
     rng = torch.Generator().manual_seed(args.seed)
-    x = torch.from_numpy(images[:: max(1, len(images) // 8)][:8])
+    device, _ = fgssl.device_and_precision(args.precision)
+    x = fgssl.fetch(images[:: max(1, len(images) // 8)], slice(8), device)
     rows = [fgssl.evaluation_view(x, args.size), *two_views(x, args, rng).chunk(2)]
-    pictures.grid(file, rows, ("image", "view 1", "view 2"))
+    pictures.grid(file, [x.cpu() for x in rows], ("image", "view 1", "view 2"))
     print(f"look at {file}: what the network is shown")
 
 

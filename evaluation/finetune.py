@@ -102,7 +102,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
             "data": digest(train.images, train.labels, val.images, val.labels)}
     model.to(device, memory_format=torch.channels_last)
     groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=device.type == "cuda")
     weight = None
     if args.class_weights:
         weight = class_weights(train.labels, model.head.out_features).to(device)
@@ -125,7 +125,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
         learning_mode(model, args.batch_norm)
         with autocast:
             scores = model(x.contiguous(memory_format=torch.channels_last))
-        label = torch.from_numpy(train.labels[index]).to(device)
+        label = fgssl.fetch(train.labels, index, device)
         loss = F.cross_entropy(scores.float(), label, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
