@@ -17,7 +17,6 @@ import json
 import os
 import queue
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from pathlib import Path
 
-from course import exercises, sandbox, source
+from course import sandbox, source
 from course.make import GRADING, LITTER, ROOT
 
 WITHHELD = "withheld, for it would solve the exercise: write it yourself"
@@ -56,45 +55,55 @@ class Grading:
         self.judge.chmod(0o700), self.template.chmod(0o700)
 
     def grade(self, path, student, job):
-        """(results of the exercises, error or ""): runs a judge and reads what it prints."""
+        """(results of the exercises, error or ""), by the judge of this job."""
         work = self.folder / f"job{job}"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(mode=0o755)
-        (work / "spec").mkdir(mode=0o700)
-        file = work / "spec" / "spec.json"
-        file.write_text(json.dumps(dict(
-            template=str(self.template), exercises=self.exercises, work=str(work), seed=student,
-            mode=self.mode, job=job, timeout=self.timeout, submission=str(Path(path).resolve()),
-            hidden=[str(folder.resolve()) for folder in self.hidden])))
-        env = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1",
-                            "FGSSL_CACHE": str(work / "spec"), "PYTHONPATH": ""}
-        env.pop("PYTEST_ADDOPTS", None)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "course.judge", str(file)], cwd=self.judge, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True)
-        with self.lock:
-            self.running[job] = process
+        spec = dict(template=str(self.template), exercises=self.exercises, work=str(work),
+                    mode=self.mode, job=job, timeout=self.timeout, seed=student,
+                    submission=str(Path(path).resolve()),
+                    hidden=[str(folder.resolve()) for folder in self.hidden])
+        judge = self.judge_of(job)
+        late = threading.Timer(180 + 6 * self.timeout * len(self.exercises), judge.kill)
+        late.start()
         try:
-            most = 120 + 6 * self.timeout * len(self.exercises)
-            said, errors = process.communicate(timeout=most)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, errors = process.communicate()
+            judge.stdin.write(json.dumps(spec) + "\n")
+            judge.stdin.flush()
+            line = judge.stdout.readline()
+        except OSError:
+            line = ""
         finally:
-            with self.lock:
-                del self.running[job]
-        found = [json.loads(line) for line in said.splitlines()]
-        done = {result["title"] for result in found}
-        why = (errors.strip().splitlines() or ["the grader was stopped"])[-1]
-        rest = [dict(title=e["title"], state="error", passed=0, total=0, points=0,
-                     most=e["points"], says=why, failed={})
-                for e in self.exercises if e["title"] not in done]
-        return found + rest, why if rest else ""
+            late.cancel()
+        if line:
+            return json.loads(line), ""
+        judge.wait()
+        why = (self.errors(job).read_text().strip().splitlines() or ["the grader was stopped"])[-1]
+        return [dict(title=e["title"], state="error", passed=0, total=0, points=0, says=why,
+                     most=e["points"], failed={}) for e in self.exercises], why
+
+    def judge_of(self, job):
+        """The judge of a job: one for all its submissions, or a new one if it ended."""
+        with self.lock:
+            judge = self.running.get(job)
+            if not judge or judge.poll() is not None:
+                env = os.environ | {
+                    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1",
+                    "PYTHONPATH": "", "PYTEST_ADDOPTS": ""}
+                with open(self.errors(job), "w") as errors:
+                    judge = self.running[job] = subprocess.Popen(
+                        [sys.executable, "-m", "course.judge"], cwd=self.judge, env=env, text=True,
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                        start_new_session=True)
+            return judge
+
+    def errors(self, job):
+        return self.judge / f"errors{job}.txt"
 
     def stop(self):
         with self.lock:
-            for process in self.running.values():
-                process.send_signal(signal.SIGKILL)      # its sandbox ends with it
+            for judge in self.running.values():
+                judge.kill()                             # its sandbox ends with it
+                judge.wait()
 
 
 def make_judge(handout, entries, out):
@@ -141,10 +150,9 @@ def try_body(handout, entry, place, text):
         file = Path(folder, "submission", place)
         file.parent.mkdir(parents=True)
         file.write_text(text)
-        result, = grading.grade(file.parent if "/" not in place else Path(folder, "submission"),
-                                "", 0)[0]
-        tests = {test: says for test, says in result["failed"].items()}
-        return tests | {test: None for test in result.get("good", ())}
+        (result,), _ = grading.grade(Path(folder, "submission"), "", 0)
+        grading.stop()
+        return result["failed"] | dict.fromkeys(result.get("good", ()))
 
 
 def lines(student, results):

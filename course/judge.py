@@ -1,7 +1,8 @@
-"""Grades one submission: the tests run here, the handed-in bodies in a sandbox.
+"""Grades submissions: the tests run here, the handed-in bodies in a sandbox.
 
-Started by grade.py with the path of a JSON file (see grade.specification); prints one JSON line for
-each exercise. Works in a copy of the project in which graded functions ask seam.py.
+Started by grade.py, which writes a line of JSON for each submission (see Grading.grade); answers
+with a line of JSON for each. Works in a copy of the project in which graded functions ask seam.py,
+and runs no code that was handed in.
 """
 
 import json
@@ -143,6 +144,11 @@ class Grader:
             self.box.kill()
             self.box = None
 
+    def ask(self, seconds, keys=()):
+        """From now on, for so long, the functions of these keys are the submission's."""
+        os.environ[seam.VARIABLE] = json.dumps(
+            {"keys": keys, "socket": self.path, "deadline": time.monotonic() + seconds})
+
     def run(self, exercise):
         """The Tests plugin with the results of an exercise."""
         if not self.box or self.box.process.poll() is not None:
@@ -152,9 +158,7 @@ class Grader:
         keys = [f"{file}:{name}" for name, file in zip(exercise["names"], exercise["files"])]
         if exercise["cuda"]:
             seam.register_ops()
-        seconds = self.spec["timeout"] * (COMPILED if exercise["cuda"] else 1)
-        os.environ[seam.VARIABLE] = json.dumps(
-            {"keys": keys, "socket": self.path, "deadline": time.monotonic() + seconds})
+        self.ask(self.spec["timeout"] * (COMPILED if exercise["cuda"] else 1), keys)
         files = [f"tests/{exercise['tests']}",
                  *(str(file) for folder in hidden for file in sorted(folder.glob("test_*.py")))]
         try:
@@ -203,37 +207,35 @@ def first_failure(failed):
     return min(failed.items(), key=lambda item: ("line " not in item[1], len(item[0])))
 
 
-def main(argv=None):
-    spec = json.loads(Path((argv or sys.argv[1:])[0]).read_text())
-    sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
-    work = Path(spec["work"])
+def grade(spec):
+    """The results of one submission, as `result` gives them."""
     try:
         files = submission.read(spec["submission"])
     except (ValueError, OSError) as error:
-        for exercise in spec["exercises"]:
-            bad = {name: submission.Body(None, "unreadable", str(error))
-                   for name in exercise["names"]}
-            say(result(exercise, bad, None))
-        return
-    tree, bodies = submission_tree(spec, files, work)
+        bad = submission.Body(None, "unreadable", str(error))
+        return [result(e, dict.fromkeys(e["names"], bad), None) for e in spec["exercises"]]
+    tree, bodies = submission_tree(spec, files, Path(spec["work"]))
     if all(body.text is None for body in bodies.values()) and "to write" in {
             body.state for body in bodies.values()}:
-        unchanged = submission.Body(None, "unchanged", "no body of the handout was changed")
-        bodies = dict.fromkeys(bodies, unchanged)
-    grader = Grader(spec, tree)
+        same = submission.Body(None, "unchanged", "no body of the handout was changed")
+        bodies = dict.fromkeys(bodies, same)
+    grader, results = Grader(spec, tree), []
     try:
         for exercise in spec["exercises"]:
             written = any(bodies[name].text is not None for name in exercise["names"])
-            say(result(exercise, bodies, grader.run(exercise) if written else None))
+            results.append(result(exercise, bodies, grader.run(exercise) if written else None))
     finally:
         grader.stop()
+    return results
 
 
-def say(found):
-    print(json.dumps(found), file=OUT, flush=True)
+def main():
+    answers = os.fdopen(os.dup(1), "w")              # pytest's own output goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
+    for line in sys.stdin:
+        print(json.dumps(grade(json.loads(line))), file=answers, flush=True)
 
 
 if __name__ == "__main__":
-    OUT = os.fdopen(os.dup(1), "w")                  # pytest's own output goes nowhere
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     main()

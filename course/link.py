@@ -9,6 +9,7 @@ a LinkError, whoever sent it.
 import collections
 import json
 import math
+import re
 import struct
 import time
 import types
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 
 LIMIT = 2**30                            # bytes of a message
+KNOWN = (ValueError, TypeError, RuntimeError, IndexError, KeyError, NotImplementedError,
+         AssertionError, ZeroDivisionError, OverflowError, NameError, AttributeError)
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in (
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32,
     torch.int16, torch.int8, torch.uint8, torch.bool)}
@@ -31,11 +34,13 @@ class NotSendable(Exception):
 
 
 class RemoteError(Exception):
-    """What the other side's function raised: `kind` is the exception's class name."""
+    """What the other side's function raised; its subclass here has the exception's own name."""
 
-    def __init__(self, kind, text):
-        super().__init__(text)
-        self.kind = kind
+
+def remote_error(kind, text):
+    """A RemoteError of that name, which pytest.raises takes for Python's error of that name."""
+    base = {"UserError": ValueError, **{error.__name__: error for error in KNOWN}}.get(kind)
+    return type(re.sub(r"\W", "_", kind), (RemoteError, base) if base else (RemoteError,), {})(text)
 
 
 def encode(value, buffers, functions):
@@ -50,7 +55,8 @@ def encode(value, buffers, functions):
         if x.layout != torch.strided or str(x.dtype).removeprefix("torch.") not in DTYPES:
             raise NotSendable(f"a tensor of {x.dtype}, {x.layout}")
         order = sorted(range(x.dim()), key=lambda d: -x.stride(d))       # its layout in memory
-        buffers.append(x.cpu().permute(order).reshape(-1).view(torch.uint8).numpy().tobytes())
+        buffers.append(x.cpu().permute(order).clone(
+            memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8).numpy().tobytes())
         return {"tensor": [str(x.dtype).removeprefix("torch."), list(x.shape), order,
                            value.requires_grad, len(buffers) - 1]}
     if isinstance(value, (np.ndarray, np.generic)):
@@ -157,12 +163,12 @@ class Link:
             made = []
             outputs = Remote.apply(self, name, args, kwargs, settings, made, *tensors)
             return rebuild(made[0], outputs)
-        return self._call(name, args, kwargs, settings)[0]
+        return self._call(name, args, kwargs, settings, torch.is_grad_enabled())[0]
 
-    def _call(self, name, args, kwargs, settings):
+    def _call(self, name, args, kwargs, settings, grad):
         before = len(self.functions)
         self.send("call", [list(name) if isinstance(name, tuple) else name, list(args),
-                           dict(kwargs or {}), settings])
+                           dict(kwargs or {}), settings, grad])
         try:
             result, changed, graph = self.wait()
         finally:
@@ -225,8 +231,8 @@ class Link:
                         and isinstance(value[1], dict)):
                     raise LinkError("an answer that cannot be read")
                 return value
-            if kind == "error":
-                raise RemoteError(*map(str, value)) if len(value) == 2 else LinkError("no error")
+            if kind == "error" and isinstance(value, list) and len(value) == 2:
+                raise remote_error(str(value[0])[:100], str(value[1]))
             self.answer(kind, value)
 
     def serve(self):
@@ -252,21 +258,20 @@ class Link:
         except BaseException as error:                   # sys.exit() in a submission, too
             self.send("error", describe(error))
 
-    def run(self, name, args, kwargs, settings):
+    def run(self, name, args, kwargs, settings, grad):
         if isinstance(name, list):
             function = self.functions[name[1]]
         else:
             function = self.find(name, settings)
-        inputs = [a for a in args if isinstance(a, torch.Tensor)]
         versions = [snapshot(a) for a in args]
-        with torch.set_grad_enabled(any(x.requires_grad for x in inputs)):
+        with torch.set_grad_enabled(bool(grad)):
             result = function(*args, **kwargs)
         outputs = [x for x in flatten(result) if isinstance(x, torch.Tensor) and x.requires_grad]
-        graph, inputs = None, [x for x in inputs if x.requires_grad]
-        if outputs and inputs:
+        graph, inputs = None, [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+        if outputs and inputs and grad:
             self.count += 1
             graph, self.graphs[self.count] = self.count, (inputs, outputs)
-            if len(self.graphs) > 64:                    # gradients are asked for soon or never
+            if len(self.graphs) > 1024:                  # gradients are asked for soon or never
                 self.graphs.popitem(last=False)
         changed = {i: a for i, (a, v) in enumerate(zip(args, versions)) if differs(a, v)}
         return result, changed, graph
@@ -277,7 +282,7 @@ class Remote(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, link, name, args, kwargs, settings, made, *tensors):
-        result, ctx.graph = link._call(name, args, kwargs, settings)
+        result, ctx.graph = link._call(name, args, kwargs, settings, True)
         ctx.link, ctx.needs = link, [t.requires_grad for t in tensors]
         found = list(flatten(result))
         ctx.differentiable = [isinstance(x, torch.Tensor) and x.requires_grad for x in found]

@@ -18,6 +18,8 @@ from course import link, seam
 
 def function_of(name, settings, link):
     """The function called FILE:NAME, or op:NAME, a compiled kernel."""
+    if name == "ready":
+        return bool
     if settings["order"]:
         os.environ["CUDA_ON_CPU_ORDER"] = settings["order"]
     else:
