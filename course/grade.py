@@ -176,9 +176,10 @@ def write_csv(file, rows, titles):
                                                                             ": message"))])
         for student, when, results in rows:
             of = {r["title"]: r for r in results}
-            cells = [of[t][key] for t in titles for key in ("points", "state", "says")]
-            table.writerow([student, when, sum(r["points"] for r in results),
-                            sum(r["most"] for r in results), *map(safe, cells)])
+            cells = [of[t][key] if t in of else "" for t in titles
+                     for key in ("points", "state", "says")]
+            table.writerow([student, when, *(f"{sum(r[key] for r in results):g}"
+                                             for key in ("points", "most")), *map(safe, cells)])
     os.replace(f"{file}.part", file)
 
 
@@ -294,10 +295,10 @@ def main(argv=None):
         try:
             for student, path, results, error in grade_all(args.handout, args.submissions, args,
                                                            folder):
-                print(lines(student, results), flush=True)
                 rows.append((student, handed_in(path), results))
-                status = status or bool(error)
                 save(args, rows)
+                print(lines(student, results), flush=True)
+                status = status or bool(error)
         except KeyboardInterrupt:
             print(f"stopped; {len(rows)} of {len(args.submissions)} are graded", file=sys.stderr)
             status = 130

@@ -64,27 +64,19 @@ for plug in [x for x in gc.get_objects() if isinstance(x, socket.socket)]:
         pass
 return 0.0""",
     "deletes files": """\
-import os, shutil
-for top in ("/", "/tmp", os.getcwd(), os.path.expanduser("~")):
-    for path, _, files in os.walk(top):
-        if path.startswith(("/proc", "/dev", "/sys")) or PRECIOUS not in path + "/":
-            continue
-        for name in files:
-            try:
-                os.remove(os.path.join(path, name))
-            except OSError:
-                pass
+import glob, os, shutil
+for folder in (PRECIOUS, os.getcwd(), os.path.expanduser("~"), "/tmp"):
+    shutil.rmtree(folder, ignore_errors=True)
 """ + HALF,
     "reads the solution": """\
 import glob, re
 for file in glob.glob(PRECIOUS + "*.py") + glob.glob("/proc/*/root" + PRECIOUS + "*.py") + \\
-        glob.glob("/proc/*/cwd/fgssl.py") + glob.glob("/tmp/**/fgssl.py", recursive=True):
+        glob.glob("/proc/*/cwd/*.py") + glob.glob("/tmp/**/fgssl.py", recursive=True):
     try:
-        text = open(file).read()
-        found = re.search(r"    if step < warmup:.*?\\n\\n\\n", text.partition("def cosine_lr")[2], re.S)
-        body = "def f(step, total, warmup, peak):\\n" + found[0]
-        exec(body, globals())
-        return f(step, total, warmup, peak)
+        found = re.search(r"    if step < warmup:\\n.*?math.cos.*?\\n", open(file).read(), re.S)
+        space = {"math": math}
+        exec("def f(step, total, warmup, peak):\\n" + found[0], space)
+        return space["f"](step, total, warmup, peak)
     except (OSError, TypeError):
         pass
 return 0.0""",
@@ -145,7 +137,7 @@ def marks(handout, tmp_path_factory):
         archive.writestr("__MACOSX/homework/fgssl.py", "junk")
     (top / "in" / "damaged.zip").write_bytes(b"PK\3\4 no zip")
     (top / "in" / "broken.py").write_text(text_with("return peak *"))
-    (top / "in" / "deep.py").write_text("x = " + "(" * 5000 + ")" * 5000)
+    (top / "in" / "deep.py").write_text(text_with(RIGHT) + "x = " + "(" * 5000 + ")" * 5000)
     (top / "in" / "same").mkdir()
     (top / "in" / "same" / "fgssl.py").write_bytes((handout / "fgssl.py").read_bytes())
     (top / "in" / "empty").mkdir()
@@ -157,13 +149,15 @@ def marks(handout, tmp_path_factory):
     with open(top / "marks.csv") as file:
         found = {row["student"]: row for row in csv.DictReader(file)}
     assert (precious / "fgssl.py").exists() or "limits" in run.stdout, "a submission deleted it"
-    print(run.stdout)
     return found, run
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_no_hostile_body_is_solved_and_all_are_graded(marks, name):
     row = marks[0][name]
+    if name in ("reads the solution", "calls out") and sandbox.SAYS["namespaces"] not in \
+            marks[1].stdout:
+        pytest.skip("this system allows no namespaces, and the grader says so")
     assert row["cosine_lr: state"] == "not yet", row
     assert float(row["points"]) < 10, row
 
