@@ -1,5 +1,6 @@
 """What is suggested as an exercise, and how a function that is not on the list becomes one."""
 
+import ast
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -67,7 +68,7 @@ EXERCISES = (
              "adjoint and torch or gradient_type and torch", 60,
              "a gather's gradient is a scatter, and how to test one: <Ax, y> = <x, A'y>",
              "the inverse permutation says where each source tile went", ("tiles_backward",)),
-    Exercise(("permutation_set",), "test_jigsaw.py", "far_apart or greedy or repeat_with", 45,
+    Exercise(("permutation_set",), "test_jigsaw.py", "far_apart or greedy or repeat_with or than_there_are", 45,
              "why 100 of 362,880 orders, and which",
              "keep each candidate's least distance to those chosen; take the farthest"),
     Exercise(("psnr", "ssim"), "test_super_resolution.py", "psnr_is or ssim_is", 45,
@@ -136,11 +137,27 @@ def exercise_for(name):
         tests, match = HUNT_TESTS[Path(patched_file(name)).name]
         return Exercise((name,), tests, match, 60, "", HUNT, (), HUNT_RUBRIC)
     function = source.find(name)
+    refuse_if_unsendable(function)
     if function.is_cuda:
         tests, match = HUNT_TESTS[function.file.name]
         return Exercise((name,), tests, match, 0, "", "the head of the file has the formula, and "
                         "who owns what")
     return Exercise((name,), *callers(function), 0, "", "its tests say more")
+
+
+def refuse_if_unsendable(function):
+    """Raises ValueError for a function that cannot be graded by its arguments and result alone."""
+    if function.is_cuda:
+        return
+    nodes = list(source.own_nodes(function.node))
+    of_object = [a.arg for a in function.node.args.args[:1]] == ["self"]
+    why = ("its object stays in its own process" if of_object else
+           "it yields, and so has no result" if any(isinstance(n, ast.Yield) for n in nodes) else
+           "it returns nothing" if not any(isinstance(n, ast.Return) and n.value for n in nodes)
+           else "")
+    if why:
+        raise ValueError(f"no test grades {function.name} of {function.file.name} by its arguments "
+                         f"and result alone: {why}. Choose a function of numbers and arrays")
 
 
 def callers(function):

@@ -94,7 +94,7 @@ def message(excinfo):
     if kind == "NotSendable":
         return f"it returns {text}, which is none of what the docstring says"
     if kind == "NameError":
-        text += "; only the body is graded: put imports and helpers into it"
+        text += "; only the body is graded: put helper functions into it"
     return text if kind == "AssertionError" else f"{kind}: {text}"
 
 

@@ -38,8 +38,8 @@ docstring, or the head of the .cu file, says what is wanted. Of a bug nothing is
     python -m pytest -m exercise    # all tests that grade; the last lines say what is solved
     python -m pytest                # and all others: minutes. What waits for an exercise is skipped
 
-Hand in the files that you changed. Only the bodies are taken from them: put imports and helper
-functions inside. Further tests are added when they are graded.
+Hand in the files that you changed. Only the bodies are taken from them, and imports at the
+top: put helper functions inside. Further tests are added when they are graded.
 
 """
 

@@ -145,6 +145,13 @@ def body_of(text, function):
     return "\n".join(map(ast.unparse, body)) or "pass"
 
 
+def imports(text):
+    """The import statements at the top level of a Python text, but those of __future__."""
+    return [ast.unparse(node) for node in ast.parse(text).body
+            if isinstance(node, ast.Import) or isinstance(node, ast.ImportFrom)
+            and node.module != "__future__"]
+
+
 def delegate(text, function, key):
     """The text with a body that first asks seam.py whether a submission computes the result.
 
@@ -162,6 +169,14 @@ def delegate(text, function, key):
     call = (f"import course.seam\n{margin}if course.seam.active({key!r}):\n{margin}    return "
             f"course.seam.call({key!r}, ({''.join(o + ', ' for o in outer)}), {wanted})\n{margin}")
     return text[:function.start] + call + text[function.start:]
+
+
+def own_nodes(node):
+    """The nodes in a function, those of functions inside it left out."""
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, (ast.FunctionDef, ast.Lambda, ast.ClassDef)):
+            yield child
+            yield from own_nodes(child)
 
 
 def enclosing(text, function):

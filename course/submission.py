@@ -102,6 +102,9 @@ def one_body(files, place, name, blank_text):
     body = source.body_of(text, found[0])
     if bare(body) == bare(source.body_of(blank_text, old)):
         return Body(None, "to write")
+    if not found[0].is_cuda:             # imports that the student added come along
+        new = [line for line in source.imports(text) if line not in source.imports(blank_text)]
+        body = "\n".join([*new, body])
     return Body(body)
 
 

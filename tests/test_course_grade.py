@@ -165,7 +165,7 @@ def test_no_hostile_body_is_solved_and_all_are_graded(marks, name):
 @pytest.mark.parametrize("name, says", [
     ("ends the process", "has ended"), ("never ends", "no answer in time"),
     ("takes all memory", "memory"), ("broken", "broken.py line"),
-    ("deep", "deep.py"), ("helper", "only the body is graded"), ("damaged", "damaged.zip"),
+    ("deep", "deep.py"), ("helper", "put helper functions into it"), ("damaged", "damaged.zip"),
     ("half", "rate")])
 def test_what_went_wrong_is_named(marks, name, says):
     assert says in marks[0][name]["cosine_lr: message"], marks[0][name]
