@@ -268,7 +268,7 @@ def grade_all(handout, paths, args, folder):
 def main(argv=None):
     p = argparse.ArgumentParser(prog="python -m course.grade", description=__doc__,
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("handout", help="the assignment as it was handed out")
+    p.add_argument("handout", nargs="?", help="the assignment as it was handed out")
     p.add_argument("submissions", nargs="*", help="a folder, a zip or a file each")
     p.add_argument("--csv", help="write a line for each submission to this file")
     p.add_argument("--results", help="write Gradescope's results.json of the one submission")
@@ -279,6 +279,8 @@ def main(argv=None):
     p.add_argument("--timeout", type=int, default=60, help="seconds for an exercise; five times as "
                    "many where a kernel is compiled (default: 60)")
     args = p.parse_args(argv)
+    if not args.handout:
+        p.error("name the assignment as it was handed out, and the submissions")
     if not (Path(args.handout) / GRADING).exists() and not list(
             Path(args.handout).glob(f"*/{GRADING}")):
         p.error(f"{args.handout} is no assignment: it has no {GRADING}")
