@@ -31,7 +31,9 @@ def assert_law(sample, cdf, what):
     sample = np.sort(np.asarray(sample, float))
     n, wanted = len(sample), cdf(sample)
     distance = max((np.arange(1, n + 1) / n - wanted).max(), (wanted - np.arange(n) / n).max())
-    assert distance < 1.95 / math.sqrt(n), f"{what}: {distance:.3f} from its law, n = {n}"
+    assert distance < 1.95 / math.sqrt(n), (
+        f"{what}: of {n} draws a share of {distance:.3f} lies on the wrong side of some value. What "
+        "law does the docstring ask for: is it uniform in this, or in its logarithm?")
 
 
 def flat(low, high):
@@ -41,7 +43,8 @@ def flat(low, high):
 def assert_share(hits, p, what):
     """A share of n draws lies within 3.3 standard deviations of p, but once in 1000."""
     share, n = hits.double().mean().item(), len(hits)
-    assert abs(share - p) <= 3.3 * math.sqrt(p * (1 - p) / n), f"{what}: {share:.3f}, wanted {p}"
+    assert abs(share - p) <= 3.3 * math.sqrt(p * (1 - p) / n), (
+        f"{what}: in {share:.3f} of the cases, wanted {p}. Which draw decides it?")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -66,11 +69,15 @@ def test_crop_resize_never_looks_outside_its_box(size, kind):
                                       mode="bilinear", align_corners=False)
                         for i, (top, left, h, w) in enumerate(BOXES)])
     got = fgssl.crop_resize(x, *torch.tensor(BOXES).T, size)
-    assert got.dtype == torch.float32 and got.shape == wanted.shape
+    assert got.dtype == torch.float32, f"the views are {got.dtype}, wanted torch.float32"
+    assert got.shape == wanted.shape, f"shape {tuple(got.shape)}, wanted {tuple(wanted.shape)}"
+    off = (got - wanted).abs().amax((1, 2, 3))
+    i = int((off >= 3e-5).int().argmax())
     # float32 places in [-1, 1], times 97 / 2 pixels, times steps of up to 1 between pixels
-    assert (got - wanted).abs().max() < 3e-5, (
-        "uint8 is scaled to [0, 1]; pixel i of n shows place (i + 0.5) / n of the box, and "
-        "nothing outside it counts")
+    assert off[i] < 3e-5, (
+        f"box (top, left, h, w) = {BOXES[i]} of a {kind} image at size {size}: {off[i]:.2g} off. "
+        "Is uint8 scaled to [0, 1]? Pixel i of n shows place (i + 0.5) / n of the box: what may "
+        "it see beyond the box's edge?")
 
 
 def shown(view):
@@ -131,7 +138,10 @@ def test_crops_that_may_not_fit_follow_the_ten_tries_of_torchvision():
                                ("area", h * w, wanted_h * wanted_w)):
         places = np.unique(np.concatenate([ours, wanted]))
         ours, wanted = (np.searchsorted(np.sort(v), places, "right") / 6000 for v in (ours, wanted))
-        assert np.abs(ours - wanted).max() < 1.95 * math.sqrt(2 / 6000), name  # of two samples
+        off = np.abs(ours - wanted).max()                    # Kolmogorov-Smirnov, of two samples
+        assert off < 1.95 * math.sqrt(2 / 6000), (
+            f"{name}: {off:.3f} from the law of ten tries in an image of {height} x {width}. Which "
+            "of the tries that fit is taken, and what if none does?")
 
 
 @pytest.mark.parametrize("height, width, scale, box", [
@@ -169,11 +179,17 @@ def test_evaluation_view_is_the_centre_and_draws_nothing():
 
 @pytest.mark.parametrize("p", [0, 0.3, 0.5, 1])
 def test_hflip_mirrors_columns_exactly_in_a_share_p(p):
-    x = images(3000, 3, 2, 5)
-    y = fgssl.hflip(x, seeded(3), p)
-    flipped = (y != x).flatten(1).any(1)
-    assert torch.equal(y[flipped], x[flipped][..., [4, 3, 2, 1, 0]]), "columns reversed, rows kept"
-    assert_share(flipped, p, "flipped")
+    for shape, order in (((3, 2, 5), [4, 3, 2, 1, 0]), ((3, 3, 3), [2, 1, 0])):
+        x = images(3000, *shape)
+        before = x.clone()
+        y = fgssl.hflip(x, seeded(3), p)
+        assert torch.equal(x, before), "the images that came in were changed: make new ones"
+        assert y.shape == x.shape, f"shape {tuple(y.shape)}, wanted {tuple(x.shape)}"
+        flipped = (y != x).flatten(1).any(1)
+        assert torch.equal(y[flipped], x[flipped][..., order]), (
+            f"an image of {shape[1]} x {shape[2]} is neither kept nor mirrored: columns are "
+            "reversed, rows kept. Which axis holds the columns?")
+        assert_share(flipped, p, "flipped")
 
 
 # ------------------------------------------------------------------------------------------------

@@ -106,7 +106,12 @@ def test_grad_cam_of_a_linear_score_is_the_class_activation_map(frozen):
         maps = frozen.encoder.stages(fgssl.normalize(x))[-1]
         row = frozen.head.weight[frozen.head(maps.mean((2, 3))).argmax(1)]
         expected = (row[:, :, None, None] * maps).sum(1).clamp(min=0) / maps[0, 0].numel()
-    torch.testing.assert_close(class_cam, expected, rtol=1e-4, atol=1e-6)  # sums reordered
+    assert class_cam.shape == expected.shape, (
+        f"shape {tuple(class_cam.shape)}, wanted (B, h, w) = {tuple(expected.shape)}: what is "
+        "summed over, what is kept?")
+    assert torch.allclose(class_cam, expected, rtol=1e-4, atol=1e-6), (       # sums reordered
+        "of a linear score the map is that of the class's weights, negative sums set to 0: when "
+        "is 0 the limit, before or after the sum over channels?")
 
 
 def test_grad_cam_of_an_uneven_score_has_one_weight_a_channel():
@@ -115,8 +120,10 @@ def test_grad_cam_of_an_uneven_score_has_one_weight_a_channel():
     maps, slope = torch.randn(2, 2, 5, 3, 4, generator=rng)
     cam = explain.grad_cam(maps, lambda m: (m * slope).sum((1, 2, 3)))
     wanted = torch.einsum("bc,bchw->bhw", slope.mean((2, 3)), maps).clamp(min=0)
-    torch.testing.assert_close(cam, wanted, msg=lambda error: "the global average pool of "
-                               f"a channel's gradient weighs the whole channel\n{error}")
+    assert cam.shape == wanted.shape, f"shape {tuple(cam.shape)}, wanted {tuple(wanted.shape)}"
+    assert torch.allclose(cam, wanted, rtol=1e-5, atol=1e-6), (               # float32 sums of 12
+        f"{(cam - wanted).abs().max():.2g} off: one weight for each channel of each image, the "
+        "global average pool of its gradient. Over which axes is your mean?")
 
 
 def test_similarity_of_two_views_lights_what_they_share():
@@ -125,13 +132,15 @@ def test_similarity_of_two_views_lights_what_they_share():
     maps[0, 0, 1, 1], maps[0, 1, 2, 6] = 1, 1
     other = torch.tensor([[0.0, 1.0]])
     cam = explain.grad_cam(maps, lambda m: F.cosine_similarity(m.mean((2, 3)), other))
-    assert cam.shape == (1, 4, 8) and cam[0].argmax() == 2 * 8 + 6
+    assert cam.shape == (1, 4, 8), f"shape {tuple(cam.shape)}, wanted (1, 4, 8)"
+    assert cam[0].argmax() == 2 * 8 + 6, (
+        f"brightest at {divmod(cam[0].argmax().item(), 8)}, wanted (2, 6), which the views share")
     assert cam[0, 1, 1] == 0, "what speaks against the score is dropped"
 
 
 def test_a_map_of_zeros_is_no_division_by_zero():
     zeros = explain.grad_cam(torch.rand(2, 3, 4, 4), lambda m: -m.sum((1, 2, 3)))
-    assert (zeros == 0).all()
+    assert (zeros == 0).all(), "every place speaks against this score: the map is 0 everywhere"
     assert (explain.resize_cam(zeros, 16, 16) == 0).all()
     assert explain.overlay(torch.rand(2, 3, 16, 16), zeros).isfinite().all()
     assert np.isnan(explain.energy_inside(zeros, np.ones((2, 16, 16), bool))).all()

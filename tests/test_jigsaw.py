@@ -32,9 +32,13 @@ def distances(perms):
 def test_permutations_are_far_apart(grid, count, least):
     """Chosen by the greatest mean, or in far-apart pairs, some differ in 2 places of 9."""
     perms = permutation_set(grid, count, seed=0)
-    assert perms.shape == (count, grid ** 2) and perms.dtype == np.int64
+    assert perms.shape == (count, grid ** 2), (
+        f"shape {perms.shape}, wanted (permutations, tiles) = {(count, grid ** 2)}")
+    assert perms.dtype == np.int64, f"type {perms.dtype}, wanted int64, which indexes tensors"
     assert (np.sort(perms, 1) == np.arange(grid ** 2)).all(), "each row is a permutation"
-    assert min(distances(perms)) == least, "always take the one farthest from its nearest"
+    assert min(distances(perms)) == least, (
+        f"two of {count} permutations of {grid} x {grid} tiles differ in {min(distances(perms))} "
+        f"places, wanted {least}. Which one is farthest from its nearest among those chosen?")
 
 
 def test_the_choice_is_greedy_by_minimum_then_by_sum():
@@ -45,8 +49,8 @@ def test_the_choice_is_greedy_by_minimum_then_by_sum():
         best = max((row.min(), row.sum()) for row in apart)
         chosen = (perms[:n] != perms[n]).sum(1)
         assert (chosen.min(), chosen.sum()) == best, (
-            f"number {n} has least distance and sum {chosen.min(), chosen.sum()} to those before "
-            f"it; there is one with {best}")
+            f"number {n} has least distance {chosen.min()} and sum {chosen.sum()} to those before "
+            f"it; there is one with {best[0]} and {best[1]}. How are ties broken?")
 
 
 def test_permutations_repeat_with_the_seed_and_change_with_it():

@@ -52,8 +52,12 @@ def test_equals_the_loops(impl, shape):
         at = device(impl)
         ours = tile_shuffle(x.to(at), perm.to(at), grid, tile, offset.to(at), image=image,
                             impl=impl)
-        assert torch.equal(ours.cpu(), by_loops(x, perm, grid, tile, offset, image)), (
-            f"another tile or pixel with C = {channels}, image = {image}")
+        wanted = by_loops(x, perm, grid, tile, offset, image)
+        assert ours.shape == wanted.shape, f"shape {tuple(ours.shape)}, wanted {tuple(wanted.shape)}"
+        at = tuple((ours.cpu() != wanted).nonzero()[:1].flatten().tolist())
+        assert not at, (
+            f"{grid} x {grid} tiles of {tile} from {tuple(x.shape)}, image = {image}: the first "
+            f"wrong pixel is {at}. Which cell does output tile k come from, and where in it?")
 
 
 @pytest.mark.parametrize("impl", KERNELS)
@@ -80,7 +84,8 @@ def test_normalised_values(impl):
     ours = tile_shuffle(x, perm, 1, 5, mean=mean, std=std, impl=impl)[:, 0].cpu()
     wanted = (x.cpu() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     # three float32 roundings of about 5
-    assert torch.allclose(ours, wanted, atol=2e-6), "(x - mean) / std"
+    assert torch.allclose(ours, wanted, atol=2e-6), (
+        f"{(ours - wanted).abs().max():.2g} off: subtract the mean, then divide by the std")
     assert torch.allclose(tile_shuffle(x, perm, 1, 5, impl=impl)[:, 0].cpu(), x.cpu() / 255)
 
 

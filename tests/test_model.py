@@ -350,14 +350,16 @@ def test_knn_is_the_weighted_vote_of_wu_et_al(k):
             votes[label] += math.exp(similarity / 0.07)
         wanted.append(votes.index(max(votes)))
     assert fgssl.knn(h, labels, h_test, k, 6).tolist() == wanted, (
-        f"the {k} of greatest cosine (of 40 at most all) vote with the weight exp(cosine / 0.07)")
+        f"the {k} of greatest cosine (of 40 at most all) vote with the weight exp(cosine / 0.07). "
+        "Are both sides of unit length? Who votes, and how much is each vote?")
     scaled = fgssl.knn(1e3 * h, labels, 1e-3 * h_test, k, 6)
     assert scaled.tolist() == wanted, "the cosine knows no length"
 
 
 def test_one_close_neighbour_outvotes_two_distant_ones():
     h = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.1, 1.0]])
-    assert fgssl.knn(h, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.1]]), 3, 2).tolist() == [0]
+    assert fgssl.knn(h, torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.1]]), 3, 2).tolist() == [0], (
+        "one neighbour of cosine 0.995 against two of at most 0.2: which votes are larger?")
 
 
 def test_accuracy_is_a_percentage_and_of_nothing_is_not_a_number():

@@ -29,15 +29,23 @@ from imagesets.progress import format_time
 def test_the_rate_rises_through_warm_up_never_after_it_and_ends_at_0(total, warmup):
     """A cosine with a wrong period, or stepped once an epoch, rebounds or never comes down."""
     rate = [fgssl.cosine_lr(step, total, warmup, 0.3) for step in range(total + 1)]
-    rise, fall = rate[:warmup + 1], rate[warmup:]
-    straight = [0.3 * step / warmup for step in range(warmup)] + [0.3]
-    assert rise == pytest.approx(straight), "a straight line: 0 at step 0, the peak at `warmup`"
-    assert all(b < a for a, b in itertools.pairwise(fall)), "after the peak it must only fall"
-    assert rate[total] == 0, "the last step is the end of the half cosine"
-    if (total - warmup) % 2 == 0:
-        assert fall[(total - warmup) // 2] == pytest.approx(0.15), "half way down at half time"
-    if (total - warmup) % 3 == 0:
-        assert fall[(total - warmup) // 3] == pytest.approx(0.225), "3/4 of it at a third"
+    run = f"total {total}, warmup {warmup}, peak 0.3"
+    for step in range(warmup + 1):
+        wanted = 0.3 * step / warmup if warmup else 0.3
+        assert rate[step] == pytest.approx(wanted), (
+            f"{run}: {rate[step]:.4g} at step {step}, wanted {wanted:.4g}. What is the straight "
+            "line from 0 at step 0 to the peak at step `warmup`?")
+    # a cosine of pi is rounded: 1e-9 of the peak is 0 as well
+    assert rate[total] == pytest.approx(0, abs=1e-9), (
+        f"{run}: {rate[total]:.4g} at the last step, wanted 0. Where is the half cosine at its end?")
+    for part, height in ((2, 0.15), (3, 0.225)):
+        step, rest = divmod(total - warmup, part)
+        at = rate[warmup + step]
+        assert rest or at == pytest.approx(height), (
+            f"{run}: {at:.4g} after 1/{part} of the fall, wanted {height}. Is it half a cosine, "
+            "from 1 to 0, and does it begin at `warmup`?")
+    assert all(b < a for a, b in itertools.pairwise(rate[warmup:])), (
+        f"{run}: it rises again after the peak. How long is half a period?")
 
 
 def take(n, *args):

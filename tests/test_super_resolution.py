@@ -56,9 +56,10 @@ def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
     step = (65.481 + 128.553 + 24.966) / 255
     found = psnr(luma_bt601(x, 4), luma_bt601(y, 4))
     wanted = [10 * math.log10(255 ** 2 / (square * step ** 2)) for square in (2, 8)]
-    assert found.tolist() == pytest.approx(wanted, abs=1e-3), (
-        "10 log10 of 255 squared over the mean square, for each image alone")
-    assert psnr(x, x).tolist() == pytest.approx([100, 100]), "equal images: at most 100"
+    assert found.tolist() == pytest.approx(wanted, abs=1e-3), (               # dB, to three places
+        f"{found.tolist()} dB, wanted {wanted}: 10 log10 of 255 squared over the mean square, for "
+        "each image alone. Which mean do you take?")
+    assert psnr(x, x).tolist() == pytest.approx([100, 100]), f"{psnr(x, x).tolist()} dB for equal images, wanted 100"
 
 
 def test_ssim_is_the_papers_formula_written_out():
@@ -80,7 +81,9 @@ def test_ssim_is_the_papers_formula_written_out():
                           / ((mx ** 2 + my ** 2 + c1) * (xx - mx ** 2 + yy - my ** 2 + c2)))
     a, b = (torch.from_numpy(v).view(1, 1, 13, 12) for v in (x, y))
     assert ssim(a, b).item() == pytest.approx(np.mean(values), abs=1e-9), (
-        "a window whose weights sum to 1, only where it fits; constants for values to 255, squared")
+        f"{ssim(a, b).item():.6g} for images of 13 x 12, wanted {np.mean(values):.6g}. Do the "
+        "window's weights sum to 1, is it only where it fits, are the constants those of values to "
+        "255, squared?")
     assert ssim(torch.cat([a, b]), torch.cat([a, a])).tolist() == pytest.approx(
         [1, np.mean(values)]), "each pair on its own"
 

@@ -1,6 +1,6 @@
-"""What a homework copy adds to pytest: which tests grade, what waits, and where one stands.
+"""What a handout adds to pytest: which tests grade, what waits, and where one stands.
 
-make_assignment.py lets the copy's conftest.py import it; here only its functions are used.
+course.make copies it to tests/grading.py, where conftest.py imports it.
 """
 
 import json

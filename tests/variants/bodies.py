@@ -1,0 +1,670 @@
+"""Right and wrong bodies of the exercises: what graders must accept, and what they must refuse.
+
+RIGHT has whole bodies in other styles than the project's. WRONG has (what is wrong, text of the
+project's body, what stands there instead): the mistakes that students make.
+"""
+
+RIGHT = {
+    "cosine_lr": ["""
+# two cases of one expression
+if warmup > 0 and step <= warmup:
+    return peak * (step / warmup)
+fraction = (step - warmup) / max(total - warmup, 1)
+return peak / 2 + peak / 2 * math.cos(fraction * math.pi)
+""", """
+angle = np.pi * (step - warmup) / (total - warmup)
+return float(np.where(step < warmup, peak * step / max(warmup, 1),
+                      peak * np.cos(angle / 2) ** 2))
+""", """
+if step < warmup:
+    return torch.linspace(0, peak, warmup + 1, dtype=torch.float64)[step].item()
+return peak * (1 - math.sin(math.pi / 2 * (step - warmup) / (total - warmup)) ** 2)
+"""],
+    "hflip": ["""
+out = x.clone()
+for i in range(len(x)):
+    if torch.rand(1, generator=rng).item() < p:
+        out[i] = x[i].flip(-1)
+return out
+""", """
+mask = torch.rand(len(x), generator=rng) < p
+out = x.clone()
+out[mask] = out[mask][..., torch.arange(x.shape[-1] - 1, -1, -1)]
+return out
+""", """
+coins = torch.bernoulli(torch.full((x.shape[0],), float(p)), generator=rng).bool()
+return torch.where(coins[:, None, None, None], torch.flip(x, dims=[3]), x)
+"""],
+    "crop_boxes": ["""
+boxes = []
+for _ in range(n):
+    for _ in range(10):
+        a, b, c, d = torch.rand(4, generator=rng).double().tolist()
+        area = height * width * (scale[0] + a * (scale[1] - scale[0]))
+        aspect = ratio[0] * (ratio[1] / ratio[0]) ** b
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            boxes.append((min(int(c * (height - h + 1)), height - h),
+                          min(int(d * (width - w + 1)), width - w), h, w))
+            break
+    else:
+        w, h = width, height
+        if width / height > ratio[1]:
+            w = round(height * ratio[1])
+        elif width / height < ratio[0]:
+            h = round(width / ratio[0])
+        boxes.append(((height - h) // 2, (width - w) // 2, h, w))
+return torch.tensor(boxes).unbind(1)
+""", """
+low, high = scale
+area = torch.empty(n, 10).uniform_(low, high, generator=rng) * (height * width)
+logs = torch.empty(n, 10).uniform_(math.log(ratio[0]), math.log(ratio[1]), generator=rng)
+h = torch.sqrt(area * torch.exp(-logs)).round().to(torch.int64)
+w = torch.sqrt(area * torch.exp(logs)).round().to(torch.int64)
+ok = (h >= 1) & (w >= 1) & (h <= height) & (w <= width)
+a = min(max(width / height, ratio[0]), ratio[1])
+best_w, best_h = min(width, round(height * a)), min(height, round(width / a))
+out = torch.empty(n, 2, dtype=torch.int64)
+for i in range(n):
+    tries = ok[i].nonzero().flatten()
+    out[i] = (torch.stack([h[i, tries[0]], w[i, tries[0]]]) if len(tries)
+              else torch.tensor([best_h, best_w]))
+h, w = out.T
+u, v = torch.rand(2, n, generator=rng)
+top = torch.where(ok.any(1), (u * (height - h + 1)).floor().long(), (height - h) // 2)
+left = torch.where(ok.any(1), (v * (width - w + 1)).floor().long(), (width - w) // 2)
+return top, left, h, w
+""", """
+def draw(low, high):
+    return low + (high - low) * torch.rand(10, n, generator=rng)
+area, aspect = draw(*scale) * height * width, draw(*map(math.log, ratio)).exp()
+w, h = torch.round((area * aspect) ** 0.5).long(), torch.round((area / aspect) ** 0.5).long()
+bounded = min(max(width / height, ratio[0]), ratio[1])
+out_w = torch.full((n,), min(width, round(height * bounded)))
+out_h = torch.full((n,), min(height, round(width / bounded)))
+found = torch.zeros(n, dtype=torch.bool)
+for i in range(9, -1, -1):
+    fits = (w[i] > 0) & (w[i] <= width) & (h[i] > 0) & (h[i] <= height)
+    out_w[fits], out_h[fits], found = w[i][fits], h[i][fits], found | fits
+places = []
+for side, whole in ((out_h, height), (out_w, width)):
+    free = (torch.rand(n, generator=rng) * (whole - side + 1)).long()
+    places.append(torch.where(found, free, (whole - side) // 2))
+return (*places, out_h, out_w)
+"""],
+    "crop_resize": ["""
+x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
+out = []
+for image, t, l, height, width in zip(x, top, left, h, w):
+    t, l, height, width = (int(v) if float(v) == int(v) else float(v)
+                           for v in (t, l, height, width))
+    if all(isinstance(v, int) for v in (t, l, height, width)):
+        box = image[None, :, t:t + height, l:l + width]
+        out.append(F.interpolate(box, (size, size), mode="bilinear", align_corners=False))
+    else:
+        ys = t + ((torch.arange(size) + 0.5) * height / size).clamp(0.5, height - 0.5) - 0.5
+        xs = l + ((torch.arange(size) + 0.5) * width / size).clamp(0.5, width - 0.5) - 0.5
+        y0, x0 = ys.floor().long(), xs.floor().long()
+        y1, x1 = (y0 + 1).clamp(max=image.shape[1] - 1), (x0 + 1).clamp(max=image.shape[2] - 1)
+        fy, fx = (ys - y0)[:, None], xs - x0
+        top_ = image[:, y0][:, :, x0] * (1 - fx) + image[:, y0][:, :, x1] * fx
+        low = image[:, y1][:, :, x0] * (1 - fx) + image[:, y1][:, :, x1] * fx
+        out.append((top_ * (1 - fy) + low * fy)[None])
+return torch.cat(out)
+""", """
+x = x.float() / 255 if not x.is_floating_point() else x.float()
+def rows(start, length, side):
+    at = (torch.arange(size) + 0.5) * (length[:, None] / size) - 0.5
+    at = at.clamp(min=0).minimum(length[:, None] - 1.0) + start[:, None]
+    places = torch.arange(side)
+    return (1 - (at[:, :, None] - places).abs()).clamp(min=0).float()
+vertical, horizontal = rows(top, h, x.shape[2]), rows(left, w, x.shape[3])
+return torch.einsum("bsh,bchw,btw->bcst", vertical, x, horizontal)
+""", """
+x = to_float(x)
+b, c, height, width = x.shape
+i = torch.arange(size) + 0.5
+def corners(start, length, side):
+    at = start[:, None] + torch.minimum((i * (length[:, None] / size) - 0.5).clamp(min=0),
+                                        length[:, None] - 1.0)
+    first = at.floor().long().clamp(0, side - 1)
+    return first, (first + 1).clamp(max=side - 1), (at - first).float()
+y0, y1, fy = corners(top, h, height)
+x0, x1, fx = corners(left, w, width)
+n = torch.arange(b)[:, None, None]
+def at(y, xx):
+    return x[n, :, y[:, :, None], xx[:, None, :]].permute(0, 3, 1, 2)
+fy, fx = fy[:, None, :, None], fx[:, None, None, :]
+upper = at(y0, x0).lerp(at(y0, x1), fx.expand(b, c, size, size))
+lower = at(y1, x0).lerp(at(y1, x1), fx.expand(b, c, size, size))
+return upper.lerp(lower, fy.expand(b, c, size, size))
+"""],
+    "knn": ["""
+out = []
+for q in h:
+    s = F.cosine_similarity(train_h, q[None])
+    near = s.argsort(descending=True)[:k]
+    votes = [0.0] * classes
+    for j in near.tolist():
+        votes[int(train_labels[j])] += math.exp(s[j].item() / 0.07)
+    out.append(votes.index(max(votes)))
+return torch.tensor(out)
+""", """
+a = train_h.double().numpy()
+b = h.double().numpy()
+a, b = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (a, b))
+s = b @ a.T
+near = np.argsort(-s, axis=1)[:, :k]
+weight = np.exp(np.take_along_axis(s, near, 1) / 0.07)
+votes = np.zeros((len(b), classes))
+for c in range(classes):
+    votes[:, c] = (weight * (train_labels.numpy()[near] == c)).sum(1)
+return torch.from_numpy(votes.argmax(1))
+""", """
+s = F.normalize(h) @ F.normalize(train_h).T
+k = min(k, s.shape[1])
+least = s.topk(k).values[:, -1:]
+weight = torch.where(s >= least, (s / 0.07).exp(), torch.zeros(()))
+return (weight @ F.one_hot(train_labels, classes).float()).argmax(dim=1)
+"""],
+    "nt_xent_dense": ["""
+n = len(z) // 2
+sim = (z @ z.T) / temperature
+loss = 0
+for i in range(2 * n):
+    others = [k for k in range(2 * n) if k != i]
+    loss = loss + torch.logsumexp(sim[i, others], 0) - sim[i, (i + n) % (2 * n)]
+return loss / (2 * n)
+""", """
+two_n = z.shape[0]
+logits = torch.einsum("id,jd->ij", z, z) / temperature
+mask = torch.eye(two_n, dtype=torch.bool, device=z.device)
+logits = logits.masked_fill(mask, float("-inf"))
+log_prob = logits - torch.logsumexp(logits, dim=1, keepdim=True)
+i = torch.arange(two_n, device=z.device)
+return -log_prob[i, (i + two_n // 2) % two_n].mean()
+""", """
+a, b = z.chunk(2)
+n = len(a)
+aa, bb, ab = a @ a.T / temperature, b @ b.T / temperature, a @ b.T / temperature
+off = torch.zeros_like(aa).fill_diagonal_(-torch.inf)
+one = torch.cat([ab, aa + off], 1)
+two = torch.cat([ab.T, bb + off], 1)
+label = torch.arange(n, device=z.device)
+return (F.cross_entropy(one, label) + F.cross_entropy(two, label)) / 2
+"""],
+    "chunked_forward": ["""
+wide = torch.promote_types(rows.dtype, torch.float32)
+rows, columns = rows.to(wide), columns.to(wide)
+n, losses, tops = len(rows), [], []
+for start in range(0, n, 256):
+    part = rows[start:start + 256]
+    sim = part @ columns.T / temperature
+    i = torch.arange(start, start + len(part))
+    sim[i - start, first + i] = -torch.inf
+    positive = sim[i - start, first + (i + n // 2) % n]
+    losses.append(torch.logsumexp(sim, 1) - positive)
+    tops.append(positive)
+loss, top = torch.cat(losses), torch.cat(tops)
+return loss, top, loss.clone()
+""", """
+wide = torch.promote_types(rows.dtype, torch.float32)
+rows, columns = rows.to(wide), columns.to(wide)
+r = len(rows)
+i = torch.arange(r)
+positive = (rows * columns[first + (i + r // 2) % r]).sum(1) / temperature
+top = torch.full((r,), -torch.inf, dtype=wide)
+total = torch.zeros(r, dtype=wide)
+for start in range(0, len(columns), 512):
+    sim = rows @ columns[start:start + 512].T / temperature
+    at = first + i - start
+    inside = (at >= 0) & (at < sim.shape[1])
+    sim[i[inside], at[inside]] = -torch.inf
+    new = torch.maximum(top, sim.amax(1))
+    safe = new.masked_fill(new == -torch.inf, 0)
+    total = total * (top - safe).exp() + (sim - safe[:, None]).exp().sum(1)
+    top = new
+log_sum = total.log()
+return top - positive + log_sum, top, log_sum
+""", """
+kind = torch.promote_types(rows.dtype, torch.float32)
+rows, columns = rows.to(kind), columns.to(kind)
+out = rows.new_empty(2, len(rows))
+for i, row in enumerate(rows) if len(rows) < 300 else ():
+    sim = columns @ row / temperature
+    sim[first + i] = -torch.inf
+    out[1, i] = sim[first + (i + len(rows) // 2) % len(rows)]
+    out[0, i] = sim.logsumexp(0) - out[1, i]
+if len(rows) >= 300:
+    for here, sim, spare in _blocks(rows, columns, first, temperature):
+        out[1, here] = sim.gather(1, _positive(rows, here, first))[:, 0]
+        out[0, here] = sim.logsumexp(1) - out[1, here]
+return out[0], out[1], out[0].clone()
+"""],
+    "chunked_backward": ["""
+kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
+rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+r, out = len(rows), []
+for start in range(0, r, 256):
+    part = rows[start:start + 256]
+    i = torch.arange(start, start + len(part))
+    sim = part @ columns.T / temperature
+    mine, pos = first + i, first + (i + r // 2) % r
+    weight = grad[mine, None] * (sim - lse[mine, None]).exp() + (sim - lse).exp() * grad
+    k = torch.arange(len(part))
+    weight[k, mine] = 0
+    weight[k, pos] -= grad[mine] + grad[pos]
+    out.append(weight @ columns / temperature)
+return torch.cat(out).to(kind)
+""", """
+kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
+rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+r = len(rows)
+i = torch.arange(r)
+mine, pos = first + i, first + (i + r // 2) % r
+out = -(grad[mine] + grad[pos])[:, None] * columns[pos]
+for start in range(0, len(columns), 512):
+    block = columns[start:start + 512]
+    sim = rows @ block.T / temperature
+    at = mine - start
+    inside = (at >= 0) & (at < len(block))
+    sim[i[inside], at[inside]] = -torch.inf
+    j = slice(start, start + len(block))
+    out += ((sim - lse[mine, None]).exp() * grad[mine, None] + (sim - lse[j]).exp() * grad[j]) @ block
+return (out / temperature).to(kind)
+""", """
+kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
+rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+out = []
+for here, sim, _ in _blocks(rows, columns, first, temperature):
+    i = torch.arange(first + here.start, first + here.stop)
+    at = _positive(rows, here, first)
+    p = torch.exp(sim - lse[i, None])
+    q = torch.exp(sim - lse[None])
+    w = torch.einsum("i,ij->ij", grad[i], p) + torch.einsum("j,ij->ij", grad, q)
+    w.scatter_add_(1, at, -(grad[i][:, None] + grad[at]))
+    out.append(w @ columns / temperature)
+return torch.cat(out).to(kind)
+"""],
+    "gather_forward": ["""
+b, c, height, width = x.shape
+k = grid * grid
+kind = shift.dtype if x.dtype == torch.uint8 else x.dtype
+out = torch.empty(b, k, c, tile, tile, dtype=kind)
+for n in range(b):
+    for i in range(k):
+        cell = int(perm[n, i])
+        y = cell // grid * (height // grid) + int(offset[n, cell, 0])
+        xx = cell % grid * (width // grid) + int(offset[n, cell, 1])
+        piece = x[n, :, y:y + tile, xx:xx + tile].to(shift.dtype)
+        out[n, i] = ((piece - shift.view(-1, 1, 1)) * scale.view(-1, 1, 1)).to(kind)
+if image:
+    out = torch.cat([torch.cat(list(out[:, r * grid:(r + 1) * grid].unbind(1)), 3)
+                     for r in range(grid)], 2)
+return out
+""", """
+b, c, height, width = x.shape
+dy, dx = offset.gather(1, perm[..., None].expand(-1, -1, 2)).unbind(2)
+top = perm // grid * (height // grid) + dy
+left = perm % grid * (width // grid) + dx
+steps = torch.arange(tile)
+rows, cols = top[..., None] + steps, left[..., None] + steps
+flat = (rows[..., :, None] * width + cols[..., None, :]).reshape(b, 1, -1).expand(-1, c, -1)
+tiles = x.flatten(2).gather(2, flat).view(b, c, grid * grid, tile, tile).transpose(1, 2)
+tiles = (tiles.to(shift.dtype) - shift[:, None, None]) * scale[:, None, None]
+tiles = tiles.to(shift.dtype if x.dtype == torch.uint8 else x.dtype)
+if image:
+    tiles = tiles.reshape(b, grid, grid, c, tile, tile).permute(0, 3, 1, 4, 2, 5)
+    tiles = tiles.reshape(b, c, grid * tile, grid * tile)
+return tiles
+""", """
+b, c, height, width = x.shape
+kind = shift.dtype if x.dtype == torch.uint8 else x.dtype
+cells = []
+for s in range(grid * grid):
+    y0, x0 = s // grid * (height // grid), s % grid * (width // grid)
+    cells.append(torch.stack([x[n, :, y0 + offset[n, s, 0]:y0 + offset[n, s, 0] + tile,
+                                x0 + offset[n, s, 1]:x0 + offset[n, s, 1] + tile]
+                              for n in range(b)]))
+cells = torch.stack(cells, 1).to(shift.dtype)
+tiles = cells[torch.arange(b)[:, None], perm]
+tiles = ((tiles - shift[:, None, None]) * scale[:, None, None]).to(kind)
+if not image:
+    return tiles
+return torch.stack([torch.cat([torch.cat([t[r * grid + k] for k in range(grid)], 2)
+                               for r in range(grid)], 1) for t in tiles])
+"""],
+    "gather_backward": ["""
+b, c = len(grad), len(scale)
+out = grad.new_zeros(b, c, height, width)
+for n in range(b):
+    for s in range(grid * grid):
+        k = int(inverse[n, s])
+        if image:
+            r, q = divmod(k, grid)
+            piece = grad[n, :, r * tile:(r + 1) * tile, q * tile:(q + 1) * tile]
+        else:
+            piece = grad[n, k]
+        y = s // grid * (height // grid) + int(offset[n, s, 0])
+        x = s % grid * (width // grid) + int(offset[n, s, 1])
+        out[n, :, y:y + tile, x:x + tile] = piece * scale.view(-1, 1, 1)
+return out
+""", """
+b, c, k = len(grad), len(scale), grid * grid
+if image:
+    grad = grad.view(b, c, grid, tile, grid, tile).permute(0, 2, 4, 1, 3, 5).reshape(
+        b, k, c, tile, tile)
+cells = torch.arange(k)
+top = cells // grid * (height // grid) + offset[..., 0]
+left = cells % grid * (width // grid) + offset[..., 1]
+steps = torch.arange(tile)
+flat = ((top[..., None] + steps)[..., None] * width + (left[..., None] + steps)[..., None, :])
+source = (grad[torch.arange(b)[:, None], inverse] * scale[:, None, None]).to(grad.dtype)
+out = grad.new_zeros(b, c, height * width)
+out.scatter_(2, flat.reshape(b, 1, -1).expand(-1, c, -1), source.transpose(1, 2).reshape(b, c, -1))
+return out.view(b, c, height, width)
+""", """
+b, k = inverse.shape
+if image:
+    grad = grad.unfold(2, tile, tile).unfold(3, tile, tile).flatten(2, 3).transpose(1, 2)
+out = torch.zeros(b, len(scale), height, width, dtype=grad.dtype)
+for n in range(b):
+    for place in range(k):
+        s = (inverse[n] == place).nonzero().item()
+        y = (s // grid) * (height // grid) + offset[n, s, 0].item()
+        x = (s % grid) * (width // grid) + offset[n, s, 1].item()
+        out[n, :, y:y + tile, x:x + tile] += (grad[n, place] * scale[:, None, None]).to(grad.dtype)
+return out
+"""],
+    "permutation_set": ["""
+rng = np.random.default_rng(seed)
+k = grid * grid
+if grid <= 3:
+    pool = np.array(list(itertools.permutations(range(k))))
+else:
+    pool = np.unique(np.stack([rng.permutation(k) for _ in range(100_000)]), axis=0)
+if count > len(pool):
+    raise fgssl.UserError(f"{count} permutations of {grid} x {grid} tiles, but there are "
+                          f"{len(pool)}: lower --perms, or raise --grid.")
+rng.shuffle(pool)
+least, total, chosen = np.full(len(pool), k), np.zeros(len(pool), int), [0]
+for _ in range(count - 1):
+    d = (pool != pool[chosen[-1]]).sum(1)
+    least, total = np.minimum(least, d), total + d
+    chosen.append(int(np.argmax(least * (total.max() + 1) + total)))
+return pool[chosen].astype(np.int64)
+""", """
+rng = np.random.default_rng(seed)
+k = grid ** 2
+if grid <= 3:
+    pool = np.array(list(itertools.permutations(range(k))), np.int8)
+else:
+    pool = np.unique(rng.permuted(np.tile(np.arange(k, dtype=np.int8), (100_000, 1)), axis=1), axis=0)
+if count > len(pool):
+    raise ValueError(f"{count} permutations of {grid} x {grid} tiles, but there are "
+                     f"{len(pool)}: lower --perms")
+first = rng.integers(len(pool))
+chosen, least, total = [first], np.full(len(pool), k + 1), np.zeros(len(pool))
+noise = rng.random(len(pool)) / 2
+while len(chosen) < count:
+    d = np.count_nonzero(pool != pool[chosen[-1]], axis=1)
+    least, total = np.minimum(least, d), total + d
+    order = np.lexsort((noise, total, least))
+    chosen.append(order[-1])
+return pool[np.array(chosen)].astype("int64")
+""", """
+rng = torch.Generator().manual_seed(seed)
+k = grid * grid
+if grid <= 3:
+    pool = torch.tensor(list(itertools.permutations(range(k))), dtype=torch.int8)
+else:
+    pool = torch.rand(100_000, k, generator=rng).argsort(1).to(torch.int8).unique(dim=0)
+if count > len(pool):
+    raise fgssl.UserError(f"{count} permutations of {grid} x {grid} tiles, but there are "
+                          f"{len(pool)}: lower --perms, or raise --grid.")
+pool = pool[torch.randperm(len(pool), generator=rng)]
+least, total = torch.full((len(pool),), k), torch.zeros(len(pool), dtype=torch.int64)
+chosen = [0]
+for _ in range(1, count):
+    d = (pool != pool[chosen[-1]]).sum(1)
+    least, total = torch.minimum(least, d), total + d
+    chosen.append((least * 1_000_000 + total).argmax().item())
+return pool[chosen].long().numpy()
+"""],
+    "psnr": ["""
+import math
+out = []
+for a, b in zip(x, y):
+    mse = ((a - b) ** 2).mean().item()
+    out.append(100.0 if mse == 0 else min(100.0, 10 * math.log10(255 * 255 / mse)))
+return x.new_tensor(out)
+""", """
+import math
+mse = F.mse_loss(x, y, reduction="none").flatten(1).mean(1)
+return (20 * math.log10(255) - 10 * torch.log10(mse)).clamp(max=100)
+""", """
+rms = (x - y).flatten(1).norm(dim=1) / x[0].numel() ** 0.5
+return torch.minimum(20 * torch.log10(255 / rms), torch.full_like(rms, 100))
+"""],
+    "ssim": ["""
+import math
+g = torch.tensor([math.exp(-((i - 5) ** 2) / 4.5) for i in range(11)], dtype=x.dtype)
+g = g / g.sum()
+def blur(v):
+    return F.conv2d(F.conv2d(v, g.view(1, 1, 11, 1)), g.view(1, 1, 1, 11))
+mx, my = blur(x), blur(y)
+vx, vy, cov = blur(x * x) - mx ** 2, blur(y * y) - my ** 2, blur(x * y) - mx * my
+c1, c2 = 6.5025, 58.5225
+s = ((2 * mx * my + c1) * (2 * cov + c2)) / ((mx ** 2 + my ** 2 + c1) * (vx + vy + c2))
+return s.flatten(1).mean(1)
+""", """
+i = torch.arange(11, dtype=x.dtype)
+d = (i[:, None] - 5) ** 2 + (i - 5) ** 2
+w = torch.exp(-d / (2 * 1.5 * 1.5))
+w = w / w.sum()
+def windows(v):
+    return v[:, 0].unfold(1, 11, 1).unfold(2, 11, 1)
+a, b = windows(x), windows(y)
+ma, mb = (a * w).sum((3, 4)), (b * w).sum((3, 4))
+da, db = a - ma[..., None, None], b - mb[..., None, None]
+va, vb, cov = ((p * w).sum((3, 4)) for p in (da * da, db * db, da * db))
+c1, c2 = 2.55 ** 2, 7.65 ** 2
+return ((2 * ma * mb + c1) * (2 * cov + c2) / ((ma ** 2 + mb ** 2 + c1) * (va + vb + c2))
+        ).mean((1, 2))
+""", """
+k = torch.signal.windows.gaussian(11, std=1.5, dtype=x.dtype)
+k = torch.outer(k, k)[None, None]
+k = k / k.sum()
+stack = torch.cat([x, y, x ** 2, y ** 2, x * y], 1)
+mx, my, xx, yy, xy = F.conv2d(stack, k.expand(5, 1, 11, 11), groups=5).unbind(1)
+c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+a, b = 2 * mx * my + c1, 2 * (xy - mx * my) + c2
+c, d = mx.square() + my.square() + c1, (xx - mx.square()) + (yy - my.square()) + c2
+return (a * b / (c * d)).mean(dim=(1, 2))
+"""],
+    "grad_cam": ["""
+maps = maps.detach().clone().requires_grad_()
+score(maps).sum().backward()
+weight = maps.grad.flatten(2).mean(2)
+return torch.relu(torch.einsum("bc,bchw->bhw", weight, maps.detach()))
+""", """
+m = maps.detach()
+m.requires_grad = True
+with torch.enable_grad():
+    s = score(m)
+    g = torch.autograd.grad(s, m, torch.ones_like(s))[0]
+cam = sum(g[:, c].mean((1, 2))[:, None, None] * m[:, c] for c in range(m.shape[1]))
+return F.relu(cam.detach())
+""", """
+x = maps.clone().detach().requires_grad_(True)
+g, = torch.autograd.grad(score(x).sum(), x)
+w = F.adaptive_avg_pool2d(g, 1)
+return torch.clamp((w * x).sum(dim=1), min=0).detach()
+"""],
+}
+
+WRONG = {
+    "cosine_lr": [
+        ("wrong period", "math.pi *", "2 * math.pi *"), ("never falls", "math.cos(", "abs("),
+        ("warm-up off by one", "peak * step / warmup", "peak * (step + 1) / warmup"),
+        ("a rate at step 0", "step < warmup", "0 < step < warmup"),
+        ("cosine over the whole run", "(step - warmup) / max(1, total - warmup)", "step / total"),
+        ("a linear fall", "0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))",
+         "(1 - (step - warmup) / max(1, total - warmup))"),
+        ("half the peak", "peak * 0.5 *", "0.25 * peak *"),
+        ("ends one step late", "max(1, total - warmup)", "(total - warmup + 1)"),
+        ("integer division", "peak * step / warmup", "peak * (step // warmup)")],
+    "hflip": [
+        ("upside down", "x.flip(3)", "x.flip(2)"), ("turned by 180", "x.flip(3)", "x.flip((2, 3))"),
+        ("channels reversed", "x.flip(3)", "x.flip(1)"),
+        ("one draw a batch", "uniform(rng, 0, 1, len(x))", "uniform(rng, 0, 1, 1).expand(len(x))"),
+        ("p is ignored", "< p", "< 0.5"), ("the other share", "< p", "> p"),
+        ("biased draw", "uniform(rng, 0, 1, len(x))", "uniform(rng, 0, 1, len(x)) ** 2"),
+        ("not from rng", "uniform(rng, 0, 1, len(x))", "torch.rand(len(x))"),
+        ("transposed: right for square images", "x.flip(3)",
+         "x.flip(3) if x.shape[2] != x.shape[3] else x.transpose(2, 3)"),
+        ("changes its input", "return torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)",
+         "x[flip] = x[flip].flip(3)\n    return x"),
+        ("one pixel too far", "x.flip(3)", "x.flip(3).roll(1, 3)")],
+    "crop_boxes": [
+        ("uniform side", "uniform(rng, *scale, n, 10)", "uniform(rng, *scale, n, 10) ** 2"),
+        ("uniform ratio", "uniform(rng, math.log(ratio[0]), math.log(ratio[1]), n, 10).exp()",
+         "uniform(rng, *ratio, n, 10)"),
+        ("height for width", "return top, left, h, w", "return top, left, w, h"),
+        ("left for top", "return top, left, h, w", "return left, top, h, w"),
+        ("never the last row", "(height - h + 1)).long()", "(height - h)).long()"),
+        ("a place for all", "u, v = (uniform(rng, 0, 1, n) for _ in range(2))",
+         "u, v = (uniform(rng, 0, 1, 1).expand(n) for _ in range(2))"),
+        ("one draw for both axes", "u, v = (uniform(rng, 0, 1, n) for _ in range(2))",
+         "u = v = uniform(rng, 0, 1, n)"),
+        ("one try", "n, 10)", "n, 1)"),
+        ("falls back to the whole image", "whole_w = min(width, round(height * bounded))",
+         "whole_w = width"),
+        ("falls back to the corner", "(height - h) // 2)", "0)"),
+        ("right for square images", "area = height * width *", "area = height * height *")],
+    "crop_resize": [
+        ("corners aligned", "align_corners=False", "align_corners=True"),
+        ("pixel's corner for its centre", "+ 0.5) * (length", ") * (length"),
+        ("looks outside its box", "at = torch.minimum(at.clamp(min=0.5), length - 0.5)", "at = at"),
+        ("nearest", "align_corners=False", "mode='nearest', align_corners=False"),
+        ("axes exchanged", "(xs[:, None, :], ys[:, :, None])", "(ys[:, None, :], xs[:, :, None])"),
+        ("right for square images", "places(left, w, x.shape[3])", "places(left, w, x.shape[2])"),
+        ("not scaled to 1", "to_float(x)", "x.float()"),
+        ("scales floats too", "to_float(x)", "x.float() / 255"),
+        ("size of the first box", "length / size", "length[:1] / size"),
+        ("float64", "to_float(x), grid", "to_float(x).double(), grid.double()")],
+    "knn": [
+        ("no cosine", "F.normalize(train_h, dim=1), F.normalize(h, dim=1)", "train_h, h"),
+        ("queries alone normalised", "F.normalize(train_h, dim=1), F", "train_h, F"),
+        ("normalised along the images", "F.normalize(train_h, dim=1)", "F.normalize(train_h, dim=0)"),
+        ("every vote alike", "(similarity / 0.07).exp()", "torch.ones_like(similarity)"),
+        ("votes are cosines", "(similarity / 0.07).exp()", "similarity"),
+        ("another temperature", "/ 0.07", "/ 0.7"), ("farthest", ".topk(min(k, len(train_h)))",
+                                                      ".topk(min(k, len(train_h)), largest=False)"),
+        ("one neighbour fewer", "min(k, len(train_h))", "max(1, min(k, len(train_h)) - 1)"),
+        ("k above n crashes", "min(k, len(train_h))", "k"),
+        ("the nearest alone", "votes.argmax(1)", "train_labels[nearest[:, 0]]"),
+        ("every class, no neighbours", "return votes.argmax(1)", "return votes.argmin(1)")],
+    "nt_xent_dense": [
+        ("normalises", "sim = z @ z.T", "z = F.normalize(z)\n    sim = z @ z.T"),
+        ("keeps the diagonal", "sim = sim.fill_diagonal_(-torch.inf)", "pass"),
+        ("diagonal at 0", "-torch.inf", "0"), ("times temperature", "/ temperature", "* temperature"),
+        ("no temperature", " / temperature", ""),
+        ("the next row is the positive", "len(z) // 2", "1"),
+        ("a sum", "cross_entropy(sim, positive)", "cross_entropy(sim, positive, reduction='sum')"),
+        ("half the rows", "cross_entropy(sim, positive)",
+         "cross_entropy(sim[:len(z) // 2], positive[:len(z) // 2]) + 0 * sim[0, 1]"),
+        ("overflows", "return F.cross_entropy(sim, positive)",
+         "e = sim.exp()\n    i = torch.arange(len(z))\n    return -(e[i, positive] / e.sum(1)).log().mean()"),
+        ("no gradient", "sim = z @ z.T", "sim = z.detach() @ z.T"),
+        ("float32", "z @ z.T", "z.float() @ z.float().T"),
+        ("positive left out below", "return F.cross_entropy(sim, positive)",
+         "p = sim.gather(1, positive[:, None])\n    return (sim.scatter(1, positive[:, None], -1e9)"
+         ".logsumexp(1) - p[:, 0]).mean()")],
+    "chunked_forward": [
+        ("rows keep their type", "rows, columns = rows.to(wide), columns.to(wide)", "pass"),
+        ("first is forgotten", "columns, first, temperature):", "columns, 0, temperature):"),
+        ("positive of another rank", "_positive(rows, here, first)", "_positive(rows, here, 0)"),
+        ("no loss", "-torch.log_softmax", "torch.log_softmax"),
+        ("no temperature", "first, temperature):", "first, 1.0):"),
+        ("terms do not add", "loss.clone()", "torch.zeros_like(loss)"),
+        ("the whole matrix", "loss, positive = rows.new_empty(2, len(rows))",
+         "whole = [rows @ columns.T for _ in range(6)]\n    loss, positive = rows.new_empty(2, len(rows))"),
+        ("softmax of the wrong axis", "log_softmax(sim, 1", "log_softmax(sim, 0"),
+        ("mean", "return loss, positive", "return loss.mean().expand(len(loss)), positive")],
+    "chunked_backward": [
+        ("one of the two terms", "weight.addcmul_(sim.sub_(lse).exp_(), grad)", "pass"),
+        ("the other alone", ".mul_(grad[i, None])", ".mul_(0)"),
+        ("no positive", "weight.scatter_add_(1, at, -(grad[i, None] + grad[at]))", "pass"),
+        ("positive once", "-(grad[i, None] + grad[at])", "-grad[i, None]"),
+        ("no temperature", "alpha=1 / temperature", "alpha=1"),
+        ("own row's sum for all", "sim.sub_(lse)", "sim.sub_(lse[i, None])"),
+        ("grad ignored", ".exp_(), grad)", ".exp_(), torch.ones_like(grad))"),
+        ("first is forgotten", "slice(first + here.start, first + here.stop)", "here")],
+    "gather_forward": [
+        ("the inverse", "_corners(perm,", "_corners(perm.argsort(1),"),
+        ("left for top", ":, top, left]", ":, left, top]"),
+        ("scale, then shift", "- shift[:, None, None]) * scale[:, None, None]",
+         "* scale[:, None, None]) - shift[:, None, None]"),
+        ("divides", "* scale[:, None, None]", "/ scale[:, None, None]"),
+        ("no offset", "_corners(perm, offset,", "_corners(perm, offset * 0,"),
+        ("offset of the output tile", "_corners(perm, offset,",
+         "_corners(perm, offset.gather(1, perm.argsort(1)[..., None].expand(-1, -1, 2)),"),
+        ("uint8 stays", "tiles.to(shift.dtype if x.dtype == torch.uint8 else x.dtype)",
+         "tiles.to(x.dtype)"),
+        ("image by columns", "permute(0, 3, 1, 4, 2, 5)", "permute(0, 3, 2, 4, 1, 5)"),
+        ("always tiles", "if not image:", "if True:"),
+        ("right for square images", "*x.shape[2:])", "x.shape[2], x.shape[2])")],
+    "gather_backward": [
+        ("not the inverse", "grad[batch, inverse]", "grad[batch, inverse.argsort(1)]"),
+        ("no scale", " * scale[:, None, None]", ""),
+        ("divides", "* scale[:, None, None]", "/ scale[:, None, None]"),
+        ("rows for columns", "y[:, :, None, :, None],", "x[:, :, None, :, None],"),
+        ("no offset", "_corners(cells, offset,", "_corners(cells, offset * 0,"),
+        ("ones outside", "new_zeros", "new_ones"),
+        ("image by columns", "permute(0, 2, 4, 1, 3, 5)", "permute(0, 4, 2, 1, 3, 5)"),
+        ("another type", "(grad[batch, inverse] * scale[:, None, None]).to(grad.dtype)",
+         "(grad[batch, inverse].double() * scale[:, None, None]).to(grad.dtype)\n"
+         "    d_x = d_x.double()"),
+        ("right for square images", "height, width)\n    steps", "height, height)\n    steps")],
+    "permutation_set": [
+        ("greatest mean", "np.flatnonzero(least == least.max())", "np.arange(len(least))"),
+        ("random", "furthest[total[furthest].argmax()]", "int(rng.integers(len(least)))"),
+        ("ties by chance alone", "furthest[total[furthest].argmax()]", "furthest[0]"),
+        ("least sum", "total[furthest].argmax()", "total[furthest].argmin()"),
+        ("seed ignored", "default_rng(seed)", "default_rng(0)"),
+        ("never the same", "default_rng(seed)", "default_rng()"),
+        ("first is always the identity", "rng.permutation(pool)", "pool"),
+        ("another type", "astype(np.int64)", "astype(np.int32)"),
+        ("transposed", "pool[:, chosen].T", "pool[:, chosen]"),
+        ("distance to the last alone", "np.minimum(least, distance, out=least)",
+         "least[:] = distance"),
+        ("no error", "if count > len(pool):", "if False:")],
+    "psnr": [
+        ("natural logarithm", "log10(", "log("), ("peak of 1", "10 * torch.log10(255 ** 2", "10 * torch.log10(1"),
+        ("20 for 10", "10 * torch", "20 * torch"),
+        ("absolute error", ".square()", ".abs()"), ("one for the batch", "mean((1, 2, 3))", "mean()"),
+        ("infinite", ".clamp(min=255 ** 2 / 1e10)", ""), ("a sum", ".mean((1, 2, 3))", ".sum((1, 2, 3))"),
+        ("upside down", "return 10", "return -10")],
+    "ssim": [
+        ("std 1.5 for its square", "2 * 1.5 ** 2", "2 * 1.5"),
+        ("weights do not add to 1", "/ window.sum() ** 2", "/ window.sum()"),
+        ("constants not squared", "(0.01 * 255) ** 2, (0.03 * 255) ** 2", "0.01 * 255, 0.03 * 255"),
+        ("constants for 0 to 1", "(0.01 * 255) ** 2, (0.03 * 255) ** 2", "0.01 ** 2, 0.03 ** 2"),
+        ("padded", "F.conv2d(v, window)", "F.conv2d(v, window, padding=5)"),
+        ("no variance", "xx - mx * mx + yy - my * my", "xx + yy"),
+        ("no luminance", "luminance * structure", "structure"),
+        ("one for the batch", "mean((1, 2, 3))", "mean().expand(len(x))"),
+        ("window of 9", "torch.arange(11, dtype=x.dtype, device=x.device) - 5",
+         "(torch.arange(11, dtype=x.dtype, device=x.device) - 5).clamp(-4, 4)")],
+    "grad_cam": [
+        ("weights place by place", "gradient.mean((2, 3), keepdim=True)", "gradient"),
+        ("one weight for the batch", "mean((2, 3), keepdim=True)", "mean((0, 2, 3), keepdim=True)"),
+        ("the sum of gradients", "mean((2, 3), keepdim=True)", "sum((2, 3), keepdim=True)"),
+        ("negative sums stay", ".clamp(min=0)", ""), ("absolute", ".clamp(min=0)", ".abs()"),
+        ("mean over channels", ".sum(1)", ".mean(1)"),
+        ("channels stay", ".sum(1)", ""),
+        ("clamped before the sum", ".sum(1).clamp(min=0)", ".clamp(min=0).sum(1)"),
+        ("maps ignored", " * maps.detach()", ""),
+        ("right for square maps", ".sum(1).clamp(min=0)", ".sum(1).clamp(min=0).mT")],
+}
