@@ -44,6 +44,7 @@ def draw_layout(rng, top):
     wrappers = "/".join(rng.sample(wrappers, rng.choice((0, 0, 1, 2))))
     kind = rng.choice(("classes", "classes", "splits", "splits", "splits", "deep", "copies"))
     classes = rng.sample(CLASSES, rng.randint(1 + (kind == "deep"), 5))  # a lone one is a wrapper
+    classes = ["bus"] if classes == ["train"] else classes   # a lone train/ is a split
     splits = rng.sample(("train", "val", "test"), rng.randint(1, 3)) if kind == "splits" else [None]
     if kind == "splits" and "train" not in splits:
         splits[0] = "train"
