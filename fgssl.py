@@ -28,6 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+if sys.version_info < (3, 10) or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    sys.exit(f"fgssl needs Python 3.10 and torch 2.6, or later. This is Python "
+             f"{sys.version.split()[0]} with torch {torch.__version__}: pip install -U torch")
+
+import atomic
 import imagesets
 import kernels
 import parallel
@@ -452,7 +457,7 @@ def load_encoder(file, arch=None):
     if run and arch not in (None, run["arch"]):
         raise UserError(f"{file} holds a {run['arch']}, not a {arch}")
     arch = arch or run.get("arch")
-    if arch not in ENCODERS:
+    if not isinstance(arch, str) or arch not in ENCODERS:
         raise UserError(f"{file} holds an encoder {arch!r}, which is not in fgssl.ENCODERS" if arch
                         else f"{file} is a bare state dict; name its architecture with --arch")
     encoder = ENCODERS[arch]()
@@ -621,14 +626,16 @@ def accept_old_flag(p, old, new, values=None):
 
     values: {old value: new value}, None where the old one needs no flag any more.
     """
-    action = p._option_string_actions[new]
+    action, notices = p._option_string_actions[new], set()   # a command line is parsed repeatedly
 
     class Renamed(argparse.Action):
         def __call__(self, parser, namespace, value, option_string=None):
             value = values[value] if values else value
             if value is not None:
-                print(f"{old} is now {new} {value}", file=sys.stderr)
                 setattr(namespace, action.dest, value)
+                if value not in notices:
+                    print(f"{old} is now {new} {value}", file=sys.stderr)
+                notices.add(value)
 
     p.add_argument(old, action=Renamed, type=action.type, choices=values, help=argparse.SUPPRESS,
                    default=argparse.SUPPRESS)
@@ -651,6 +658,24 @@ def parse(p, argv):
     return args
 
 
+def misfits(p, saved):
+    """Of the arguments saved in a checkpoint, those that the parser would not have taken."""
+    for action in p._actions:
+        value = saved.get(action.dest)
+        if value is None or action.nargs:
+            continue
+        if isinstance(action.default, bool) or action.dest == "bbox":
+            fits = isinstance(value, bool)
+        else:
+            try:
+                fits = (action.type or str)(str(value)) == value
+            except (ValueError, argparse.ArgumentTypeError):
+                fits = False
+            fits = fits and (action.choices is None or value in action.choices)
+        if not fits:
+            yield f"{action.option_strings[0]} {value!r}"
+
+
 MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a resumed run
 
 
@@ -663,8 +688,10 @@ def resumed(p, argv, args, file):
         saved = read_checkpoint(file).get("args")
     except ValueError as error:
         p.error(f"cannot resume: {error}")
-    if saved is None:
+    if not isinstance(saved, dict):
         p.error(f"cannot resume: {file} is no checkpoint of a trainer")
+    for flag in misfits(p, saved):
+        p.error(f"cannot resume: {file} has {flag}")
     named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
     args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():
@@ -761,13 +788,19 @@ class Run:
         print(f"{self.args.arch}, {self.args.size} px, "
               f"{describe_device(self.device)}, {'bf16' if self.autocast._enabled else 'fp32'}; "
               f"kernels: {kernel_in_use(self.args.impl, self.device)}; folder {self.out}")
+        if self.rank == 0:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = atomic.hold(self.out / ".lock")
+            if self.lock is None:
+                raise UserError(f"another process is training in {self.out}: wait for it, or pass "
+                                "another --out")
         self.random_init = self.knn_accuracy()               # the yardstick
         if self.args.resume:
             self.step = load(self.out / "checkpoint.pt", self.rng, **state)
         self.logger = Log(self.args, self.total, self.step, self.device, self.per_step, self.unit)
         if self.step == 0:
             self.note(**self.knn(self.random_init))
-        self.stop, self.saved = StopSignal(), time.time()
+        self.stop, self.saved = StopSignal(), time.monotonic()
 
     def begins(self):
         """Whether to draw what is drawn once: on rank 0, before the first step."""
@@ -783,7 +816,7 @@ class Run:
             self.due()                                       # for a script that did not ask
             if self.saving:
                 save(self.out / "checkpoint.pt", self.step, self.args, self.rng, **self.state)
-                self.saved = time.time()
+                self.saved = time.monotonic()
 
     def due(self):
         """Whether to log this step: the first, the last, 50 or more evenly between, and any after
@@ -791,7 +824,7 @@ class Run:
         if not self.decided:
             self.decided = True
             leaving = self.step == self.total or bool(self.stop)
-            late = time.time() - self.saved > 60
+            late = time.monotonic() - self.saved > 60
             if self.ranks > 1:
                 leaving, late = parallel.any_rank(leaving, late)
             self.leaving, self.saving = leaving, leaving or late
@@ -840,6 +873,7 @@ class Run:
         """
         if self.rank == 0:
             self.logger.curves(**curves)
+            self.lock.close()
         if self.step < self.total:
             python = Path(sys.executable).name
             if self.ranks > 1:
@@ -860,17 +894,19 @@ def kernel_in_use(impl, device):
 
 
 class StopSignal:
-    """The first Ctrl-C or SIGTERM sets a flag: `if stop:` the loop saves and exits. A second one
-    kills."""
+    """The first Ctrl-C, SIGTERM, or SIGHUP of a closed terminal sets a flag: `if stop:` the loop
+    saves and exits. A second one kills."""
 
     def __init__(self):
-        self.signal = None
-        for number in (signal.SIGINT, signal.SIGTERM):
+        self.signal, self.numbers = None, [signal.SIGINT, signal.SIGTERM]
+        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self.numbers.append(signal.SIGHUP)               # nohup has it ignored
+        for number in self.numbers:
             signal.signal(number, self._handle)
 
     def _handle(self, number, frame):
         self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in self.numbers:
             signal.signal(each, signal.SIG_DFL)
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 

@@ -120,6 +120,8 @@ def arguments(argv):
 
 def fill_in(args, run):
     """What is not given is as in the run of the checkpoint, or a default."""
+    for flag in fgssl.misfits(fgssl.parser("", training=False), run | {"arch": None}):
+        raise fgssl.UserError(f"{args.checkpoint} has {flag}: it was changed or is damaged")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
     if args.data is None:                                    # another set has other labels, boxes
         defaults |= dict.fromkeys(fgssl.DATA_FLAGS)

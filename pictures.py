@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+import atomic
+
 COLORS = ("#3366aa", "#dd7733", "#449955", "#bb3344", "#8866aa", "#886655", "#cc77aa", "#777777")
 
 
@@ -41,7 +43,13 @@ def grid(path, rows, titles=(), side=None, captions=()):
             if tops[r + 1] - top > side + gap:
                 place = (left + side // 2, top + side + 9)
                 ImageDraw.Draw(sheet).text(place, captions[r][c], "black", font(12), "mm")
-    sheet.save(path)
+    save(sheet, path)
+
+
+def save(picture, path):
+    """Write a Pillow picture as a PNG, whole or not at all."""
+    with atomic.replacing(path) as draft:
+        picture.save(draft, "PNG")
 
 
 def to_image(x):
@@ -201,4 +209,4 @@ def heatmap(path, matrix, ylabel="", xlabel="", names=()):
     picture.paste(scale, (margin + m * cell + 16, 30))
     for value, y in ((1, 30), (0, 130)):
         draw.text((margin + m * cell + 36, y), f"{value}", "black", font(12), anchor="lm")
-    picture.save(path)
+    save(picture, path)

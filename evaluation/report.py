@@ -78,4 +78,4 @@ def feature_map(file, h, labels, names, most=3000, coloured=14):
     shown = present[evenly_spaced(len(present), coloured)]
     groups = {names[label]: xy[labels == label].T for label in shown}
     titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1))
-    pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T).save(file)
+    pictures.save(pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T), file)

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 
+import atomic
 import fgssl
 import pictures
 
@@ -57,9 +57,8 @@ def read_result(file):
 
 def write_result(file, result):
     """Whole or not at all: hours of few-label results may be in it."""
-    partial = file.with_name(file.name + ".part")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, file)
+    with atomic.replacing(file) as draft:
+        draft.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def show_few_labels(runs, out):
             for name in runs]))
     if methods:
         out.mkdir(parents=True, exist_ok=True)
-        few_label_curves(runs, first["majority"]).save(out / "compare.png")
+        pictures.save(few_label_curves(runs, first["majority"]), out / "compare.png")
         print(f"\nwrote {out}/compare.png")
 
 

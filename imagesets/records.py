@@ -1,7 +1,9 @@
 """Records: the images of a set with labels and splits. Their description; missing splits; subsets.
 """
 
+import hashlib
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,13 +78,16 @@ def make_records(rows, classes=None):
 
 
 def complete_splits(records):
-    """Cut a missing test split (20 %) or val split (10 %) from train; check images and classes.
+    """Cut a missing test split (20 %) or val split (10 % of the rest) from train; check the set.
 
-    The cut is stratified: it takes the same fraction of every class, at least one image, and leaves
-    at least one. It does not depend on a run's seed. An existing split is never changed: a set with
-    train and val keeps its val, and only test is cut. Unlabelled images stay in train.
-    UserError if an image is listed twice, or if val or test has a class without a train image
-    (unless train has no labels at all).
+    Each labelled image is cut by itself: it goes to test if `hash_to_unit` of its class and file
+    name is below 0.2, and of the rest to val if another hash is below 0.1. So files that are added,
+    removed or moved to another folder change the split of no other, and every class is cut in the
+    same proportions, up to chance. Two exceptions keep tiny sets usable: if a whole split would be
+    empty, it gets the image of lowest hash of each class; if a class would have no train image, the
+    one of highest hash stays in train. Existing splits are never changed; unlabelled images stay in
+    train. UserError if an image is listed twice, or if val or test has a class without a train
+    image (unless train has no labels at all).
     """
     seen = set()
     for path in records.paths:
@@ -91,14 +96,23 @@ def complete_splits(records):
                             "unpack the set again.")
         seen.add(path)
     labels, splits = records.labels, records.splits.astype("<U5")
-    rng = np.random.default_rng(0)
     for split, fraction in (("test", 0.2), ("val", 0.1)):
         if split in records.splits:
             continue
-        for label in range(len(records.classes)):
-            members = rng.permutation(np.flatnonzero((labels == label) & (splits == "train")))
-            if len(members) > 1:
-                splits[members[:max(1, round(fraction * len(members)))]] = split
+        rows = np.flatnonzero((labels >= 0) & (splits == "train"))
+        if not len(rows):
+            continue
+        unit = np.array([hash_to_unit(split, records.classes[labels[row]], records.paths[row].name)
+                         for row in rows])
+        order = np.argsort(labels[rows], kind="stable")
+        by_class = np.split(order, np.flatnonzero(np.diff(labels[rows][order])) + 1)
+        cut = unit < fraction
+        if not cut.any():
+            cut[[members[unit[members].argmin()] for members in by_class]] = True
+        for members in by_class:
+            if cut[members].all():
+                cut[members[unit[members].argmax()]] = False
+        splits[rows[cut]] = split
     train_labels = set(labels[splits == "train"])
     missing = sorted(set(labels[labels >= 0]) - train_labels)
     if missing and train_labels != {-1}:
@@ -106,6 +120,13 @@ def complete_splits(records):
         raise UserError(f"{records.name}: val or test holds {missing}, of which train has no "
                         "image. Move some of these images to train, or remove the class.")
     return records._replace(splits=splits)
+
+
+def hash_to_unit(*texts):
+    """A number in [0, 1) that depends on the texts alone, in whichever Unicode form they are."""
+    text = unicodedata.normalize("NFC", "\0".join(texts)).encode(errors="surrogateescape")
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2 ** 64
 
 
 def smaller(records, fraction=None, classes=None):

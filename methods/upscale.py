@@ -42,5 +42,5 @@ def upscale(files, checkpoint, out):
         high = pictures.to_image(enlarge_in_tiles(generator, low)[0])
         target = Path(out or file.parent) / f"{file.stem}_x{generator.scale}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        high.save(target)
+        pictures.save(high, target)
         print(f"{file} {low.shape[3]} x {low.shape[2]} -> {target} {high.width} x {high.height}")
