@@ -100,9 +100,12 @@ def complete_splits(records):
         if split in records.splits:
             continue
         rows = np.flatnonzero((labels >= 0) & (splits == "train"))
+        if not len(rows):
+            continue
         unit = np.array([hash_to_unit(split, records.classes[labels[row]], records.paths[row].name)
                          for row in rows])
-        by_class = [np.flatnonzero(labels[rows] == label) for label in np.unique(labels[rows])]
+        order = np.argsort(labels[rows], kind="stable")
+        by_class = np.split(order, np.flatnonzero(np.diff(labels[rows][order])) + 1)
         cut = unit < fraction
         if not cut.any():
             cut[[members[unit[members].argmin()] for members in by_class]] = True

@@ -133,12 +133,13 @@ def test_what_was_decoded_survives_ctrl_c(photos, monkeypatch):
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 import fgssl
 from imagesets import cache
 decode = cache.decode
 def killed(source, side):
     if source.path.name == "5.png":
+        time.sleep(1)  # the others are written meanwhile
         os.kill(os.getpid(), signal.SIGKILL)
     return decode(source, side)
 cache.decode = killed
