@@ -158,8 +158,9 @@ def compile_library(kind, target):
             sources[-1].write_text(f'#include "{HERE / name}"\n')
     if kind == "cuda":                           # without a visible GPU torch needs to be told
         os.environ["TORCH_CUDA_ARCH_LIST"], cpp_extension.CUDA_HOME = architectures(), toolkit()[0]
-        for runtime in Path(toolkit()[0], "lib").glob("libcudart.so.*"):
-            (work / "libcudart.so").symlink_to(runtime)      # pip's has no name for the linker
+        runtimes = sorted(Path(toolkit()[0], "lib").glob("libcudart.so.*"))
+        if runtimes:                             # pip's has no name for the linker
+            (work / "libcudart.so").symlink_to(runtimes[0])
     try:
         cpp_extension.load(
             f"fgssl_{kind}", [str(source) for source in sources], build_directory=str(work),

@@ -254,7 +254,8 @@ def main(file):
             error = traceback.format_exc()
         global counting
         counting = False
-        report.append({"run": [script, *arguments], "error": error, **counts})
+        report.append({"run": [script, *arguments], "error": error, "steps": counts["steps"],
+                       **{kind: dict(counts[kind]) for kind in counts if kind != "steps"}})
     print(json.dumps(report))
 
 

@@ -7,6 +7,7 @@
 #include "nt_xent_mma.cu"
 #include "tile_shuffle.cu"
 
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -64,7 +65,10 @@ const char* tiles_back(int b, int c, int h, int w, int grid, int tile, bool imag
 // Where the kernels read beyond 2^31 elements. What is wrong may crash: a process of its own runs it.
 bool apart(const std::function<bool()>& run) {
     pid_t child = fork();
-    if (!child) _exit(run() ? 0 : 1);
+    if (!child) {
+        signal(SIGSEGV, SIG_DFL);
+        _exit(run() ? 0 : 1);
+    }
     int status = 1;
     waitpid(child, &status, 0);
     return status == 0;
