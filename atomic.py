@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -23,7 +24,7 @@ def replacing(file):
     The draft has a name of its own, so that processes with one number (two containers) do not
     share it, and is flushed to the disk before it is renamed, and the folder after: a power cut
     leaves the old content or the new. An error, or a kill, leaves the old one; drafts of processes
-    that are dead are removed.
+    that are dead are removed. The OSError of a disk that is full says so, and names `file`.
     """
     file = Path(file)
     remove_dead_drafts(file)
@@ -35,6 +36,11 @@ def replacing(file):
                 os.fsync(content.fileno())
             os.replace(draft, file)
         flush_folder(file.parent)
+    except OSError as error:
+        if error.filename not in (None, str(draft), draft):  # the block was reading another file
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, f"{reason}; {file} is as it was", file) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()

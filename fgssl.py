@@ -32,9 +32,11 @@ import atomic
 import imagesets
 import kernels
 import parallel
+import terminal
 from imagesets.cache import (  # noqa: F401, for the scripts
     Dataset, Source, Split, decode, load_data, to_rgb, upright)
 from imagesets.errors import UserError
+from imagesets.progress import progress
 from runfiles import (  # noqa: F401, for the scripts
     Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
 
@@ -489,17 +491,26 @@ def features(encoder, images, size, device, autocast=contextlib.nullcontext(), b
     return torch.cat(out) if out else torch.empty(0, encoder.dim)
 
 
+MOST = 2 ** 24  # numbers in one table of similarities or scores: 64 MiB
+
+
+MOST = 2 ** 24  # similarities or scores that are held at once: 64 MiB
+
+
 def knn(train_h, train_labels, h, k, classes):
     """Classify by the k nearest training features; cosine similarity s has weight exp(s / 0.07).
 
     train_h (N, D), train_labels (N,), h (M, D) -> predicted labels (M,). k is at most N. After Wu
     et al. 2018, whose k is 200; here a class may have 30 images, so the caller chooses k, on val.
     """
-    train_h, h = F.normalize(train_h, dim=1), F.normalize(h, dim=1)
-    similarity, nearest = (h @ train_h.T).topk(min(k, len(train_h)))
-    votes = torch.zeros(len(h), classes)
-    votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
-    return votes.argmax(1)
+    train_h, h, predicted = F.normalize(train_h, dim=1), F.normalize(h, dim=1), []
+    parts = h.split(max(1, MOST // max(len(train_h), classes)))
+    for part in progress(parts, len(parts), "k-NN, parts", patience=5):
+        similarity, nearest = (part @ train_h.T).topk(min(k, len(train_h)))
+        votes = torch.zeros(len(part), classes)
+        votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)
 
 
 def knn_check(encoder, train, val, size, device, autocast, k=5):
@@ -915,7 +926,8 @@ def launch(main):
     """Run a script's main(). Ctrl-C and what a user can mend (a UserError, a file or disk that
     fails, a loss that diverges) end it in one line; a bug ends it in a traceback."""
     try:
-        parallel.run(main)
+        with terminal.tolerant():
+            parallel.run(main)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)

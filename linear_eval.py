@@ -36,8 +36,8 @@ from evaluation.few_labels import finished_cells, run_cells
 from evaluation.probe import SPLITS, Inference, evaluate, layer_names
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
-    compare_results, digest_data, digest_weights, features_table, mean_std, show_few_labels,
-    write_result)
+    Extras, compare_results, digest_data, digest_weights, earlier_result, features_table, mean_std,
+    show_few_labels, write_result)
 from evaluation.retrieval import retrieval_sheet
 from methods import srgan  # and its encoder "srgan-vgg"
 
@@ -130,10 +130,20 @@ def fill_in(args, run):
             setattr(args, name, run.get(name, default))
 
 
-def out_folder(args):
-    """The folder to write into: --out, or that of the checkpoint."""
-    beside = Path(args.checkpoint).parent if args.checkpoint else Path("out/random")
-    return Path(args.out or (beside / "generator" if args.encoder == "generator" else beside))
+def out_folder(args, run):
+    """The folder to write into: --out, or that of the checkpoint; below it for another network than
+    the run's encoder, the generator or that of a probe.pt. UserError where it would replace the
+    file that is evaluated."""
+    out = Path(args.out or (Path(args.checkpoint).parent if args.checkpoint else "out/random"))
+    if not args.out and args.encoder == "generator":
+        out /= "generator"
+    elif not args.out and "class_names" in run:
+        out /= Path(args.checkpoint).stem
+    for name in ("probe.pt", "finetuned.pt"):
+        if args.checkpoint and (out / name).resolve() == Path(args.checkpoint).resolve():
+            raise fgssl.UserError(f"the evaluation would replace {args.checkpoint}: pass another "
+                                  "--out")
+    return out
 
 
 def resolve_layers(args, encoder):
@@ -164,11 +174,11 @@ def labelled_splits(data, size):
     return splits
 
 
-def study(args, encoders):
+def study(args, encoders, out):
     """Evaluate the encoders, {"random_init": the untrained one} and perhaps {"encoder": the trained
     one}; print the table; write eval.json and, for the last of them, its classifier and pictures.
     """
-    layers, out = resolve_layers(args, encoders["random_init"]), out_folder(args)
+    layers = resolve_layers(args, encoders["random_init"])
     out.mkdir(parents=True, exist_ok=True)
     inference = Inference(args.size, *fgssl.device_and_precision(args.precision))
     data = fgssl.load_data_for(args)
@@ -180,48 +190,62 @@ def study(args, encoders):
               "n": {name: len(split.labels) for name, split in zip(SPLITS, splits)},
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
+              "precision": "bf16" if inference.autocast._enabled else "fp32",
               "argv": sys.argv, "commit": fgssl.commit()}
-    file = out / "eval.json"
-    done = finished_cells(file, result, args) if file.exists() else []
+    file, extras = out / "eval.json", Extras()
+    before = earlier_result(file, result)
+    result = before | result | {"few_labels": finished_cells(before, args)}
     print(f"{data.name}, {len(names)} classes: {' / '.join(map(str, result['n'].values()))} images "
           f"to train / choose / test\n{args.arch}, {args.size} px, "
-          f"{fgssl.describe_device(inference.device)}, "
-          f"{'bf16' if inference.autocast._enabled else 'fp32'}; folder {out}\n", flush=True)
+          f"{fgssl.describe_device(inference.device)}, {result['precision']}; folder {out}\n",
+          flush=True)
 
     for row, encoder in encoders.items():
         result[row], frozen = evaluate(encoder, splits, names, inference, layers)
-    h, knn_layer = frozen.h, result[row]["knn_layer"]
+        write_result(file, result)
     result["report"] = frozen.report
-    write_confusion(out, "confusion", frozen.confusion, names)
-    retrieval_sheet(out / "retrieval.png", h[knn_layer][2], test, names)
-    feature_map(out / "map.png", h[frozen.layer][2], test.labels, names)
-    result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records)
-    written = "eval.json and pictures"
-    if args.encoder != "generator":                          # which no --arch can build
-        probe = Classifier(encoder, frozen.head, frozen.layer)
-        save_classifier(out / "probe.pt", probe, args, names)
-        written = "eval.json, probe.pt and pictures"
-    result["few_labels"] = done
-    write_result(file, result)
-    print_result(result)
+    try:
+        write_result(file, result)
+    finally:                                                 # a full disk does not hide them
+        print_result(result)
 
-    for cell in run_cells(frozen, args, out, list(done)) if args.shots else ():
+    h, knn_layer = frozen.h, result[row]["knn_layer"]
+    if args.encoder != "generator":                          # which no --arch can build
+        with extras.write("probe.pt"):
+            probe = Classifier(encoder, frozen.head, frozen.layer)
+            save_classifier(out / "probe.pt", probe, args, names)
+    with extras.write("confusion.png"):
+        write_confusion(out, "confusion", frozen.confusion, names)
+    with extras.write("retrieval.png"):
+        retrieval_sheet(out / "retrieval.png", h[knn_layer][2], test, names)
+    with extras.write("map.png"):
+        feature_map(out / "map.png", h[frozen.layer][2], test.labels, names)
+    with extras.write("gradcam.png"):
+        result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records,
+                                            extras=extras)
+        print_grad_cam(result["grad_cam"])
+    write_result(file, result)
+
+    for cell in run_cells(frozen, args, out, [*result["few_labels"]], extras) if args.shots else ():
         result["few_labels"].append(cell)
         write_result(file, result)
     if result["few_labels"]:
-        show_few_labels({out.resolve().name: [result]}, out)
-    print(f"\nwrote {written} into {out}")
+        with extras.write("compare.png"):
+            show_few_labels({out.resolve().name: [result]}, out)
+    print(f"\nwrote eval.json, {'' if args.encoder == 'generator' else 'probe.pt, '}report.html "
+          f"and pictures into {out}")
+    extras.finish()
 
 
 def print_result(result):
-    """The table; below it the layers, the worst classes, and what Grad-CAM found."""
+    """The table; below it the layers and the worst classes."""
     rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
             for name in ("chance", "majority class")} | {"random init": result["random_init"]}
     if "encoder" in result:
         file = result["checkpoint"]
         rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
     print(features_table({name: [row] for name, row in rows.items()}, result["n"]["test"]))
-    measured, report, cam = [*rows.values()][-1], result["report"], result["grad_cam"]
+    measured, report = [*rows.values()][-1], result["report"]
     if result["layer"] == "best":
         print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
     print(f"\nlinear: top-5 {report['top5']:.1f} %, mean over classes "
@@ -229,6 +253,9 @@ def print_result(result):
     for row in report["worst"][:3]:
         print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
               + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))
+
+
+def print_grad_cam(cam):
     if cam:
         print(f"Grad-CAM inside the box: {mean_std([cam['class_score_in_box']])} % for the class, "
               f"{mean_std([cam['similarity_in_box']])} % for the similarity of views; the box is "
@@ -258,7 +285,7 @@ def main(argv=None):
     encoders = {"random_init": (build or fgssl.ENCODERS[args.arch])()}
     if args.checkpoint:
         encoders["encoder"] = encoder
-    study(args, encoders)
+    study(args, encoders, out_folder(args, run))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ import fgssl
 import pictures
 from evaluation.probe import pool_map, stage_index
 from evaluation.report import evenly_spaced
+from evaluation.results import Extras
 from imagesets.progress import progress
 
 
@@ -92,8 +94,9 @@ def energy_inside(cam, masks):
         return 100 * (cam * masks).sum((1, 2)) / cam.sum((1, 2))
 
 
-def grad_cam_study(file, frozen, records, count=8):
-    """Draw Grad-CAM for `count` test images. Returns energy_in_boxes, or {} for a set without."""
+def grad_cam_study(file, frozen, records, count=8, extras=None):
+    """Draw Grad-CAM for `count` test images. Returns energy_in_boxes, or {} for a set without; a
+    picture that cannot be drawn is left to `extras` and costs no number."""
     test, size = frozen.splits[2], frozen.inference.size
     rng, shown = torch.Generator().manual_seed(0), evenly_spaced(len(test.labels), count)
     x, other, class_cam, similarity_cam = explain(frozen, test.images[shown], rng)
@@ -101,8 +104,10 @@ def grad_cam_study(file, frozen, records, count=8):
     if records.boxes is not None:
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
         rows[0] = torch.where(outline(mask), torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
-    pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
-    return {} if records.boxes is None else energy_in_boxes(frozen, records, rng)
+    found = {} if records.boxes is None else energy_in_boxes(frozen, records, rng)
+    with (extras or Extras()).write(Path(file).name):
+        pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
+    return found
 
 
 def energy_in_boxes(frozen, records, rng, most=512):

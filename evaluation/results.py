@@ -1,8 +1,13 @@
 """Results on file (eval.json), and several of them side by side."""
 
+import codecs
+import contextlib
+import csv
 import hashlib
 import json
 import math
+import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -44,19 +49,81 @@ def digest_data(data, splits):
 def read_result(file):
     """The eval.json of an earlier run; UserError for another file."""
     try:
-        result = json.loads(Path(file).read_text())
-        if {"digest", "few_labels"} <= result.keys():
-            return result
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one with "
-                          "python linear_eval.py CHECKPOINT --out FOLDER")
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        result = None
+    if not isinstance(result, dict) or not {"digest", "few_labels"} <= result.keys():
+        raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one "
+                              "with python linear_eval.py CHECKPOINT --out FOLDER")
+    return result
+
+
+IDENTITY = {"digest": "data", "weights": "weights", "size": "size", "layer": "layer",
+            "seed": "seed"}
+
+
+def earlier_result(file, result):
+    """What the eval.json in the folder already holds of the evaluation `result`; {} without one.
+
+    UserError where it is of another evaluation, which would be lost.
+    """
+    if not file.exists():
+        return {}
+    before = read_result(file)
+    other = [name for key, name in IDENTITY.items() if before.get(key) != result[key]]
+    if other:
+        count = len(before["few_labels"])
+        held = f"{count} few-label results" if count else "an evaluation"
+        raise fgssl.UserError(f"{file} holds {held} of other data, weights, size, layer or seed "
+                              f"(here: {', '.join(other)}), which this one would replace: pass "
+                              f"another --out, or remove {file.name}.")
+    return before
 
 
 def write_result(file, result):
     """Whole or not at all: hours of few-label results may be in it."""
     with atomic.replacing(file) as draft:
-        draft.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        draft.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(file, rows):
+    """Rows of texts and numbers as CSV in UTF-8, whole or not at all. Where there are letters
+    beyond ASCII it begins with a byte order mark, without which Excel misreads them; bytes of a
+    file name that are no text are written as \\xNN."""
+    with atomic.replacing(file) as draft:
+        with open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
+            csv.writer(out).writerows(rows)
+        content = draft.read_bytes()
+        if not content.isascii():
+            draft.write_bytes(codecs.BOM_UTF8 + content)
+
+
+class Extras:
+    """Files beside eval.json. One that cannot be drawn or written is reported, and the rest goes
+    on: no picture is worth the numbers that are still to come.
+
+        extras = Extras()
+        with extras.write("map.png"): ...
+        extras.finish()                                      # exit status 1 if one failed
+    """
+
+    def __init__(self):
+        self.failed = []
+
+    @contextlib.contextmanager
+    def write(self, name):
+        try:
+            yield
+        except Exception as error:
+            self.failed.append(name)
+            if not isinstance(error, (OSError, MemoryError)):
+                traceback.print_exc()
+            print(f"{name} is not written: {error or type(error).__name__}", file=sys.stderr)
+
+    def finish(self):
+        if self.failed:
+            raise SystemExit(f"error: not written: {', '.join(self.failed)}; all else is done. Run "
+                             "the same command again for them.")
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -134,7 +201,7 @@ def show_few_labels(runs, out):
     if methods:
         out.mkdir(parents=True, exist_ok=True)
         pictures.save(few_label_curves(runs, first["majority"]), out / "compare.png")
-        print(f"\nwrote {out}/compare.png")
+        print(f"\nwrote {out / 'compare.png'}")
 
 
 def few_label_scores(runs):

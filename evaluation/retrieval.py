@@ -28,7 +28,9 @@ def retrieval(h, labels):
 
 def ranking(h, labels, chunk=512):
     """Leave-one-out retrieval: (N, D), (N,) -> for each query whose class has another image, the
-    rank of the first such image, and the average precision. Ranks `chunk` queries at a time."""
+    rank of the first such image, and the average precision. Ranks `chunk` queries at a time, of
+    more than 32,768 images fewer."""
+    chunk = min(chunk, max(1, fgssl.MOST // len(h)))
     h, rank, first, precision = F.normalize(h, dim=1), torch.arange(len(h))[1:], [], []
     queries = torch.arange(len(h)).split(chunk)
     for query in progress(queries, len(queries), "ranking", patience=5):
