@@ -22,6 +22,7 @@ checkpoint, or into --out.
 """
 
 import argparse
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -30,9 +31,11 @@ import numpy as np
 import torch
 
 import fgssl
-from evaluation.classifier import Classifier, predict, save_classifier
+from evaluation.classifier import Classifier, Memory, refit, save_classifier
 from evaluation.explain import grad_cam_study
+from evaluation.explore import explore
 from evaluation.few_labels import finished_cells, run_cells
+from evaluation.predict import predict
 from evaluation.probe import SPLITS, Inference, evaluate, layer_names
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
@@ -73,8 +76,15 @@ def arguments(argv):
                        help="print and draw the results in these eval.json side by side; files of "
                             "one NAME are seeds of one run")
     other.add_argument("--predict", nargs="+", metavar="IMAGE",
-                       help="name the classes of these images; the checkpoint is a probe.pt or a "
+                       help="name the classes of these files, folders or patterns, or - for a "
+                            "list on standard input; the checkpoint is a probe.pt or a "
                             "finetuned.pt")
+    other.add_argument("--csv", metavar="FILE", help="with --predict: write a table, and a picture "
+                                                     "of the least certain images")
+    other.add_argument("--explore", metavar="FOLDER",
+                       help="what is in these photographs, labelled or not: which look alike, are "
+                            "there twice, unlike all others, in a group; which labels are wrong, "
+                            "which image to label next")
     other.add_argument("--export", metavar="FILE",
                        help="write the encoder's state dict alone; a ResNet's has torchvision's "
                             "names")
@@ -109,8 +119,13 @@ def arguments(argv):
     args = p.parse_args(argv)
     if args.compare is None and (args.checkpoint is None) == (args.init is None):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
-    if (args.predict or args.export or args.encoder == "generator") and not args.checkpoint:
-        p.error("--predict, --export and --encoder generator take a checkpoint")
+    if (args.predict or args.explore or args.export
+            or args.encoder == "generator") and not args.checkpoint:
+        p.error("--predict, --explore, --export and --encoder generator take a checkpoint")
+    if args.csv and not args.predict:
+        p.error("--csv goes with --predict")
+    if args.explore and args.layer == "best":
+        p.error("--layer best is chosen with labels: name one with --explore")
     if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
         p.error("--export would overwrite the checkpoint: name another FILE")
     args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]
@@ -202,7 +217,8 @@ def study(args, encoders, out):
 
     for row, encoder in encoders.items():
         result[row], frozen = evaluate(encoder, splits, names, inference, layers)
-        write_result(file, result)
+        with contextlib.suppress(OSError):                   # it is tried again below
+            write_result(file, result)
     result["report"] = frozen.report
     try:
         write_result(file, result)
@@ -210,10 +226,15 @@ def study(args, encoders, out):
         print_result(result)
 
     h, knn_layer = frozen.h, result[row]["knn_layer"]
+    files = [str(data.records.paths[row]) for split in splits for row in split.rows]
     if args.encoder != "generator":                          # which no --arch can build
         with extras.write("probe.pt"):
-            probe = Classifier(encoder, frozen.head, frozen.layer)
-            save_classifier(out / "probe.pt", probe, args, names)
+            probe = Classifier(encoder, refit(frozen, result[row]["l2"]), frozen.layer)
+            memory = Memory(h[frozen.layer], frozen.head(h[frozen.layer][2]),
+                            torch.from_numpy(test.labels))
+            save_classifier(out / "probe.pt", probe, args, names, memory, files=files,
+                            accuracy=result[row]["linear"], refitted=True)
+            print("probe.pt, for --predict, learned from val and test, too, after these figures")
     with extras.write("confusion.png"):
         write_confusion(out, "confusion", frozen.confusion, names)
     with extras.write("retrieval.png"):
@@ -226,7 +247,8 @@ def study(args, encoders, out):
         print_grad_cam(result["grad_cam"])
     write_result(file, result)
 
-    for cell in run_cells(frozen, args, out, [*result["few_labels"]], extras) if args.shots else ():
+    for cell in run_cells(frozen, args, out, [*result["few_labels"]], extras,
+                          files) if args.shots else ():
         result["few_labels"].append(cell)
         write_result(file, result)
     if result["few_labels"]:
@@ -267,7 +289,7 @@ def main(argv=None):
     if args.compare:
         return compare_results(args.compare, Path(args.out or "out"))
     if args.predict:
-        return predict(args.checkpoint, args.predict, args.precision)
+        return predict(args.checkpoint, args.predict, args)
     encoder, build, run = None, None, {}
     if args.encoder == "generator":
         if args.finetune or args.export:
@@ -280,7 +302,12 @@ def main(argv=None):
         Path(args.export).parent.mkdir(parents=True, exist_ok=True)
         torch.save(encoder.state_dict(), args.export)
         return print(f"wrote {args.export}")
+    args.data = args.explore or args.data
     fill_in(args, run)
+    if args.explore:
+        args.skip_bad = True
+        beside = Path(args.checkpoint).parent / f"explore_{Path(args.explore).resolve().name}"
+        return explore(encoder, args, Path(args.out or beside))
     torch.manual_seed(args.seed)                             # of the untrained weights
     encoders = {"random_init": (build or fgssl.ENCODERS[args.arch])()}
     if args.checkpoint:

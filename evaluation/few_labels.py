@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import fgssl
-from evaluation.classifier import Classifier, predict_scores, save_classifier
+from evaluation.classifier import Classifier, Memory, predict_scores, save_classifier
 from evaluation.finetune import exit_interrupted, finetune, recipe
-from evaluation.probe import choose_linear, mean_and_std
+from evaluation.probe import SPLITS, choose_linear, extract_features, mean_and_std
 from evaluation.report import class_report, write_confusion
 from evaluation.results import Extras
 
@@ -39,8 +39,17 @@ def finished_cells(before, args):
     return kept
 
 
-def run_cells(frozen, args, out, done=(), extras=None):
-    """Yield the results of each cell, a dict, that is not in `done`; then write its files.
+def save_finetuned(file, model, frozen, args, files, accuracy):
+    """A finetuned.pt, with the features that its own encoder gives the labelled images."""
+    h = [extract_features(model.layers, split.images, frozen.inference, what)
+         for split, what in zip(frozen.splits, SPLITS)]
+    memory = Memory(h, model.head.cpu()(h[2]).detach(), torch.from_numpy(frozen.splits[2].labels))
+    save_classifier(file, model, args, frozen.names, memory, files=files, accuracy=accuracy)
+
+
+def run_cells(frozen, args, out, done=(), extras=None, files=()):
+    """Yield the results of each cell, a dict, that is not in `done`; then write its files. files:
+    the names of the labelled images, which a finetuned.pt tells.
 
     A cell learns from k labels a class of train and chooses (the probe's l2, the step of
     fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
@@ -74,7 +83,7 @@ def run_cells(frozen, args, out, done=(), extras=None):
         tuned = cell["method"] == "fine-tuned"
         if tuned and cell["shots"] == "all":                 # a cell on file is not run again
             with extras.write("finetuned.pt"):
-                save_classifier(out / "finetuned.pt", model, args, frozen.names)
+                save_finetuned(out / "finetuned.pt", model, frozen, args, files, found["test"])
         yield cell
         if tuned and cell["shots"] == "all":
             with extras.write("confusion-finetuned.png"):

@@ -122,10 +122,15 @@ def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"
         if score > best[0]:
             best = score, weight, l2
     score, weight, l2 = best
-    head = nn.Linear(len(mean), classes).requires_grad_(False)
+    return score, head_of(weight, mean, std), l2
+
+
+def head_of(weight, mean, std):
+    """An nn.Linear that takes h and scores as `weight` (D + 1, classes) does on standardised h."""
+    head = nn.Linear(len(mean), weight.shape[1]).requires_grad_(False)
     head.weight.copy_((weight[:-1] / std[:, None]).T)
     head.bias.copy_(weight[-1] - head.weight @ mean)
-    return score, head, l2
+    return head
 
 
 def mean_and_std(h):

@@ -165,6 +165,8 @@ def read_results(arguments):
         cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
         name, file = next((cut for cut in cuts if Path(cut[1]).is_file()), cuts[-1])
         result = read_result(file)
+        if "report" not in result:
+            raise fgssl.UserError(f"{file} is of an evaluation that was stopped: run it again")
         first = first or result
         if any(result[key] != first[key] for key in ("digest", "size")):
             raise fgssl.UserError(
