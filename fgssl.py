@@ -34,7 +34,7 @@ import kernels
 import parallel
 import terminal
 from imagesets.cache import (  # noqa: F401, for the scripts
-    Dataset, Source, Split, decode, load_data, to_rgb, upright)
+    Dataset, Source, Split, decode, load_data, reason, to_rgb, upright)
 from imagesets.errors import UserError
 from imagesets.progress import progress
 from runfiles import (  # noqa: F401, for the scripts

@@ -31,6 +31,7 @@ import numpy as np
 import torch
 
 import fgssl
+from evaluation import page
 from evaluation.classifier import Classifier, Memory, refit, save_classifier
 from evaluation.explain import grad_cam_study
 from evaluation.explore import explore
@@ -39,8 +40,8 @@ from evaluation.predict import predict
 from evaluation.probe import SPLITS, Inference, evaluate, layer_names
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
-    Extras, compare_results, digest_data, digest_weights, earlier_result, features_table, mean_std,
-    show_few_labels, write_result)
+    Extras, compare_results, digest_data, digest_weights, earlier_result, print_grad_cam,
+    print_result, show_few_labels, write_result)
 from evaluation.retrieval import retrieval_sheet
 from methods import srgan  # and its encoder "srgan-vgg"
 
@@ -246,6 +247,8 @@ def study(args, encoders, out):
                                             extras=extras)
         print_grad_cam(result["grad_cam"])
     write_result(file, result)
+    with extras.write("report.html"):
+        page.report(out, result, frozen)
 
     for cell in run_cells(frozen, args, out, [*result["few_labels"]], extras,
                           files) if args.shots else ():
@@ -254,34 +257,11 @@ def study(args, encoders, out):
     if result["few_labels"]:
         with extras.write("compare.png"):
             show_few_labels({out.resolve().name: [result]}, out)
+        with extras.write("report.html"):                    # with the new curves
+            page.report(out, result, frozen)
     print(f"\nwrote eval.json, {'' if args.encoder == 'generator' else 'probe.pt, '}report.html "
           f"and pictures into {out}")
     extras.finish()
-
-
-def print_result(result):
-    """The table; below it the layers and the worst classes."""
-    rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
-            for name in ("chance", "majority class")} | {"random init": result["random_init"]}
-    if "encoder" in result:
-        file = result["checkpoint"]
-        rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
-    print(features_table({name: [row] for name, row in rows.items()}, result["n"]["test"]))
-    measured, report = [*rows.values()][-1], result["report"]
-    if result["layer"] == "best":
-        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
-    print(f"\nlinear: top-5 {report['top5']:.1f} %, mean over classes "
-          f"{report['mean_per_class']:.1f} %; worst classes:")
-    for row in report["worst"][:3]:
-        print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
-              + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))
-
-
-def print_grad_cam(cam):
-    if cam:
-        print(f"Grad-CAM inside the box: {mean_std([cam['class_score_in_box']])} % for the class, "
-              f"{mean_std([cam['similarity_in_box']])} % for the similarity of views; the box is "
-              f"{mean_std([cam['box_of_view']])} % of the view")
 
 
 def main(argv=None):

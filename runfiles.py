@@ -219,7 +219,7 @@ class Log:
                 steps, values, level = zip(*points)
                 name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
                 panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
-                                             "step"))
+                                             "step", xrange=(0, self.step)))
         if panels:
             pictures.save(pictures.stack(panels), self.folder / "curves.png")
 

@@ -76,7 +76,7 @@ class Memory(nn.Module):
         right: (M,) -> (M,) in [0, 1]."""
         known, right = (row.contiguous() for row in self.test)
         count = min(count, len(known))
-        first = torch.searchsorted(known, probability) - count // 2
+        first = torch.searchsorted(known, probability.contiguous()) - count // 2
         first = first.clamp(0, len(known) - count)
         total = torch.cat([torch.zeros(1), right.cumsum(0)])
         return (total[first + count] - total[first]) / count

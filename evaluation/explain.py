@@ -11,7 +11,7 @@ from PIL import Image
 
 import fgssl
 import pictures
-from evaluation.probe import pool_map, stage_index
+from evaluation.probe import Layers, extract_features, pool_map, stage_index
 from evaluation.report import evenly_spaced
 from evaluation.results import Extras
 from imagesets.progress import progress
@@ -106,7 +106,16 @@ def grad_cam_study(file, frozen, records, count=8, extras=None):
         rows[0] = torch.where(outline(mask), torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
     found = {} if records.boxes is None else energy_in_boxes(frozen, records, rng)
     with (extras or Extras()).write(Path(file).name):
-        pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
+        with torch.no_grad():
+            features = extract_features(Layers(frozen.encoder, (frozen.layer,)), test.images[shown],
+                                        frozen.inference, "examples")
+            predicted = frozen.head(features).argmax(1).tolist()
+        captions = [[frozen.names[label] for label in test.labels[shown]],
+                    [f"{'right' if i == j else 'as'}: {frozen.names[i]}" for i, j in
+                     zip(predicted, test.labels[shown])]]
+        pictures.grid(file, rows, ("image and class", "score of the\npredicted class",
+                                   "another view", "similarity\nof the views"), side=144,
+                      captions=captions)
     return found
 
 

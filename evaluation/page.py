@@ -12,6 +12,7 @@ import torch
 import atomic
 import fgssl
 import pictures
+from evaluation.results import features_rows, few_label_tables, rows_of
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ccc; --faint: #666;
@@ -30,6 +31,7 @@ td:first-child, th:first-child { text-align: left } th[data-sort] { cursor: poin
 th[data-sort]::after { content: " \\2195"; color: var(--faint) }
 .wide { overflow-x: auto } img { max-width: 100%; height: auto }
 .row { display: flex; flex-wrap: wrap; gap: .4em; margin: .4em 0 }
+.row.short { display: inline-flex; vertical-align: top; margin-right: 2em }
 figure { margin: 0; width: 112px } figure img { display: block; width: 112px }
 figcaption { font-size: .7em; line-height: 1.25; overflow-wrap: anywhere; color: var(--faint) }
 .matrix td { width: 16px; min-width: 16px; height: 16px; padding: 0; border: 1px solid var(--line);
@@ -49,8 +51,8 @@ class Section(NamedTuple):
     body: str = ""    # more HTML
 
     def html(self):
-        rows = "".join(f'<div class="row">{"".join(map(figure, *zip(*row)))}</div>'
-                       for row in self.rows if row)
+        rows = "".join(f'<div class="row{" short" * (len(row) < 5)}">'
+                       f'{"".join(map(figure, *zip(*row)))}</div>' for row in self.rows if row)
         note = f'<p class="faint">{html.escape(self.note)}</p>' if self.note and rows else ""
         return (f"<section><h2>{html.escape(self.title)}</h2><p>{html.escape(self.summary)}</p>"
                 f"{note}{rows}{self.body}</section>")
@@ -156,8 +158,8 @@ def html_table(rows, sort=False):
             + "</tbody></table></div>")
 
 
-def report(out, result, frozen, tables, most=60, images_per_cell=4, cells=150):
-    """out/report.html: an evaluation to look at. tables: [(title, rows of texts)], as printed.
+def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
+    """out/report.html: an evaluation to look at.
 
     The confusion matrix shows at most the `most` classes of least recall, and the images behind the
     `cells` largest cells off its diagonal.
@@ -179,6 +181,9 @@ def report(out, result, frozen, tables, most=60, images_per_cell=4, cells=150):
         images[f"{i}-{j}"] = [show(k) for k in where.nonzero()[0][:images_per_cell]]
     data = json.dumps({"names": [names[i] for i in kept], "counts": inner.tolist(),
                        "images": images}).replace("<", "\\u003c")
+    tables = [("Frozen features", features_rows(rows_of(result), len(test.labels))),
+              *((f"Few labels, {method}", rows) for method, rows in
+                few_label_tables({out.resolve().name: [result]}))]
     measured = [Section(title, f"% of {len(test.labels)} test images", body=html_table(rows))
                 for title, rows in tables]
     mistakes = []

@@ -53,13 +53,30 @@ def class_report(scores, labels, names):
             "classes": classes}, confusion
 
 
-def write_confusion(out, name, confusion, names):
-    """NAME.csv, counts, and NAME.png, fractions of each row."""
+def write_confusion(out, name, confusion, names, worst=20):
+    """NAME.csv, counts, and NAME.png, fractions of each row; where the names of all classes cannot
+    be written, a second picture below shows the `worst` by recall."""
     write_csv(out / f"{name}.csv", itertools.chain(
         [["true class / taken for", *names]],
         ([name, *row.tolist()] for name, row in zip(names, confusion))))
-    fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    pictures.heatmap(out / f"{name}.png", fractions, "true class", "taken for", names)
+    total = np.maximum(confusion.sum(1), 1)
+
+    def fractions(rows, columns=slice(None)):
+        return confusion[rows][:, columns] / total[rows, None].astype(np.float32)
+
+    block = -(-len(names) // 640)                            # of 10,000 classes, float32 is 400 MB
+    small = fractions(slice(None)) if block == 1 else np.concatenate([
+        pictures.shrink_matrix(fractions(slice(first, first + block)), 640).max(0, keepdims=True)
+        for first in range(0, len(names), block)])
+    about = f"{confusion.sum():,} test images of {len(names):,} classes: fraction of each true class"
+    panels = [pictures.heat_picture(small, "true class", "taken for", names, about)]
+    if len(names) > 64:
+        recall = np.where(confusion.sum(1), np.diag(confusion) / total, np.inf)
+        chosen = np.sort(recall.argsort(kind="stable")[:worst])
+        panels.append(pictures.heat_picture(
+            fractions(chosen, chosen), "true class", "taken for", [names[i] for i in chosen],
+            f"of these, the {worst} of least recall"))
+    pictures.save(pictures.stack(panels), out / f"{name}.png")
 
 
 def evenly_spaced(n, count):
@@ -80,4 +97,5 @@ def feature_map(file, h, labels, names, most=3000, coloured=14):
     shown = present[evenly_spaced(len(present), coloured)]
     groups = {names[label]: xy[labels == label].T for label in shown}
     titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1))
-    pictures.save(pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T), file)
+    pictures.save(pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T,
+                                   title=f"{len(x):,} test images of {len(present)} classes"), file)

@@ -146,11 +146,44 @@ def mean_std(values):
     return f"{np.mean(values):.1f}{std}" if values else ""
 
 
-def features_table(named, n):
-    """{name: [what evaluate measured, ...]} as a table; n: test images."""
-    return markdown_table([[f"test, % of {n}", *COLUMNS.values()]] + [
+def features_rows(named, n):
+    """{name: [what evaluate measured, ...]} as rows of texts; n: test images."""
+    return [[f"test, % of {n}", *COLUMNS.values()]] + [
         [name, *(mean_std([row.get(column) for row in rows]) for column in COLUMNS)]
-        for name, rows in named.items()])
+        for name, rows in named.items()]
+
+
+def rows_of(result):
+    """{name: [what was measured]} of one eval.json, the controls first."""
+    rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
+            for name in ("chance", "majority class")} | {"random init": result["random_init"]}
+    if "init" in result:
+        rows[result["init_name"]] = result["init"]
+    if "encoder" in result:
+        file = result["checkpoint"]
+        rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
+    return {name: [row] for name, row in rows.items()}
+
+
+def print_result(result):
+    """The table; below it the layers and the worst classes."""
+    rows = rows_of(result)
+    print(markdown_table(features_rows(rows, result["n"]["test"])))
+    (measured,), report = [*rows.values()][-1], result["report"]
+    if result["layer"] == "best":
+        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
+    print(f"\nlinear: top-5 {report['top5']:.1f} %, mean over classes "
+          f"{report['mean_per_class']:.1f} %; worst classes:")
+    for row in report["worst"][:3]:
+        print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
+              + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))
+
+
+def print_grad_cam(cam):
+    if cam:
+        print(f"Grad-CAM inside the box: {mean_std([cam['class_score_in_box']])} % for the class, "
+              f"{mean_std([cam['similarity_in_box']])} % for the similarity of views; the box is "
+              f"{mean_std([cam['box_of_view']])} % of the view")
 
 
 # Several results ----------------------------------------------------------------------------------
@@ -187,22 +220,28 @@ def compare_results(arguments, out):
     runs = read_results(arguments)
     measured = {name: [result.get("encoder", result["random_init"]) for result in results]
                 for name, results in runs.items()}
-    print(features_table(measured, next(iter(runs.values()))[0]["n"]["test"]))
+    print(markdown_table(features_rows(measured, next(iter(runs.values()))[0]["n"]["test"])))
     show_few_labels(runs, out)
 
 
-def show_few_labels(runs, out):
-    """Print a table for each method of few_label_scores; draw all as out/compare.png."""
+def few_label_tables(runs):
+    """(method, rows of texts) of each method of few_label_scores."""
     (scores, methods, shots), first = few_label_scores(runs), next(iter(runs.values()))[0]
     for method in methods:
-        head = [f"{method}, test, % of {first['n']['test']}",
-                *(f"{k} label{'s' * (k != 1)}" for k in shots)]
-        print("\n" + markdown_table([head] + [
-            [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)]
-            for name in runs]))
-    if methods:
+        yield method, [[f"{method}, test, % of {first['n']['test']}",
+                        *(f"{k} label{'s' * (k != 1)}" for k in shots)]] + [
+            [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)] for name in runs]
+
+
+def show_few_labels(runs, out):
+    """Print few_label_tables; draw all as out/compare.png."""
+    tables = [*few_label_tables(runs)]
+    for _, rows in tables:
+        print("\n" + markdown_table(rows))
+    if tables:
         out.mkdir(parents=True, exist_ok=True)
-        pictures.save(few_label_curves(runs, first["majority"]), out / "compare.png")
+        majority = next(iter(runs.values()))[0]["majority"]
+        pictures.save(few_label_curves(runs, majority), out / "compare.png")
         print(f"\nwrote {out / 'compare.png'}")
 
 
@@ -229,6 +268,8 @@ def few_label_curves(runs, majority):
             curves[name] = ([x for x, _ in points], [np.mean(scores) for _, scores in points],
                             [np.std(scores, ddof=1) if len(scores) > 1 else 0
                              for _, scores in points])
-        panels.append(pictures.curve(curves, {"majority class": majority}, f"{method}: test "
-                                     "accuracy, %, by labels a class", xnames=[*map(str, ks)]))
+        panels.append(pictures.curve(
+            curves, {"majority class": majority}, "labels of each class", xnames=[*map(str, ks)],
+            title=f"Few labels, {method}: {next(iter(runs.values()))[0]['n']['test']:,} test images",
+            ylabel="right, %; bars: one standard deviation"))
     return pictures.stack(panels)

@@ -24,6 +24,8 @@ from . import Records, read, smaller
 from .errors import UserError
 from .progress import progress
 
+MOST_PIXELS = 500_000_000                # of an image that is read
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # where Pillow warns; it refuses above twice this
 VERSION = 2  # part of every cache's name: increase it when the stored pixels change
 
 
@@ -241,7 +243,15 @@ def decode(source, side):
                                  (left, top, left + length, top + length))
             return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
-        raise UserError(f"cannot read image {path}: {error}") from error
+        raise UserError(f"cannot read image {path}: {reason(error)}") from error
+
+
+def reason(error):
+    """Why Pillow could not read an image, in words."""
+    if isinstance(error, Image.DecompressionBombError):
+        return (f"it has more than {MOST_PIXELS // 10 ** 6} megapixels, the most that is read. "
+                "Make it smaller.")
+    return str(error) or "it does not fit into memory"
 
 
 def upright(image):
