@@ -582,6 +582,9 @@ def parser(doc, training=True, **defaults):
         run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
         run.add_argument("--eval-every", type=number(int, 1), default=5,
                          help="epochs between evaluations on val")
+        run.add_argument("--init", metavar="FILE",
+                         help="start from these weights: torchvision's, of ImageNet, or those of a "
+                              "checkpoint, for the same --arch")
     run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
     run.add_argument("--out", help="folder for what is written")
     if training:
@@ -790,11 +793,14 @@ class Run:
                 raise UserError(f"another process is training in {self.out}: wait for it, or pass "
                                 "another --out")
         self.random_init = self.knn_accuracy()               # the yardstick
+        if self.args.init and not self.args.resume:
+            encoder, _ = load_encoder(self.args.init, self.args.arch)
+            state["encoder"].load_state_dict(encoder.state_dict())
         if self.args.resume:
             self.step = load(self.out / "checkpoint.pt", self.rng, **state)
         self.logger = Log(self.args, self.total, self.step, self.device, self.per_step, self.unit)
         if self.step == 0:
-            self.note(**self.knn(self.random_init))
+            self.note(**self.knn(None if self.args.init else self.random_init))
         self.stop, self.saved = StopSignal(), time.monotonic()
 
     def begins(self):

@@ -32,7 +32,7 @@ import torch
 
 import fgssl
 from evaluation import page
-from evaluation.classifier import Classifier, Memory, refit, save_classifier
+from evaluation.classifier import Classifier, Memory, load_init, refit, save_classifier
 from evaluation.explain import grad_cam_study
 from evaluation.explore import explore
 from evaluation.few_labels import finished_cells, run_cells
@@ -64,8 +64,9 @@ def arguments(argv):
     p.add_argument("checkpoint", nargs="?",
                    help="of a trainer, or a state dict, such as torchvision's, with its --arch")
     what = p.add_argument_group("what is evaluated")
-    what.add_argument("--init", choices=("random",),
-                      help="in place of a checkpoint: an untrained encoder alone")
+    what.add_argument("--init", metavar="random|FILE",
+                      help="random, in place of a checkpoint: an untrained encoder alone; FILE: a "
+                           "row for the weights that training began with, such as torchvision's")
     what.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
                       help="which network of a run of train_srgan.py")
     what.add_argument("--layer", type=layer,
@@ -118,19 +119,17 @@ def arguments(argv):
     tune.add_argument("--class-weights", action="store_true",
                       help="weigh each class by the inverse of its frequency")
     args = p.parse_args(argv)
-    if args.compare is None and (args.checkpoint is None) == (args.init is None):
+    if args.compare is None and (args.checkpoint is None) != (args.init == "random"):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
     if (args.predict or args.explore or args.export
             or args.encoder == "generator") and not args.checkpoint:
         p.error("--predict, --explore, --export and --encoder generator take a checkpoint")
-    if args.csv and not args.predict:
-        p.error("--csv goes with --predict")
-    if args.explore and args.layer == "best":
-        p.error("--layer best is chosen with labels: name one with --explore")
+    if args.csv and not args.predict or args.explore and args.layer == "best":
+        p.error("--csv goes with --predict, and --layer best not with --explore")
     if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
         p.error("--export would overwrite the checkpoint: name another FILE")
     args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]
-    args.head = args.head or ("zero" if args.init else "probe")
+    args.head = args.head or ("zero" if args.init == "random" else "probe")
     return args
 
 
@@ -190,10 +189,10 @@ def labelled_splits(data, size):
     return splits
 
 
-def study(args, encoders, out):
-    """Evaluate the encoders, {"random_init": the untrained one} and perhaps {"encoder": the trained
-    one}; print the table; write eval.json and, for the last of them, its classifier and pictures.
-    """
+def study(args, encoders, out, init_name):
+    """Evaluate the encoders, {"random_init": the untrained one} and perhaps {"init": `init_name`,
+    "encoder": the trained one}; print the table; write eval.json and, for the last of them, its
+    classifier and pictures."""
     layers = resolve_layers(args, encoders["random_init"])
     out.mkdir(parents=True, exist_ok=True)
     inference = Inference(args.size, *fgssl.device_and_precision(args.precision))
@@ -207,7 +206,8 @@ def study(args, encoders, out):
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
               "precision": "bf16" if inference.autocast._enabled else "fp32",
-              "argv": sys.argv, "commit": fgssl.commit()}
+              "argv": sys.argv, "commit": fgssl.commit()} | (
+                  {"init_name": init_name} if init_name else {})
     file, extras = out / "eval.json", Extras()
     before = earlier_result(file, result)
     result = before | result | {"few_labels": finished_cells(before, args)}
@@ -250,8 +250,8 @@ def study(args, encoders, out):
     with extras.write("report.html"):
         page.report(out, result, frozen)
 
-    for cell in run_cells(frozen, args, out, [*result["few_labels"]], extras,
-                          files) if args.shots else ():
+    done = [*result["few_labels"]]
+    for cell in run_cells(frozen, args, out, done, extras, files) if args.shots else ():
         result["few_labels"].append(cell)
         write_result(file, result)
     if result["few_labels"]:
@@ -270,7 +270,7 @@ def main(argv=None):
         return compare_results(args.compare, Path(args.out or "out"))
     if args.predict:
         return predict(args.checkpoint, args.predict, args)
-    encoder, build, run = None, None, {}
+    encoder, build, run, init_name = None, None, {}, ""
     if args.encoder == "generator":
         if args.finetune or args.export:
             raise fgssl.UserError("SRGAN's generator is evaluated as it is, without --finetune or "
@@ -291,8 +291,9 @@ def main(argv=None):
     torch.manual_seed(args.seed)                             # of the untrained weights
     encoders = {"random_init": (build or fgssl.ENCODERS[args.arch])()}
     if args.checkpoint:
-        encoders["encoder"] = encoder
-    study(args, encoders, out_folder(args, run))
+        init_name, init = load_init(args.init or run.get("init"), args.arch)
+        encoders |= init | {"encoder": encoder}
+    study(args, encoders, out_folder(args, run), init_name)
 
 
 if __name__ == "__main__":

@@ -41,12 +41,15 @@ def has_glyph(name, letter):
 
 @functools.lru_cache(maxsize=4096)
 def lettering(text, size):
-    """The text and a font that has all its letters: Pillow's, one of the system, or else Pillow's
-    for the text without accents."""
-    for name in (None, *FONTS) if not text.isascii() else ():
-        if font(size, name) and all(has_glyph(name, letter) for letter in text if letter != " "):
-            return text, font(size, name)
-    return to_ascii(text), font(size)
+    """The text and the font that has the most of its letters: Pillow's, or one of the system; the
+    letters that it lacks in ASCII, without their accents."""
+    def lacks(name):
+        return [letter for letter in text if letter != " " and not has_glyph(name, letter)]
+
+    names = [name for name in (None, *FONTS) if font(size, name)]
+    best = None if text.isascii() else min(names, key=lambda name: len(lacks(name)))
+    absent = () if text.isascii() else lacks(best)
+    return "".join(to_ascii(c) if c in absent else c for c in text), font(size, best)
 
 
 def width_of(text, size):
@@ -203,7 +206,7 @@ def stack(panels):
     return sheet
 
 
-def scatter(groups, xlabel="", ylabel="", rest=((), ()), size=(860, 560), title=""):
+def scatter(groups, xlabel="", ylabel="", rest=((), ()), size=(860, 560)):
     """A picture of points in up to 14 named groups, with a legend at its right.
 
     groups: {name: (xs, ys)}, in seven colours and four shapes, filled, then hollow. rest: the xs
@@ -213,15 +216,13 @@ def scatter(groups, xlabel="", ylabel="", rest=((), ()), size=(860, 560), title=
     drawn = [("others", rest), *groups.items()]
     xs, ys = ([v for _, group in drawn for v in group[axis]] for axis in (0, 1))
     picture = Image.new("RGB", size, "white")
-    top = 32 if title else 16
-    px, py = axes(picture, (64, top, size[0] - 250, size[1] - 44), xs, ys, xlabel, ylabel)
+    px, py = axes(picture, (64, 16, size[0] - 250, size[1] - 44), xs, ys, xlabel, ylabel)
     draw = ImageDraw.Draw(picture)
-    put(draw, (64, 8), fit(title, 14, size[0] - 330), 14)
     for i, ((name, group), (shape, color, hollow)) in enumerate(zip(drawn, marks)):
         for x, y in zip(*group):
             mark(draw, px(x), py(y), shape, color, hollow)
         if len(group[0]):
-            y = top + 10 + 20 * ((i or len(drawn)) - 1)  # the others stand last
+            y = 26 + 20 * ((i or len(drawn)) - 1)  # the others stand last
             mark(draw, size[0] - 236, y, shape, color, hollow)
             put(draw, (size[0] - 226, y), fit(name, 13, 220), 13, "lm")
     return picture
@@ -295,8 +296,7 @@ def heat_picture(matrix, ylabel="", xlabel="", names=(), title=""):
         strip = Image.new("RGB", (longest, m * cell), "white")  # to be turned by a quarter
         for j, name in enumerate(names):
             put(ImageDraw.Draw(strip), (2, (j + 0.5) * cell), fit(name, 10, 180), 10, "lm")
-        picture.paste(strip.transpose(Image.ROTATE_90).transpose(Image.FLIP_LEFT_RIGHT)
-                      .transpose(Image.FLIP_LEFT_RIGHT), (left, top - longest - 2))
+        picture.paste(strip.transpose(Image.ROTATE_90), (left, top - longest - 2))
     put(draw, (8, 8), title, 14)
     put(draw, (left + m * cell / 2, top - 22 - (longest if named and n == m else 0)), xlabel, 13,
         "ma")

@@ -1,7 +1,9 @@
 """A classifier: an encoder read at a layer, and a linear head. Its file, and what it remembers."""
 
 import shlex
+import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -89,6 +91,18 @@ def save_classifier(file, model, args, names, memory, **about):
                         **about})
     fgssl.save(file, 0, args, torch.Generator(), encoder=model.layers.encoder, head=model.head,
                memory=memory)
+
+
+def load_init(file, arch):
+    """The weights that training began with, for a row of the table: its name, and the encoder; {}
+    where there was no file, or it is gone."""
+    if not file:
+        return "", {}
+    if not Path(file).is_file():
+        print(f"{file}, from which training began, is not there: no row for it", file=sys.stderr)
+        return "", {}
+    encoder, run = fgssl.load_encoder(file, arch)
+    return f"init {file}" if run else "ImageNet init", {"init": encoder}
 
 
 class Loaded(NamedTuple):

@@ -4,8 +4,8 @@ Labels are used where there are some. Everything rests on the encoder's features
 these images: cosine similarity of two, Euclidean distance to the others. Duplicates are the
 exception: they are found by their pixels.
 
-Writes embeddings.npz and .csv, a CSV for each question, a picture of each cluster, and explore.html,
-which shows them.
+Writes embeddings.npz and .csv, a CSV for each question, a picture of each cluster, and
+explore.html, which shows them.
 """
 
 import os
@@ -40,8 +40,9 @@ def explore(encoder, args, out):
                               "to compare it with")
     identity = digest(digest_weights(encoder).encode(), os.fsencode(os.path.abspath(args.explore)))
     claim(out, identity)
-    unreadable = np.setdiff1d(np.arange(len(data.records.paths)), rows)
-    write_csv(out / "unreadable.csv", [["file"], *([data.records.paths[row]] for row in unreadable)])
+    bad = [str(data.records.paths[row])
+           for row in np.setdiff1d(np.arange(len(data.records.paths)), rows)]
+    write_csv(out / "unreadable.csv", [["file"], *([file] for file in bad)])
 
     encoder.to((device := fgssl.device_and_precision(args.precision))[0],
                memory_format=torch.channels_last)
@@ -63,10 +64,10 @@ def explore(encoder, args, out):
     if not known.all():
         sections.append(to_label(out, x, known, files, show))
     title = f"{data.name}: {len(files):,} images, {known.sum():,} with a label"
-    about = [f"{len(unreadable)} files cannot be read, see unreadable.csv"] if len(unreadable) else []
+    about = [f"{len(bad)} files cannot be read, see unreadable.csv"] if bad else []
     page.write(out / "explore.html", title, [*about, f"encoder {args.checkpoint}, layer {layer}"],
                sections)
-    print(f"{title}; {len(unreadable)} cannot be read")
+    print(f"{title}; {len(bad)} cannot be read")
     for section in sections:
         print(f"  {section.summary}")
     print(f"look at {out / 'explore.html'}; the tables beside it open in a spreadsheet")
@@ -78,8 +79,8 @@ def claim(out, identity):
     if file.exists():
         with np.load(file) as earlier:
             if earlier.get("identity") != identity:
-                raise fgssl.UserError(f"{out} holds what was found in another folder, or by another "
-                                      "encoder: pass another --out, or remove it")
+                raise fgssl.UserError(f"{out} holds what was found in another folder, or by "
+                                      "another encoder: pass another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -154,8 +155,8 @@ def groups(out, x, files, named, images, show, most=40):
                                                                              else ""))
     write_csv(out / "clusters.csv", rows)
     return page.Section("Which groups are there?", f"clusters.csv and clusters/: {len(medoids)} "
-                        "groups, each named by its most typical image", "The most typical images of "
-                        "each, k-means.", shown)
+                        "groups, each named by its most typical image",
+                        "The most typical images of each (k-means).", shown)
 
 
 def doubtful(out, x, labels, files, names, show, count=24):
@@ -201,5 +202,6 @@ def to_label(out, x, known, files, show, count=50):
 
 
 def name_of(file):
-    """The folder and name of a file, for captions."""
-    return "/".join(Path(file).parts[-2:])
+    """The name of a file, for captions, cut in the middle where it is long."""
+    name = Path(file).stem
+    return name if len(name) <= 24 else f"{name[:12]}...{name[-9:]}"

@@ -96,6 +96,6 @@ def feature_map(file, h, labels, names, most=3000, coloured=14):
     present = np.unique(labels)
     shown = present[evenly_spaced(len(present), coloured)]
     groups = {names[label]: xy[labels == label].T for label in shown}
-    titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1))
-    pictures.save(pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T,
-                                   title=f"{len(x):,} test images of {len(present)} classes"), file)
+    titles = [f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1)]
+    titles[0] += f"; {len(x):,} test images of {len(present)} classes"
+    pictures.save(pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T), file)
