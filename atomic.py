@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -20,10 +21,10 @@ except ImportError:  # Windows: drafts of dead processes stay until somebody rem
 def replacing(file):
     """Yield the path of a draft; when the block ends, it replaces `file`.
 
-    The draft has a name of its own, so that processes with one number (two containers) do not
-    share it, and is flushed to the disk before it is renamed, and the folder after: a power cut
+    The draft has a name of its own, which two processes with the same pid, in two containers, do
+    not share, and is flushed to the disk before it is renamed, and the folder after: a power cut
     leaves the old content or the new. An error, or a kill, leaves the old one; drafts of processes
-    that are dead are removed.
+    that are dead are removed. The OSError of a disk that is full says so, and names `file`.
     """
     file = Path(file)
     remove_dead_drafts(file)
@@ -35,6 +36,11 @@ def replacing(file):
                 os.fsync(content.fileno())
             os.replace(draft, file)
         flush_folder(file.parent)
+    except OSError as error:
+        if error.filename not in (None, str(draft), draft):  # the block was reading another file
+            raise
+        reason = error.strerror or str(error)
+        raise OSError(error.errno or errno.EIO, f"{reason}; {file} is as it was", file) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()
@@ -45,15 +51,16 @@ def locked(draft):
     """Make the draft, and hold a lock on it, which the system releases when this process dies."""
     with open(draft, "xb") as held:
         if fcntl:
-            fcntl.flock(held, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):               # some network disks have no locks
+                fcntl.flock(held, fcntl.LOCK_EX)
         else:
             held.close()                                     # Windows renames no open file
         yield
 
 
-def hold(file):
+def try_lock(file):
     """Open and lock a file until the handle is closed or this process dies; None where another
-    process holds it. The lock is on the open file: it does not matter that the file stays."""
+    process holds it. On a disk without locks nothing is locked."""
     held = open(file, "ab")
     if fcntl:
         try:
@@ -61,6 +68,8 @@ def hold(file):
         except BlockingIOError:
             held.close()
             return None
+        except OSError:
+            pass
     return held
 
 

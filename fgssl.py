@@ -18,6 +18,7 @@ import functools
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -33,13 +34,18 @@ if sys.version_info < (3, 10) or tuple(map(int, torch.__version__.split(".")[:2]
              f"{sys.version.split()[0]} with torch {torch.__version__}: pip install -U torch")
 
 import atomic
+import flags
 import imagesets
 import kernels
 import parallel
+import terminal
+from flags import (  # noqa: F401, for the scripts
+    DATA_FLAGS, accept_old_flag, invalid_arguments, number, parse, path)
 from imagesets import identity
-from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, for the scripts
-from imagesets.decode import FITS, Source, decode, to_rgb, upright  # noqa: F401, for the scripts
+from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, too
+from imagesets.decode import Source, decode, reason, to_rgb, upright  # noqa: F401, too
 from imagesets.errors import UserError
+from imagesets.progress import progress
 from runfiles import (  # noqa: F401, for the scripts
     Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
 
@@ -516,17 +522,26 @@ def features(encoder, images, size, device, autocast=contextlib.nullcontext(), b
     return torch.cat(out) if out else torch.empty(0, encoder.dim)
 
 
+MOST = 2 ** 24  # numbers in one table of similarities or scores: 64 MiB
+
+
+MOST = 2 ** 24  # similarities or scores that are held at once: 64 MiB
+
+
 def knn(train_h, train_labels, h, k, classes):
     """Classify by the k nearest training features; cosine similarity s has weight exp(s / 0.07).
 
     train_h (N, D), train_labels (N,), h (M, D) -> predicted labels (M,). k is at most N. After Wu
     et al. 2018, whose k is 200; here a class may have 30 images, so the caller chooses k, on val.
     """
-    train_h, h = F.normalize(train_h, dim=1), F.normalize(h, dim=1)
-    similarity, nearest = (h @ train_h.T).topk(min(k, len(train_h)))
-    votes = torch.zeros(len(h), classes)
-    votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
-    return votes.argmax(1)
+    train_h, h, predicted = F.normalize(train_h, dim=1), F.normalize(h, dim=1), []
+    parts = h.split(max(1, MOST // max(len(train_h), classes)))
+    for part in progress(parts, len(parts), "k-NN, parts", patience=5):
+        similarity, nearest = (part @ train_h.T).topk(min(k, len(train_h)))
+        votes = torch.zeros(len(part), classes)
+        votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)
 
 
 def knn_check(encoder, train, val, size, device, autocast, k=5):
@@ -549,188 +564,6 @@ def accuracy(predicted, labels):
 
 
 # ------------------------------------------------------------------------------------------------
-# Arguments
-# ------------------------------------------------------------------------------------------------
-
-
-def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
-    """An argparse type: a finite int or float within bounds, with an error that names them."""
-    def convert(text):
-        value = kind(text)
-        if not (math.isfinite(value) and low <= value <= high and value > above):
-            limits = (("at least", low), ("at most", high), ("above", above))
-            wanted = [f"{word} {limit}" for word, limit in limits if math.isfinite(limit)]
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: wanted a finite number {' and '.join(wanted)}")
-        return value
-    convert.__name__ = kind.__name__  # argparse says "invalid int value"
-    return convert
-
-
-def path(text):
-    """An argument's path; a shell expands ~ only where it begins a word."""
-    return os.path.expanduser(text)
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The script's docstring as it stands, and every default that tells something."""
-
-    def _get_help_string(self, action):
-        tells_nothing = action.default is None or action.default is False
-        return action.help if tells_nothing else super()._get_help_string(action)
-
-
-DATA_HELP = f"a folder of images, or one of {', '.join(imagesets.SETS)}"
-
-
-def parser(doc, training=True, **defaults):
-    """An argparse parser with the flags that every script shares; `defaults` are the script's own.
-
-    training: whether to add the flags of a training run.
-    """
-    p = argparse.ArgumentParser(usage="%(prog)s [options]",  # all 30 flags would hide an error
-                                description=doc, formatter_class=_Help)
-    data, run = p.add_argument_group("data"), p.add_argument_group("run")
-    data.add_argument("--data", type=path, help=DATA_HELP)
-    add_data_flags(data)
-    data.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
-    run.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
-    run.add_argument("--arch", choices=ENCODERS, help="encoder; resnet10 is for CPUs")
-    if training:
-        run.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
-        run.add_argument("--batch", type=number(int, 2),
-                         help="images a step, of all processes together")
-        run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
-        run.add_argument("--eval-every", type=number(int, 1), default=5,
-                         help="epochs between evaluations on val")
-    run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
-    run.add_argument("--out", type=path, help="folder for what is written")
-    if training:
-        run.add_argument("--resume", action="store_true",
-                         help="continue the run in --out; with more --epochs, lengthen it")
-    run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                     help="auto is bf16 where the hardware has it")
-    if training:
-        run.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
-                         help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU; auto is "
-                              "CUDA on a GPU, else PyTorch")
-        run.add_argument("--sync-bn", action="store_true",
-                         help="under torchrun: SyncBatchNorm, statistics over all processes")
-    p.set_defaults(**defaults)
-    return p
-
-
-DATA_FLAGS = ("labels", "bbox", "fit", "subset", "classes")  # what of a set; None: all, as it is
-
-
-def add_data_flags(p):
-    """The flags that `load_data_for` reads, but for --data and --skip-bad."""
-    p.add_argument("--root", type=path,
-                   help="where named sets lie (default: $FGSSL_DATA, or ./data)")
-    p.add_argument("--labels", metavar="LEVEL",
-                   help="which labels, of a set with several kinds: coarse, family, ...; or a "
-                        "column of metadata.csv")
-    p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
-                   help="crop images to their boxes")
-    p.add_argument("--fit", choices=FITS,
-                   help="how an image without a box becomes a square: cut to the centre, or padded "
-                        f"(default: {FITS[0]})")
-    p.add_argument("--subset", type=number(float, above=0, high=1), metavar="FRACTION",
-                   help="for trials: this fraction of the images of each class and split")
-    p.add_argument("--classes", type=number(int, 1), metavar="N",
-                   help="for trials: N of the classes; always the same")
-    p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
-
-
-def accept_old_flag(p, old, new, values=None):
-    """Let the flag `old` stand for the parser's `new`, with one line of notice.
-
-    values: {old value: new value}, None where the old one needs no flag any more.
-    """
-    action, notices = p._option_string_actions[new], set()   # a command line is parsed repeatedly
-
-    class Renamed(argparse.Action):
-        def __call__(self, parser, namespace, value, option_string=None):
-            value = values[value] if values else value
-            if value is not None:
-                setattr(namespace, action.dest, value)
-                if value not in notices:
-                    print(f"{old} is now {new} {value}", file=sys.stderr)
-                notices.add(value)
-
-    p.add_argument(old, action=Renamed, type=action.type, choices=values, help=argparse.SUPPRESS,
-                   default=argparse.SUPPRESS)
-
-
-def parse(p, argv):
-    """Parse; under --resume, take the arguments of the run in --out.
-
-    An existing run is refused without --resume. Errors end the script, with usage.
-    """
-    args = p.parse_args(argv)
-    file, ranks = Path(args.out) / "checkpoint.pt", parallel.ranks()
-    if args.resume:
-        args = resumed(p, argv, args, file)
-    elif file.exists():
-        p.error(f"{args.out} holds a run: --resume continues it, --out FOLDER starts another")
-    if args.batch % ranks:
-        p.error(f"--batch {args.batch} does not divide among {ranks} processes: the run wants a "
-                "number of them that divides it, or another --batch")
-    return args
-
-
-def misfits(p, saved):
-    """Of the arguments saved in a checkpoint, those that the parser would not have taken."""
-    for action in p._actions:
-        value = saved.get(action.dest)
-        if value is None or action.nargs:
-            continue
-        if isinstance(action.default, bool) or action.dest == "bbox":
-            fits = isinstance(value, bool)
-        else:
-            try:
-                fits = (action.type or str)(str(value)) == value
-            except (ValueError, argparse.ArgumentTypeError):
-                fits = False
-            fits = fits and (action.choices is None or value in action.choices)
-        if not fits:
-            yield f"{action.option_strings[0]} {value!r}"
-
-
-MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a resumed run; and data
-
-
-def resumed(p, argv, args, file):
-    """The arguments of the run that `file` is a checkpoint of; what argv gives must repeat them,
-    but for those that may change, and --epochs, which may grow."""
-    if not file.exists():
-        p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
-    try:
-        checkpoint = read_checkpoint(file)
-        saved = checkpoint.get("args")
-    except ValueError as error:
-        p.error(f"cannot resume: {error}")
-    if not isinstance(saved, dict):
-        p.error(f"cannot resume: {file} is no checkpoint of a trainer")
-    for flag in misfits(p, saved):
-        p.error(f"cannot resume: {file} has {flag}")
-    named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
-    args = p.parse_args(argv, named)  # argparse keeps what is there and not given
-    for name, value in vars(args).items():
-        had = saved.get(name, p.get_default(name))           # a flag may be younger than the run
-        longer = name == "epochs" and value > had
-        moved = name == "data" and "data" in checkpoint      # Run.start compares the images
-        if name not in MAY_CHANGE and had != value and not longer and not moved:
-            p.error(f"the run in {args.out} has --{name.replace('_', '-')} {had}, not {value}: "
-                    "a resumed run keeps its arguments" + ", or gets more epochs"
-                    * (name == "epochs"))
-    if args.epochs > saved["epochs"]:
-        print(f"lengthened from {saved['epochs']} to {args.epochs} epochs: the learning rate "
-              "continues on the longer schedule, so it jumps up where the shorter had come down")
-    return args
-
-
-# ------------------------------------------------------------------------------------------------
 # A run: what surrounds a training loop
 # ------------------------------------------------------------------------------------------------
 
@@ -741,6 +574,11 @@ def cosine_lr(step, total, warmup, peak):
     if step < warmup:
         return peak * step / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def parser(doc, training=True, **defaults):
+    """An argparse parser with the flags that every script shares: see flags.py."""
+    return flags.parser(doc, ENCODERS, training, **defaults)
 
 
 def set_lr(optimizer, lr):
@@ -775,6 +613,8 @@ class Run:
                 run.note(**run.knn())
         run.finish(loss="chance", knn="random_init")         # curves, each beside its yardstick
 
+    Between steps the run saves itself: once a minute, at the end, and after Ctrl-C.
+
     args: those of `parser`; views: how many of each image a step shows, for the printed rate.
     Attributes: train and val (Splits), device, autocast, rng (the generator of all random draws),
     group (of all ranks, for kernels.nt_xent), out (the folder), per_epoch and total (steps), step.
@@ -783,6 +623,10 @@ class Run:
     def __init__(self, args, views=1):
         self.args, self.out = args, Path(args.out)
         self.device, self.autocast = device_and_precision(args.precision)
+        if args.impl == "cuda" and self.device.type == "cpu":
+            raise UserError("--impl cuda needs a GPU: leave it out, or pass --impl emulated")
+        if parallel.rank() == 0:
+            self.lock = lock_folder(self.out)
         with parallel.local_rank0_first():                   # the other ranks reuse its cache
             self.data = load_data_for(args)
             self.train, self.val = (self.data.cached(split, cache_side(args.size))
@@ -796,7 +640,7 @@ class Run:
 
     def wrap(self, *modules):
         """The modules as the loop calls them: under torchrun, DDP averages their gradients, and
-        --sync-bn makes their batch-norm one of all processes. The parameters are the same."""
+        --sync-bn computes batch-norm statistics over all processes. Parameters stay the same."""
         if self.args.sync_bn:
             parallel.convert_sync_batchnorm(*modules)
         return parallel.wrap_ddp(*modules)
@@ -811,33 +655,22 @@ class Run:
         print(f"{self.args.arch}, {self.args.size} px, "
               f"{describe_device(self.device)}, {'bf16' if self.autocast._enabled else 'fp32'}; "
               f"kernels: {kernel_in_use(self.args.impl, self.device)}; folder {self.out}")
-        if self.rank == 0:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.lock = atomic.hold(self.out / ".lock")
-            if self.lock is None:
-                raise UserError(f"another process is training in {self.out}: wait for it, or pass "
-                                "another --out")
         self.random_init = self.knn_accuracy()               # the yardstick
         if self.rank == 0:
             trained_on = np.concatenate([split.rows for split in (self.train, self.val)])
             self.identity = identity.identify(self.data.records, trained_on)
+        if self.args.init and not self.args.resume:
+            encoder, _ = load_encoder(self.args.init, self.args.arch)
+            state["encoder"].load_state_dict(encoder.state_dict())
         if self.args.resume:
-            self.step = load(self.out / "checkpoint.pt", self.rng, **state)
-            self.refuse_other_images()
+            saved = load(self.out / "checkpoint.pt", self.rng, **state)
+            self.step = saved["step"]
+            if self.rank == 0:
+                identity.require_same(saved.get("data"), self.identity, self.args.data, self.out)
         self.logger = Log(self.args, self.total, self.step, self.device, self.per_step, self.unit)
         if self.step == 0:
-            self.note(**self.knn(self.random_init))
+            self.note(**self.knn(None if self.args.init else self.random_init))
         self.stop, self.saved = StopSignal(), time.monotonic()
-
-    def refuse_other_images(self):
-        """UserError where the run in the folder was trained on other images: its schedule and its
-        order of images would be others."""
-        saved = read_checkpoint(self.out / "checkpoint.pt").get("data")
-        changed = identity.differences(saved, self.identity) if saved and self.rank == 0 else ""
-        if changed:
-            raise UserError(f"the images of {self.args.data} are not those of the run in "
-                            f"{self.out}: {changed}. Put them back, name the folder that has them "
-                            "with --data, or start a run with another --out")
 
     def begins(self):
         """Whether to draw what is drawn once: on rank 0, before the first step."""
@@ -850,7 +683,7 @@ class Run:
             self.step, self.decided = self.step + 1, False
             index = next(order)[self.rank::self.ranks]       # this rank's images of the batch
             yield self.step, fetch(self.train.images, index, self.device)
-            self.due()                                       # for a script that did not ask
+            self.due()                                       # if the loop did not call it
             if self.saving:
                 self.save("checkpoint.pt")
                 self.saved = time.monotonic()
@@ -873,7 +706,7 @@ class Run:
         return self.saving or self.step in (1, self.total) or self.step % every == 0
 
     def log(self, **values):
-        """Log numbers or tensors (), means over processes; waits for the GPU. `lr` is among them.
+        """Log numbers or tensors (), means over processes; waits for the GPU.
 
         One that is not finite ends the run: FloatingPointError, after saving into diverged.pt.
         """
@@ -882,9 +715,9 @@ class Run:
         for name, value in values.items():
             if not math.isfinite(value):
                 self.save("diverged.pt")
-                raise FloatingPointError(
-                    f"{name} {value} at step {self.step}, learning rate {values['lr']:.1e}. This "
-                    f"state is in {self.out}/diverged.pt; try a smaller learning rate")
+                rate = f", learning rate {values['lr']:.1e}" if "lr" in values else ""
+                raise FloatingPointError(f"{name} {value} at step {self.step}{rate}. This state is "
+                                         f"in {self.out}/diverged.pt; try a smaller learning rate")
 
     def note(self, **values):
         """Log numbers of an evaluation; nothing where there are none."""
@@ -916,17 +749,42 @@ class Run:
             self.logger.curves(**curves)
             self.lock.close()
         if self.step < self.total:
-            python = Path(sys.executable).name
+            python = python_command()
             if self.ranks > 1:
-                python = f"torchrun --nproc-per-node {self.ranks}"
+                python = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
             script, out = shlex.quote(sys.argv[0]), shlex.quote(str(self.out))
             self.stop.exit(f"{python} {script} --out {out} --resume")
         file = shlex.quote(str(self.out / "checkpoint.pt"))
+        words = [python_command(), shlex.quote(script_beside("linear_eval.py")), file, evaluate]
         if not (self.data.records.labels >= 0).any():        # no labels to evaluate with
-            evaluate += f" --data LABELLED --out {shlex.quote(f'{self.out}_on_labelled')}"
-        script = os.path.relpath(Path(__file__).with_name("linear_eval.py"))
-        print(f"done: {file}. Next:\n  {Path(sys.executable).name} {shlex.quote(script)} {file}"
-              f"{evaluate}")
+            words.append(f"--data LABELLED --out {shlex.quote(f'{self.out}_on_labelled')}")
+        print(f"done: {file}. Next:\n  {' '.join(word for word in words if word)}")
+
+
+def lock_folder(folder):
+    """Make a folder that this process alone trains in; returns its lock. UserError if another
+    process does, or if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = atomic.try_lock(folder / ".lock")
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}. Pass another --out"
+                        ) from error
+    if lock is None:
+        raise UserError(f"another process is training in {folder}: wait for it, or pass another "
+                        "--out")
+    return lock
+
+
+def python_command():
+    """This interpreter as a shell finds it: its name, or else its path."""
+    name = Path(sys.executable).name
+    return name if shutil.which(name) == sys.executable else shlex.quote(sys.executable)
+
+
+def script_beside(name):
+    """The path of one of the scripts here from the working folder."""
+    return os.path.relpath(Path(__file__).with_name(name))
 
 
 def kernel_in_use(impl, device):
@@ -942,13 +800,16 @@ class StopSignal:
         self.signal, self.numbers = None, [signal.SIGINT, signal.SIGTERM]
         if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             self.numbers.append(signal.SIGHUP)               # nohup has it ignored
-        for number in self.numbers:
-            signal.signal(number, self._handle)
+        for each in self.numbers:
+            signal.signal(each, self._handle)
 
-    def _handle(self, number, frame):
-        self.signal = number
+    def _handle(self, caught, frame):
+        self.signal = caught
         for each in self.numbers:
             signal.signal(each, signal.SIG_DFL)
+        if caught == getattr(signal, "SIGHUP", None):        # the terminal is gone: nobody reads
+            signal.signal(caught, signal.SIG_IGN)            # shells may send it twice
+            sys.stdout = sys.stderr = open(os.devnull, "w")
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def __bool__(self):
@@ -964,9 +825,9 @@ class StopSignal:
 def launch(main):
     """Run a script's main(). Ctrl-C and what a user can mend (a UserError, a file or disk that
     fails, a loss that diverges) end it in one line; a bug ends it in a traceback."""
-    sys.stdout.reconfigure(errors="backslashreplace")        # of what a terminal cannot show
     try:
-        parallel.run(main)
+        with terminal.tolerant():
+            parallel.run(main)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -983,11 +844,11 @@ def main(argv=None):
     from imagesets import survey
     p = argparse.ArgumentParser(description="look at a data set, or at the cache")
     commands = p.add_subparsers(dest="command", required=True)
-    data = commands.add_parser("data", formatter_class=_Help, help="what is in a set, and what is "
-                               "wrong with it", description="Print its splits, classes and sizes, "
+    data = commands.add_parser("data", formatter_class=flags.Help, help="what is in a set, and what "
+                               "is wrong with it", description="Print its splits, classes, sizes, "
                                "unreadable, near-black and duplicate files; draw some of it.")
-    data.add_argument("data", metavar="SET", type=path, help=DATA_HELP)
-    add_data_flags(data)
+    data.add_argument("data", metavar="SET", type=path, help=flags.DATA_HELP)
+    flags.add_data_flags(data)
     data.add_argument("--out", type=path, default="out/data", help="folder for the picture")
     data.set_defaults(skip_bad=False)
     cache = commands.add_parser("cache", help="the decoded images: sets and sizes",
@@ -996,7 +857,6 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.command == "cache":
         return list_cache(args.clear)
-    sys.stdout.reconfigure(errors="backslashreplace")        # some files' names are not UTF-8
     survey.survey(load_data_for(args), Path(args.out))
 
 

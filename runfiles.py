@@ -43,7 +43,7 @@ def save(file, step, args, rng, data=None, **parts):
     """
     if parallel.rank() == 0:
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.update(step=step, args=vars(args).copy(), rng={
+        checkpoint.update(step=step, args=vars(args).copy(), script=script_name(), rng={
             "views": rng.get_state(), "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
         if data:
@@ -56,6 +56,10 @@ def save(file, step, args, rng, data=None, **parts):
             raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched."
                           ) from error
     parallel.wait()
+
+
+def script_name():
+    return Path(sys.argv[0]).name
 
 
 def read_checkpoint(file):
@@ -71,8 +75,8 @@ def read_checkpoint(file):
                     raise UserError
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # zip, pickle and end-of-file errors have no common type
-        raise UserError(f"{file} is no checkpoint: damaged, or holding more than tensors and plain "
-                        "values, which are all that is ever loaded") from None
+        raise UserError(f"{file} is no checkpoint, or damaged. Only tensors and plain values are "
+                        "loaded, never code") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint")
     if isinstance(checkpoint.get("args"), dict):
@@ -89,7 +93,7 @@ def rename_old_arguments(args):
 
 
 def load(file, rng, **parts):
-    """Put a checkpoint's state back into the parts and the random generators; returns its step."""
+    """Put a checkpoint's state back into the parts and the random generators; returns it whole."""
     checkpoint = read_checkpoint(file)
     absent = [name for name in ("step", "rng", *parts) if name not in checkpoint]
     if absent:
@@ -109,7 +113,7 @@ def load(file, rng, **parts):
             torch.cuda.set_rng_state_all(state["cuda"])
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise UserError(f"{file} cannot be used: its random generators, {error!r}") from error
-    return step
+    return checkpoint
 
 
 def load_optimizer(optimizer, state, what):
@@ -127,8 +131,7 @@ def load_optimizer(optimizer, state, what):
 
 
 def load_weights(module, state, what):
-    """module.load_state_dict, but with every key that does not fit, or whose numbers are not
-    finite, listed in one UserError."""
+    """module.load_state_dict; UserError names the first keys that do not fit or are not finite."""
     own = module.state_dict()
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{what} is no state dict of tensors")
@@ -139,8 +142,9 @@ def load_weights(module, state, what):
     problems += [f"{k} holds NaN or infinity: the run diverged" for k in own
                  if k in state and not state[k].isfinite().all()]
     if problems:
-        raise UserError(f"{what} does not fit this {type(module).__name__}, "
-                         f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{what} does not fit this {type(module).__name__}: "
+                        f"{', '.join(problems[:3])}{more}")
     module.load_state_dict(state)
 
 
@@ -149,7 +153,7 @@ def load_weights(module, state, what):
 # ------------------------------------------------------------------------------------------------
 
 FORMATS = dict.fromkeys(("knn", "solved", "val_puzzles"), "{:.1f} %")
-FORMATS |= dict.fromkeys(("psnr", "val_psnr"), "{:.2f} dB")
+FORMATS |= dict.fromkeys(("psnr", "val_psnr"), "{:.2f} dB") | {"lr": "{:.1e}"}
 YARDSTICKS = ("chance", "random_init", "bicubic")
 
 
@@ -190,7 +194,7 @@ class Log:
         self.note(step, tail, **values, **{f"{self.unit}_per_s": rate})
 
     def note(self, step, tail=(), **values):
-        """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
+        """Log the results of an evaluation; the clock of the rate restarts.
 
         `n`, how many images a percentage is of, and then a yardstick follow their number; the
         yardstick is printed in brackets. Lines are at most 120 columns wide.
@@ -216,12 +220,12 @@ class Log:
         records, panels = read_log(self.file), []
         for name, yardstick in yardsticks.items():
             points = [(r["step"], r[name], r[yardstick]) for r in records
-                      if r.get(name) is not None]
+                      if None not in (r.get(name), r.get(yardstick))]
             if points:
                 steps, values, level = zip(*points)
                 name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
                 panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
-                                             "step"))
+                                             "step", xrange=(0, self.step)))
         if panels:
             pictures.save(pictures.stack(panels), self.folder / "curves.png")
 

@@ -1,9 +1,9 @@
-"""Jigsaw: of P known ways to shuffle the tiles of an image, say which one was used.
+"""Jigsaw: predict which of P known permutations shuffled the tiles of an image.
 
 Each image is cut into a grid of tiles, with a random gap between them, and the tiles are shuffled
 by one of P permutations. The encoder sees every tile alone; a small head sees the features of all
-tiles in their shuffled order and predicts the permutation. To know where a tile belongs is to know
-which part of the object it shows.
+tiles in their shuffled order and predicts the permutation. To place a tile, the encoder must
+recognise which part of the object it shows.
 
 Noroozi & Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, 2016.
 
@@ -157,7 +157,7 @@ def main(argv=None):
                 run.note(val_puzzles=fgssl.accuracy(answer, target), n=len(target),
                          chance=100 / args.perms)
             run.note(**run.knn())
-    run.finish(" --layer best", loss="chance", val_puzzles="chance", knn="random_init")
+    run.finish("--layer best", loss="chance", val_puzzles="chance", knn="random_init")
 
 
 @torch.no_grad()

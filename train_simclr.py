@@ -1,8 +1,8 @@
-"""SimCLR: of two views of one image, recognise the partner among the views of all others.
+"""SimCLR: recognise which two views come from the same image.
 
 Each image of a batch of N is distorted twice at random. The encoder and a small head map the 2N
 views to unit vectors z, and the NT-Xent loss asks that every z lie closer to its partner than to
-the other 2N - 2. What survives the distortion is what the encoder must see.
+the other 2N - 2. The encoder must represent what the distortions leave unchanged.
 
 Chen, Kornblith, Norouzi & Hinton, A Simple Framework for Contrastive Learning of Visual
 Representations, ICML 2020: Algorithm 1.
@@ -116,7 +116,8 @@ def positive_rank(z):
     positive = (anchors + len(z) // 2) % len(z)
     sim = z[anchors] @ z.T
     sim[anchors, anchors] = -torch.inf
-    return 1 + (sim > sim[anchors, positive][:, None]).sum(1).float().mean()
+    closer = sim > sim[anchors, positive][:, None]
+    return (1 + closer.sum(1).float() + 0 * sim[anchors, positive]).mean()  # NaN of NaN
 
 
 def draw_views(images, args, file):

@@ -109,7 +109,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
     rng, step, best = torch.Generator().manual_seed(args.seed), 0, {"val": -1.0, "step": 0}
     state = dict(model=model, best=copy.deepcopy(model), optimizer=optimizer)
     if file.exists() and (saved := fgssl.read_checkpoint(file)["args"]).get("task") == task:
-        step, best = fgssl.load(file, rng, **state), saved["best"]
+        step, best = fgssl.load(file, rng, **state)["step"], saved["best"]
 
     evaluated = {round(total * i / VAL_EVALUATIONS) for i in range(1, VAL_EVALUATIONS + 1)}
     order = fgssl.batches(len(train.labels), batch, args.seed, step)

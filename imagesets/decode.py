@@ -12,6 +12,8 @@ from .errors import UserError
 
 PADDING = (124, 116, 104)  # beyond the picture: ImageNet's mean colour, 0 after `fgssl.normalize`
 FITS = ("crop", "pad")
+MOST_PIXELS = 500_000_000                # of an image that is read
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # where Pillow warns; it refuses above twice this
 
 
 class Source(NamedTuple):
@@ -71,7 +73,15 @@ def decode(source, side):
             picture = (image.width, image.height - source.banner * scale)
             return cut_square(image, picture, left, top, length, side).transpose(2, 0, 1)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
-        raise UserError(f"cannot read image {path}: {error}") from error
+        raise UserError(f"cannot read image {path}: {reason(error)}") from error
+
+
+def reason(error):
+    """Why Pillow could not read an image, in words."""
+    if isinstance(error, Image.DecompressionBombError):
+        return (f"it has more than {MOST_PIXELS // 10 ** 6} megapixels, the most that is read. "
+                "Make it smaller.")
+    return str(error) or "it does not fit into memory"
 
 
 def cut_square(image, picture, left, top, length, side):

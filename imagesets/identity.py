@@ -5,6 +5,8 @@ from hashlib import blake2b
 
 import numpy as np
 
+from .errors import UserError
+
 PIECE = 4096  # bytes that are read at the start, in the middle and at the end of a file
 
 
@@ -38,14 +40,24 @@ def identify(records, rows):
 
 def differences(before, now):
     """How two results of `identify` differ, in words; "" where content, order and splits agree.
-    Where files lie and how they are called does not matter."""
+    Where files lie and what they are called does not matter."""
     if before["splits"] == now["splits"] and np.array_equal(before["ids"], now["ids"]):
         return ""
     ids = [[row.tobytes() for row in np.asarray(each["ids"])] for each in (before, now)]
-    said = []
+    changes = []
     for word, ours, theirs, files in (("gone", ids[0], {*ids[1]}, before["files"]),
                                       ("new", ids[1], {*ids[0]}, now["files"])):
         names = [file for file, each in zip(files, ours) if each not in theirs]
         if names:
-            said.append(f"{len(names)} {word} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
-    return ", ".join(said) or "the same images in another order or other splits"
+            changes.append(f"{len(names)} {word} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
+    return ", ".join(changes) or "the same images in another order or other splits"
+
+
+def require_same(before, now, name, out):
+    """UserError where the run in the folder `out` was trained on other images than those of the set
+    `name` are now; before may be None, of older checkpoints."""
+    changed = differences(before, now) if before else ""
+    if changed:
+        raise UserError(f"the images of {name} are not those of the run in {out}: {changed}. Put "
+                        "them back, name the folder that has them with --data, or start a run with "
+                        "another --out")

@@ -43,7 +43,7 @@ def ends_in_one_line(module, argv, capsys):
     assert left.value.code not in (0, None)
     lines = capsys.readouterr().err.split("\n")
     lines = [line for line in lines if line and not line.startswith("decoding")]
-    lines += [left.value.code] if isinstance(left.value.code, str) else []
+    lines += left.value.code.split("\n") if isinstance(left.value.code, str) else []
     assert len(lines) == 1, lines
     return lines[0]
 
@@ -61,11 +61,17 @@ def ends_in_one_line(module, argv, capsys):
     (linear_eval, "--compare {run}/log.jsonl", "is no eval.json.*linear_eval.py CHECKPOINT"),
     (linear_eval, "{run}/checkpoint.pt --encoder generator", "no generator.*train_srgan.py"),
     (linear_eval, "{run}/checkpoint.pt --layer 9", "has the layers 4, 4:2x2"),
+    (linear_eval, "{foreign} --arch resnet50", "does not fit this ResNet: .* and .* more"),
+    (train_jigsaw, "--out {run} --resume --epochs 3", "head in .* does not fit this PuzzleHead"),
+    (train_simclr, "--data {photos} --impl cuda --out {tmp}/out", "--impl cuda needs a GPU"),
+    (train_simclr, "--data {photos} --out {photo}", "cannot write into .*another --out"),
     (linear_eval, "{run}/checkpoint.pt --arch resnet18", "holds a resnet10, not a resnet18"),
 ], ids=lambda value: value.split()[0] if isinstance(value, str) else None)
 def test_a_users_mistake_ends_in_one_line_that_says_what_to_do(
         module, argv, wanted, run, photos, loose, tmp_path, capsys):
+    torch.save(fgssl.resnet("resnet18").state_dict(), tmp_path / "foreign.pth")
     argv = argv.format(tmp=tmp_path, photos=photos, run=run, loose=loose, tiny=shlex.join(TINY[:6]),
+                       foreign=tmp_path / "foreign.pth",
                        photo=next(photos.glob("*/*.png")))
     line = ends_in_one_line(module, argv.split(), capsys)
     assert line.startswith("error: ") and re.search(wanted, line), line
@@ -120,8 +126,7 @@ def test_the_last_line_runs_as_it_is_printed(labels, photos, loose, tmp_path, ca
     if not labels:
         assert command.endswith("--data LABELLED --out 'a run_on_labelled'")
         command = command.replace("LABELLED", shlex.quote(str(photos)))
-    words = shlex.split(command)
-    done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert done.returncode == 0 and "| a run/checkpoint.pt" in done.stdout, done.stderr
 
 
@@ -129,7 +134,7 @@ def test_a_finished_run_can_be_lengthened_and_not_shortened(photos, tmp_path, ca
     train_simclr.main(["--data", str(photos), "--out", str(tmp_path), *TINY])
     before = fgssl.read_checkpoint(tmp_path / "checkpoint.pt")["encoder"]
     train_simclr.main(["--out", str(tmp_path), "--resume", "--epochs", "4"])
-    assert "lengthened from 2 to 4 epochs: the learning rate" in capsys.readouterr().out
+    assert "epochs raised from 2 to 4: the learning rate now" in capsys.readouterr().out
     after = fgssl.read_checkpoint(tmp_path / "checkpoint.pt")
     assert after["step"] == 4 * 3 and after["args"]["epochs"] == 4
     assert not torch.equal(before["conv1.weight"], after["encoder"]["conv1.weight"])

@@ -211,7 +211,7 @@ def test_a_resumed_training_goes_on_to_the_bit(tmp_path):
     wanted, weights = training.steps(5), training.net.state_dict()
     resumed = Training(1)
     resumed.steps(2)
-    assert fgssl.load(tmp_path / "a.pt", resumed.rng, **resumed.state) == 3
+    assert fgssl.load(tmp_path / "a.pt", resumed.rng, **resumed.state)["step"] == 3
     assert resumed.steps(5) == wanted, "some state was not saved, or not put back"
     assert all(torch.equal(resumed.net.state_dict()[k], weights[k]) for k in weights)
     assert fgssl.read_checkpoint(tmp_path / "a.pt")["args"] == vars(ARGS)
