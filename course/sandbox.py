@@ -25,9 +25,9 @@ USER = 61000                             # and the job's number: a user whom nob
 SAYS = {"namespaces": "files, processes, network and user are apart",
         "user": "another user with limits, but this system allows no namespaces: a submission can "
                 "read what everybody can (chmod go-rx this project), and reach the network",
-        "limits": "limits only: this system allows no namespaces, and you are not root. A "
-                  "submission can read your files, the solutions among them: prefer Linux, or an "
-                  "account for grading alone"}
+        "limits": "limits only: this system allows neither namespaces nor another user. A "
+                  "submission can read your files, the solutions among them, and reach the network: "
+                  "prefer Linux, or an account for grading alone"}
 PROGRAMS = "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", \
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"
 MEGABYTE = 2**20
@@ -82,7 +82,7 @@ def mode(work):
         (Path(work) / name).mkdir()
     kinds = ["namespaces"] * (sys.platform == "linux") + ["user"] * (os.getuid() == 0)
     for kind in (*kinds, "limits"):
-        argv = [sys.executable, "-c", "import torch, os; os.kill(os.getppid(), 0) if 0 else 0"]
+        argv = [sys.executable, "-c", "import torch"]
         setup = dict(tree=str(work / "tree"), kind=kind, job=99, seconds=60, argv=argv)
         process = launch(setup)
         line = process.communicate()[0]
