@@ -60,8 +60,8 @@ class Grading:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(mode=0o755)
         spec = dict(template=str(self.template), exercises=self.exercises, work=str(work),
-                    mode=self.mode, job=job, timeout=self.timeout, seed=student,
-                    submission=str(Path(path).resolve()),
+                    mode=self.mode, user=sandbox.user_number(job), timeout=self.timeout,
+                    seed=student, submission=str(Path(path).resolve()),
                     hidden=[str(folder.resolve()) for folder in self.hidden])
         judge = self.judge_of(job)
         late = threading.Timer(180 + 6 * self.timeout * len(self.exercises), judge.kill)

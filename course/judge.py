@@ -26,11 +26,12 @@ COMPILED = 5                             # a kernel's exercise gets so many time
 class Tests:
     """A pytest plugin: chooses the tests of one exercise, and keeps what became of each.
 
-    results: {test: message, or None if it passed}; skipped: {test: reason}.
+    results: {test: message, or None if it passed}; skipped: {test: reason}. begin() is called
+    before the first test: to collect them is no time of the submission's.
     """
 
-    def __init__(self, exercise, student, hidden):
-        self.exercise, self.student, self.hidden = exercise, student, hidden
+    def __init__(self, exercise, student, hidden, begin=lambda: None):
+        self.exercise, self.student, self.hidden, self.begin = exercise, student, hidden, begin
         self.results, self.skipped, self.stopped = {}, {}, None
 
     def grades(self, item):
@@ -63,6 +64,9 @@ class Tests:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self):
+        if self.begin:
+            self.begin()
+            self.begin = None
         if self.stopped:
             pytest.fail(self.stopped, pytrace=False)
 
@@ -135,7 +139,7 @@ class Grader:
         door = socket.socket(socket.AF_UNIX)
         door.bind(self.path)
         door.listen(16)
-        self.box = sandbox.Sandbox(self.tree, door, self.spec["mode"], self.spec["job"],
+        self.box = sandbox.Sandbox(self.tree, door, self.spec["mode"], self.spec["user"],
                                    self.spec["timeout"] * COMPILED)
         door.close()                                 # if the worker dies, nobody listens
 
@@ -154,20 +158,21 @@ class Grader:
         if not self.box or self.box.process.poll() is not None:
             self.start()
         hidden = [Path(folder) for folder in self.spec["hidden"]]
-        plugin = Tests(exercise, self.spec["seed"], [folder.name for folder in hidden])
         keys = [f"{file}:{name}" for name, file in zip(exercise["names"], exercise["files"])]
+        seconds = self.spec["timeout"] * (COMPILED if exercise["cuda"] else 1)
+        plugin = Tests(exercise, self.spec["seed"], [folder.name for folder in hidden],
+                       lambda: self.ask(seconds, keys))
         if exercise["cuda"]:
             seam.register_ops()
-        self.ask(self.spec["timeout"] * (COMPILED if exercise["cuda"] else 1), keys)
         files = [f"tests/{exercise['tests']}",
                  *(str(file) for folder in hidden for file in sorted(folder.glob("test_*.py")))]
         try:
             pytest.main(["-p", "no:cacheprovider", "-p", "no:terminal", "-o", "addopts=",
                          *files], plugins=[plugin])
         finally:
-            del os.environ[seam.VARIABLE]
-        if plugin.stopped:
-            self.stop()                              # it may still run
+            os.environ.pop(seam.VARIABLE, None)
+        if any(plugin.results.values()):
+            self.stop()                              # it may have left processes behind
         return plugin
 
 
@@ -204,7 +209,7 @@ def weight_of(exercise, test):
 
 def first_failure(failed):
     """The failure that says most: an error in the code before a wrong number."""
-    return min(failed.items(), key=lambda item: ("line " not in item[1], len(item[0])))
+    return min(failed.items(), key=lambda item: "line `" not in item[1])
 
 
 def grade(spec):

@@ -21,13 +21,14 @@ import sysconfig
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-USER = 61000                             # and the job's number: a user whom nobody else is
+USER = 2_000_000                         # and a number: users whom nobody else is, so that limits
+                                         # on processes count those of one submission
 SAYS = {"namespaces": "files, processes, network and user are apart",
         "user": "another user with limits, but this system allows no namespaces: a submission can "
                 "read what everybody can (chmod go-rx this project), and reach the network",
-        "limits": "limits only: this system allows no namespaces, and you are not root. A "
-                  "submission can read your files, the solutions among them: prefer Linux, or an "
-                  "account for grading alone"}
+        "limits": "limits only: this system allows neither namespaces nor another user. A "
+                  "submission can read your files, the solutions among them, and reach the network: "
+                  "prefer Linux, or an account for grading alone"}
 PROGRAMS = "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", \
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"
 MEGABYTE = 2**20
@@ -39,16 +40,21 @@ NEWPID, NEWNET = 0x20000000, 0x40000000
 RDONLY, NOSUID, NODEV, NOEXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 
 
+def user_number(job):
+    """Another one for each job of each grader on this machine; fewer than 64 jobs."""
+    return USER + 64 * os.getpid() + job
+
+
 class Sandbox:
     """A running worker for the tree of one submission."""
 
-    def __init__(self, tree, door, kind, job, seconds):
+    def __init__(self, tree, door, kind, user, seconds):
         self.work = Path(tree).parent
         for name in ("root", "tmp"):
             (self.work / name).mkdir(exist_ok=True)
         (self.work / "tmp").chmod(0o777)
         argv = [sys.executable, "-m", "course.worker", str(door.fileno())]
-        setup = dict(tree=str(tree), kind=kind, job=job, seconds=seconds, argv=argv)
+        setup = dict(tree=str(tree), kind=kind, user=user, seconds=seconds, argv=argv)
         self.process = launch(setup, [door.fileno()])
         line = self.process.stdout.readline()
         if not line.startswith("{"):
@@ -82,8 +88,8 @@ def mode(work):
         (Path(work) / name).mkdir()
     kinds = ["namespaces"] * (sys.platform == "linux") + ["user"] * (os.getuid() == 0)
     for kind in (*kinds, "limits"):
-        argv = [sys.executable, "-c", "import torch, os; os.kill(os.getppid(), 0) if 0 else 0"]
-        setup = dict(tree=str(work / "tree"), kind=kind, job=99, seconds=60, argv=argv)
+        argv = [sys.executable, "-c", "import torch"]
+        setup = dict(tree=str(work / "tree"), kind=kind, user=user_number(63), seconds=60, argv=argv)
         process = launch(setup)
         line = process.communicate()[0]
         if process.returncode == 0 and line.startswith("{"):
@@ -177,7 +183,7 @@ def drop(uid):
 
 def enter(setup):
     """Isolate this process, and become argv. With namespaces a child does, as its process 1."""
-    kind, uid, tree = setup["kind"], USER + setup["job"], setup["tree"]
+    kind, uid, tree = setup["kind"], setup["user"], setup["tree"]
     work, root_user = os.path.dirname(tree), os.getuid() == 0
     libc = ctypes.CDLL(None, use_errno=True)
     home = f"{work}/tmp"

@@ -145,7 +145,7 @@ def marks(handout, tmp_path_factory):
         text_with("return half(step)") + "\n\ndef half(x):\n    return 0.5\n")
     run = subprocess.run(
         [sys.executable, "-m", "course.grade", handout, *sorted((top / "in").iterdir()),
-         "--csv", top / "marks.csv", "--timeout", "6"], cwd=ROOT, capture_output=True, text=True)
+         "--csv", top / "marks.csv", "--timeout", "10"], cwd=ROOT, capture_output=True, text=True)
     with open(top / "marks.csv") as file:
         found = {row["student"]: row for row in csv.DictReader(file)}
     assert (precious / "fgssl.py").exists() or "limits" in run.stdout, "a submission deleted it"
@@ -166,7 +166,7 @@ def test_no_hostile_body_is_solved_and_all_are_graded(marks, name):
     ("ends the process", "has ended"), ("never ends", "no answer in time"),
     ("takes all memory", "memory"), ("broken", "broken.py line"),
     ("deep", "deep.py"), ("helper", "put helper functions into it"), ("damaged", "damaged.zip"),
-    ("half", "rate")])
+    ("half", "wanted 0")])
 def test_what_went_wrong_is_named(marks, name, says):
     assert says in marks[0][name]["cosine_lr: message"], marks[0][name]
 
@@ -193,7 +193,7 @@ def test_ctrl_c_keeps_what_is_graded(handout, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-m", "course.grade", handout, tmp_path / "ann.py", tmp_path / "bob.py",
          "--csv", tmp_path / "marks.csv", "--timeout", "300"], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)})
     for line in run.stdout:
         if line.startswith("cosine_lr"):
             break
@@ -202,7 +202,7 @@ def test_ctrl_c_keeps_what_is_graded(handout, tmp_path):
     assert "ann" in (tmp_path / "marks.csv").read_text()
     time.sleep(0.5)
     tree = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
-    assert "course.worker" not in tree or os.getenv("PYTEST_XDIST_WORKER"), "it still runs"
+    assert str(tmp_path) not in tree, "a launcher, judge or grader still runs"
 
 
 def test_gradescope_gets_its_results_and_its_folder(handout, tmp_path):
