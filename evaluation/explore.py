@@ -59,7 +59,7 @@ def explore(encoder, args, out):
                 strangers(out, x, files, named, show),
                 groups(out, x, files, named, images, show)]
     known = labels >= 0
-    if len(np.unique(labels[known])) > 1:
+    if (np.bincount(labels[known]) > 1).sum() > 1:           # one alone of its class: unknown
         sections.append(doubtful(out, x, labels, files, names, show))
     if not known.all():
         sections.append(to_label(out, x, known, files, show))
@@ -162,7 +162,7 @@ def groups(out, x, files, named, images, show, most=40):
 def doubtful(out, x, labels, files, names, show, count=24):
     """doubtful_labels.csv: all labelled images that can be judged, the most doubtful first."""
     counts = np.bincount(labels[labels >= 0], minlength=len(names))
-    rows = np.flatnonzero((labels >= 0) & (counts[labels] > 1))  # one alone of its class: unknown
+    rows = np.flatnonzero((labels >= 0) & (counts[labels] > 1))
     y = labels[rows]
     probability = label_probabilities(x[rows], y, len(names))
     own = probability[np.arange(len(rows)), y].numpy()

@@ -96,23 +96,31 @@ def outlyingness(x, k=NEAR):
     return torch.cat(found)
 
 
-def label_probabilities(x, labels, classes, l2=1e-3):
+def label_probabilities(x, labels, classes):
     """What the other labels say of each image: out-of-fold probabilities (N, classes).
 
     x (N, D), standardised; labels (N,). Logistic regression on four fifths of the images judges the
     rest, five times; each class is spread evenly over the folds, so that an image is judged by
-    others of its class. A wrong label is one of low probability (Northcutt et al. 2021).
+    others of its class. A wrong label is one of low probability (Northcutt et al. 2021). The
+    strength of L2 is the one that judges the first fold best; of equals, the strongest.
     """
     order = np.random.default_rng(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     fold = np.empty(len(labels), int)
     fold[order] = np.arange(len(labels)) % FOLDS
-    probability, target = torch.zeros(len(x), classes), torch.from_numpy(labels)
-    for held in progress(range(FOLDS), FOLDS, "doubtful labels, folds", patience=5):
-        out = torch.from_numpy(fold == held)
-        if out.any() and not out.all():
-            weight = fit_linear(x[~out], target[~out], classes, l2)
-            probability[out] = (x[out] @ weight[:-1] + weight[-1]).softmax(1)
+    fold, target = torch.from_numpy(fold), torch.from_numpy(labels)
+
+    def judge(held, l2):
+        weight = fit_linear(x[fold != held], target[fold != held], classes, l2)
+        return (x[fold == held] @ weight[:-1] + weight[-1]).softmax(1)
+
+    def score(l2):
+        return fgssl.accuracy(judge(0, l2).argmax(1), target[fold == 0])
+
+    strengths = progress((1e-1, 1e-2, 1e-3), 3, "doubtful labels, strengths", patience=5)
+    l2, probability = max(strengths, key=score), torch.zeros(len(x), classes)
+    for held in progress(range(min(FOLDS, len(x))), FOLDS, "doubtful labels, folds", patience=5):
+        probability[fold == held] = judge(held, l2)
     return probability
 
 

@@ -164,7 +164,7 @@ def test_a_folder_is_explored(shades, evaluated, tmp_path, capsys):
     clusters = {row["cluster"] for row in table(out / "clusters.csv")}
     assert {file.stem for file in (out / "clusters").glob("*.png")} == clusters
     text = (out / "explore.html").read_text(encoding="utf-8")
-    assert "Which labels are wrong?" in text and "http" not in text
+    assert "Which labels are wrong?" in text and "http:" not in text and "https:" not in text
     linear_eval.main(argv)                                   # again: the folder's own
     with pytest.raises(fgssl.UserError, match="in another folder.*--out"):
         linear_eval.main([*argv[:2], str(folder / "dark"), *argv[3:]])
