@@ -1,4 +1,4 @@
-"""Results that cannot be lost: on file before any picture, replaced by no other, printed anywhere."""
+"""Results that cannot be lost: on file before pictures, replaced by no other, printed anywhere."""
 
 import json
 import os
@@ -185,7 +185,8 @@ def test_training_starts_from_a_file_and_the_table_has_its_row(kind, checkpoint,
                state, file)
     out = tmp_path / "run"
     train_simclr.main(["--data", str(photos), "--out", str(out), "--size", "16", "--batch", "8",
-                       "--epochs", "1", "--lr", "1e-12", "--precision", "fp32", "--init", str(file)])
+                       "--epochs", "1", "--lr", "1e-12", "--precision", "fp32",
+                       "--init", str(file)])
     trained = fgssl.read_checkpoint(out / "checkpoint.pt")["encoder"]
     torch.testing.assert_close(trained["conv1.weight"], state["encoder"]["conv1.weight"])
     linear_eval.main([str(out / "checkpoint.pt"), "--precision", "fp32"])
