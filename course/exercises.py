@@ -68,7 +68,8 @@ EXERCISES = (
              "adjoint and torch or gradient_type and torch", 60,
              "a gather's gradient is a scatter, and how to test one: <Ax, y> = <x, A'y>",
              "the inverse permutation says where each source tile went", ("tiles_backward",)),
-    Exercise(("permutation_set",), "test_jigsaw.py", "far_apart or greedy or repeat_with or than_there_are", 45,
+    Exercise(("permutation_set",), "test_jigsaw.py",
+             "far_apart or greedy or repeat_with or than_there_are", 45,
              "why 100 of 362,880 orders, and which",
              "keep each candidate's least distance to those chosen; take the farthest"),
     Exercise(("psnr", "ssim"), "test_super_resolution.py", "psnr_is or ssim_is", 45,
@@ -101,7 +102,7 @@ HUNT_TESTS = {
     "tile_shuffle.cu": ("test_kernels_tiles.py", "equals_the_loops and emulated or normalised and "
                         "emulated or adjoint and emulated or to_the_bit and emulated or "
                         "test_layouts and emulated")}
-HUNT_RUBRIC = "the line; the case in which it shows and one in which it does not; why a GPU might " \
+HUNT_RUBRIC = "the line; a case in which it shows and one in which it does not; why a GPU might " \
               "not show it at all"
 
 
