@@ -18,6 +18,7 @@ import functools
 import math
 import os
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -28,12 +29,23 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+if sys.version_info < (3, 10) or tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+    sys.exit(f"fgssl needs Python 3.10 and torch 2.6, or later. This is Python "
+             f"{sys.version.split()[0]} with torch {torch.__version__}: pip install -U torch")
+
+import atomic
+import flags
 import imagesets
 import kernels
 import parallel
-from imagesets.cache import (  # noqa: F401, for the scripts
-    Dataset, Source, Split, decode, load_data, to_rgb, upright)
+import terminal
+from flags import (  # noqa: F401, for the scripts
+    DATA_FLAGS, accept_old_flag, invalid_arguments, number, parse, path)
+from imagesets import identity
+from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, too
+from imagesets.decode import Source, decode, reason, to_rgb, upright  # noqa: F401, too
 from imagesets.errors import UserError
+from imagesets.progress import progress
 from runfiles import (  # noqa: F401, for the scripts
     Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
 
@@ -43,9 +55,13 @@ from runfiles import (  # noqa: F401, for the scripts
 
 
 def load_data_for(args):
-    """The Dataset that the shared flags ask for."""
-    return load_data(args.data, args.root, args.skip_bad, args.workers,
+    """The Dataset that the shared flags ask for. Prints what was read, and what was left out."""
+    data = load_data(args.data, args.root, args.skip_bad, args.workers,
                      *(getattr(args, flag) for flag in DATA_FLAGS))
+    if args.data not in imagesets.SETS:                      # for a checkpoint, read from anywhere
+        args.data = os.path.abspath(args.data)
+    print(imagesets.describe(data.records, data.name), flush=True)
+    return data
 
 
 def cache_side(size):
@@ -217,7 +233,19 @@ def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, 
     Unlike torchvision's, which clamp after each and turn HSV's hue, they commute: their order,
     random there, does not matter here.
     """
-    n, images = x.shape[:-3], x.flatten(0, -4)
+    images = x.flatten(0, -4)
+    matrix, gray = draw_jitter(x.shape[:-3], rng, brightness, contrast, saturation, hue, p)
+    offset = to_device(gray, x.device) * luma(images).mean((2, 3))[:, :, None]
+    return torch.baddbmm(offset, to_device(matrix, x.device), images.flatten(2)).clamp_(
+        0, 1).view_as(x)
+
+
+def draw_jitter(n, rng, brightness, contrast, saturation, hue, p=0.8):
+    """The random part of `color_jitter`, for images n = (B,) or their tiles (B, K), on the CPU.
+
+    Returns matrix (N, 3, 3) and gray (N, 1, 1), N = B or B K: colour v of an image whose mean luma
+    is m becomes matrix v + gray m.
+    """
     b, c, s = (uniform(rng, max(0, 1 - v), 1 + v, *n) for v in (brightness, contrast, saturation))
     turn = uniform(rng, -hue, hue, *n)
     unchanged = uniform(rng, 0, 1, *n) >= p
@@ -225,9 +253,15 @@ def color_jitter(x, rng, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, 
         factor[unchanged] = neutral
     b, c, s = (v.reshape(-1, 1, 1) for v in (b, c, s))
     to_luma = torch.tensor(LUMA).expand(3, 3)  # the matrix of `luma`, in all three channels
-    matrix = to_device(b * c * (s * hue_rotation(turn.flatten()) + (1 - s) * to_luma), x.device)
-    offset = to_device(b * (1 - c), x.device) * luma(images).mean((2, 3))[:, :, None]
-    return torch.baddbmm(offset, matrix, images.flatten(2)).clamp_(0, 1).view_as(x)
+    return b * c * (s * hue_rotation(turn.flatten()) + (1 - s) * to_luma), b * (1 - c)
+
+
+def jitter_matrix(n, rng, *strengths):
+    """`color_jitter` as one affine map of a pixel and of its image's mean pixel: (*n, 3, 7), the
+    color that kernels.tile_shuffle takes."""
+    matrix, gray = draw_jitter(n, rng, *strengths)
+    of_mean = gray * torch.tensor(LUMA).expand(3, 3)
+    return torch.cat((matrix, of_mean, 0 * gray.expand(-1, 3, 1)), 2).unflatten(0, n)
 
 
 def grayscale(x, rng, p=0.2):
@@ -450,7 +484,7 @@ def load_encoder(file, arch=None):
     if run and arch not in (None, run["arch"]):
         raise UserError(f"{file} holds a {run['arch']}, not a {arch}")
     arch = arch or run.get("arch")
-    if arch not in ENCODERS:
+    if not isinstance(arch, str) or arch not in ENCODERS:
         raise UserError(f"{file} holds an encoder {arch!r}, which is not in fgssl.ENCODERS" if arch
                         else f"{file} is a bare state dict; name its architecture with --arch")
     encoder = ENCODERS[arch]()
@@ -488,17 +522,26 @@ def features(encoder, images, size, device, autocast=contextlib.nullcontext(), b
     return torch.cat(out) if out else torch.empty(0, encoder.dim)
 
 
+MOST = 2 ** 24  # numbers in one table of similarities or scores: 64 MiB
+
+
+MOST = 2 ** 24  # similarities or scores that are held at once: 64 MiB
+
+
 def knn(train_h, train_labels, h, k, classes):
     """Classify by the k nearest training features; cosine similarity s has weight exp(s / 0.07).
 
     train_h (N, D), train_labels (N,), h (M, D) -> predicted labels (M,). k is at most N. After Wu
     et al. 2018, whose k is 200; here a class may have 30 images, so the caller chooses k, on val.
     """
-    train_h, h = F.normalize(train_h, dim=1), F.normalize(h, dim=1)
-    similarity, nearest = (h @ train_h.T).topk(min(k, len(train_h)))
-    votes = torch.zeros(len(h), classes)
-    votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
-    return votes.argmax(1)
+    train_h, h, predicted = F.normalize(train_h, dim=1), F.normalize(h, dim=1), []
+    parts = h.split(max(1, MOST // max(len(train_h), classes)))
+    for part in progress(parts, len(parts), "k-NN, parts", patience=5):
+        similarity, nearest = (part @ train_h.T).topk(min(k, len(train_h)))
+        votes = torch.zeros(len(part), classes)
+        votes.scatter_add_(1, train_labels[nearest], (similarity / 0.07).exp())
+        predicted.append(votes.argmax(1))
+    return torch.cat(predicted)
 
 
 def knn_check(encoder, train, val, size, device, autocast, k=5):
@@ -521,154 +564,6 @@ def accuracy(predicted, labels):
 
 
 # ------------------------------------------------------------------------------------------------
-# Arguments
-# ------------------------------------------------------------------------------------------------
-
-
-def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
-    """An argparse type: a finite int or float within bounds, with an error that names them."""
-    def convert(text):
-        value = kind(text)
-        if not (math.isfinite(value) and low <= value <= high and value > above):
-            limits = (("at least", low), ("at most", high), ("above", above))
-            wanted = [f"{word} {limit}" for word, limit in limits if math.isfinite(limit)]
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: wanted a finite number {' and '.join(wanted)}")
-        return value
-    convert.__name__ = kind.__name__  # argparse says "invalid int value"
-    return convert
-
-
-class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """The script's docstring as it stands, and every default that tells something."""
-
-    def _get_help_string(self, action):
-        tells_nothing = action.default is None or action.default is False
-        return action.help if tells_nothing else super()._get_help_string(action)
-
-
-DATA_HELP = f"a folder of images, or one of {', '.join(imagesets.SETS)}"
-
-
-def parser(doc, training=True, **defaults):
-    """An argparse parser with the flags that every script shares; `defaults` are the script's own.
-
-    training: whether to add the flags of a training run.
-    """
-    p = argparse.ArgumentParser(usage="%(prog)s [options]",  # all 30 flags would hide an error
-                                description=doc, formatter_class=_Help)
-    data, run = p.add_argument_group("data"), p.add_argument_group("run")
-    data.add_argument("--data", help=DATA_HELP)
-    add_data_flags(data)
-    data.add_argument("--skip-bad", action="store_true", help="leave unreadable images out")
-    run.add_argument("--size", type=number(int, 16, 1024), help="side of a view in pixels")
-    run.add_argument("--arch", choices=ENCODERS, help="encoder; resnet10 is for CPUs")
-    if training:
-        run.add_argument("--epochs", type=number(int, 1), help="passes over the training images")
-        run.add_argument("--batch", type=number(int, 2),
-                         help="images a step, of all processes together")
-        run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
-        run.add_argument("--eval-every", type=number(int, 1), default=5,
-                         help="epochs between evaluations on val")
-    run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")
-    run.add_argument("--out", help="folder for what is written")
-    if training:
-        run.add_argument("--resume", action="store_true",
-                         help="continue the run in --out; with more --epochs, lengthen it")
-    run.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto",
-                     help="auto is bf16 where the hardware has it")
-    if training:
-        run.add_argument("--impl", choices=("auto", "cuda", "torch", "emulated"), default="auto",
-                         help="kernels: CUDA, PyTorch, or the CUDA source run on the CPU; auto is "
-                              "CUDA on a GPU, else PyTorch")
-        run.add_argument("--sync-bn", action="store_true",
-                         help="under torchrun: SyncBatchNorm, statistics over all processes")
-    p.set_defaults(**defaults)
-    return p
-
-
-DATA_FLAGS = ("labels", "bbox", "subset", "classes")  # what of a set; None: all of it, as it is
-
-
-def add_data_flags(p):
-    """The flags that `load_data_for` reads, but for --data and --skip-bad."""
-    p.add_argument("--root", help="where named sets lie (default: $FGSSL_DATA, or ./data)")
-    p.add_argument("--labels", metavar="LEVEL",
-                   help="which labels, of a set with several kinds: coarse, family, ...")
-    p.add_argument("--bbox", action=argparse.BooleanOptionalAction, default=None,
-                   help="crop images to their boxes")
-    p.add_argument("--subset", type=number(float, above=0, high=1), metavar="FRACTION",
-                   help="for trials: this fraction of the images of each class and split")
-    p.add_argument("--classes", type=number(int, 1), metavar="N",
-                   help="for trials: N of the classes; always the same")
-    p.add_argument("--workers", type=number(int, 1), help="decoding threads (default: one a core)")
-
-
-def accept_old_flag(p, old, new, values=None):
-    """Let the flag `old` stand for the parser's `new`, with one line of notice.
-
-    values: {old value: new value}, None where the old one needs no flag any more.
-    """
-    action = p._option_string_actions[new]
-
-    class Renamed(argparse.Action):
-        def __call__(self, parser, namespace, value, option_string=None):
-            value = values[value] if values else value
-            if value is not None:
-                print(f"{old} is now {new} {value}", file=sys.stderr)
-                setattr(namespace, action.dest, value)
-
-    p.add_argument(old, action=Renamed, type=action.type, choices=values, help=argparse.SUPPRESS,
-                   default=argparse.SUPPRESS)
-
-
-def parse(p, argv):
-    """Parse; under --resume, take the arguments of the run in --out.
-
-    An existing run is refused without --resume. Errors end the script, with usage.
-    """
-    args = p.parse_args(argv)
-    file, ranks = Path(args.out) / "checkpoint.pt", parallel.ranks()
-    if args.resume:
-        args = resumed(p, argv, args, file)
-    elif file.exists():
-        p.error(f"{args.out} holds a run: --resume continues it, --out FOLDER starts another")
-    if args.batch % ranks:
-        p.error(f"--batch {args.batch} does not divide among {ranks} processes: the run wants a "
-                "number of them that divides it, or another --batch")
-    return args
-
-
-MAY_CHANGE = ("out", "resume", "root", "workers", "impl", "sync_bn")  # in a resumed run
-
-
-def resumed(p, argv, args, file):
-    """The arguments of the run that `file` is a checkpoint of; what argv gives must repeat them,
-    but for those that may change, and --epochs, which may grow."""
-    if not file.exists():
-        p.error(f"there is no {file} to resume: leave out --resume, or name the run with --out")
-    try:
-        saved = read_checkpoint(file).get("args")
-    except ValueError as error:
-        p.error(f"cannot resume: {error}")
-    if saved is None:
-        p.error(f"cannot resume: {file} is no checkpoint of a trainer")
-    named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
-    args = p.parse_args(argv, named)  # argparse keeps what is there and not given
-    for name, value in vars(args).items():
-        had = saved.get(name, p.get_default(name))           # a flag may be younger than the run
-        longer = name == "epochs" and value > had
-        if name not in MAY_CHANGE and had != value and not longer:
-            p.error(f"the run in {args.out} has --{name.replace('_', '-')} {had}, not {value}: "
-                    "a resumed run keeps its arguments" + ", or gets more epochs"
-                    * (name == "epochs"))
-    if args.epochs > saved["epochs"]:
-        print(f"lengthened from {saved['epochs']} to {args.epochs} epochs: the learning rate "
-              "continues on the longer schedule, so it jumps up where the shorter had come down")
-    return args
-
-
-# ------------------------------------------------------------------------------------------------
 # A run: what surrounds a training loop
 # ------------------------------------------------------------------------------------------------
 
@@ -681,6 +576,11 @@ def cosine_lr(step, total, warmup, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def parser(doc, training=True, **defaults):
+    """An argparse parser with the flags that every script shares: see flags.py."""
+    return flags.parser(doc, ENCODERS, training, **defaults)
+
+
 def set_lr(optimizer, lr):
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -690,7 +590,7 @@ def device_and_precision(precision):
     """The device to run on and the autocast context for --precision auto|fp32|bf16."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported()
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
     else:                                                    # torch 2.6 has no get_capabilities
         capabilities = getattr(torch.cpu, "get_capabilities", dict)()
         fast = bool(capabilities.get("avx512_bf16"))
@@ -713,6 +613,8 @@ class Run:
                 run.note(**run.knn())
         run.finish(loss="chance", knn="random_init")         # curves, each beside its yardstick
 
+    Between steps the run saves itself: once a minute, at the end, and after Ctrl-C.
+
     args: those of `parser`; views: how many of each image a step shows, for the printed rate.
     Attributes: train and val (Splits), device, autocast, rng (the generator of all random draws),
     group (of all ranks, for kernels.nt_xent), out (the folder), per_epoch and total (steps), step.
@@ -721,6 +623,10 @@ class Run:
     def __init__(self, args, views=1):
         self.args, self.out = args, Path(args.out)
         self.device, self.autocast = device_and_precision(args.precision)
+        if args.impl == "cuda" and self.device.type == "cpu":
+            raise UserError("--impl cuda needs a GPU: leave it out, or pass --impl emulated")
+        if parallel.rank() == 0:
+            self.lock = lock_folder(self.out)
         with parallel.local_rank0_first():                   # the other ranks reuse its cache
             self.data = load_data_for(args)
             self.train, self.val = (self.data.cached(split, cache_side(args.size))
@@ -734,7 +640,7 @@ class Run:
 
     def wrap(self, *modules):
         """The modules as the loop calls them: under torchrun, DDP averages their gradients, and
-        --sync-bn makes their batch-norm one of all processes. The parameters are the same."""
+        --sync-bn computes batch-norm statistics over all processes. Parameters stay the same."""
         if self.args.sync_bn:
             parallel.convert_sync_batchnorm(*modules)
         return parallel.wrap_ddp(*modules)
@@ -746,16 +652,25 @@ class Run:
         evaluates. From here on Ctrl-C saves.
         """
         self.state = state
-        print(f"{describe_data(self.data)}\n{self.args.arch}, {self.args.size} px, "
+        print(f"{self.args.arch}, {self.args.size} px, "
               f"{describe_device(self.device)}, {'bf16' if self.autocast._enabled else 'fp32'}; "
               f"kernels: {kernel_in_use(self.args.impl, self.device)}; folder {self.out}")
         self.random_init = self.knn_accuracy()               # the yardstick
+        if self.rank == 0:
+            trained_on = np.concatenate([split.rows for split in (self.train, self.val)])
+            self.identity = identity.identify(self.data.records, trained_on)
+        if self.args.init and not self.args.resume:
+            encoder, _ = load_encoder(self.args.init, self.args.arch)
+            state["encoder"].load_state_dict(encoder.state_dict())
         if self.args.resume:
-            self.step = load(self.out / "checkpoint.pt", self.rng, **state)
+            saved = load(self.out / "checkpoint.pt", self.rng, **state)
+            self.step = saved["step"]
+            if self.rank == 0:
+                identity.require_same(saved.get("data"), self.identity, self.args.data, self.out)
         self.logger = Log(self.args, self.total, self.step, self.device, self.per_step, self.unit)
         if self.step == 0:
-            self.note(**self.knn(self.random_init))
-        self.stop, self.saved = StopSignal(), time.time()
+            self.note(**self.knn(None if self.args.init else self.random_init))
+        self.stop, self.saved = StopSignal(), time.monotonic()
 
     def begins(self):
         """Whether to draw what is drawn once: on rank 0, before the first step."""
@@ -768,10 +683,14 @@ class Run:
             self.step, self.decided = self.step + 1, False
             index = next(order)[self.rank::self.ranks]       # this rank's images of the batch
             yield self.step, fetch(self.train.images, index, self.device)
-            self.due()                                       # for a script that did not ask
+            self.due()                                       # if the loop did not call it
             if self.saving:
-                save(self.out / "checkpoint.pt", self.step, self.args, self.rng, **self.state)
-                self.saved = time.time()
+                self.save("checkpoint.pt")
+                self.saved = time.monotonic()
+
+    def save(self, name):
+        images = self.identity if self.rank == 0 else None
+        save(self.out / name, self.step, self.args, self.rng, images, **self.state)
 
     def due(self):
         """Whether to log this step: the first, the last, 50 or more evenly between, and any after
@@ -779,7 +698,7 @@ class Run:
         if not self.decided:
             self.decided = True
             leaving = self.step == self.total or bool(self.stop)
-            late = time.time() - self.saved > 60
+            late = time.monotonic() - self.saved > 60
             if self.ranks > 1:
                 leaving, late = parallel.any_rank(leaving, late)
             self.leaving, self.saving = leaving, leaving or late
@@ -787,7 +706,7 @@ class Run:
         return self.saving or self.step in (1, self.total) or self.step % every == 0
 
     def log(self, **values):
-        """Log numbers or tensors (), means over processes; waits for the GPU. `lr` is among them.
+        """Log numbers or tensors (), means over processes; waits for the GPU.
 
         One that is not finite ends the run: FloatingPointError, after saving into diverged.pt.
         """
@@ -795,10 +714,10 @@ class Run:
         self.logger(self.step, **values)
         for name, value in values.items():
             if not math.isfinite(value):
-                save(self.out / "diverged.pt", self.step, self.args, self.rng, **self.state)
-                raise FloatingPointError(
-                    f"{name} {value} at step {self.step}, learning rate {values['lr']:.1e}. This "
-                    f"state is in {self.out}/diverged.pt; try a smaller learning rate")
+                self.save("diverged.pt")
+                rate = f", learning rate {values['lr']:.1e}" if "lr" in values else ""
+                raise FloatingPointError(f"{name} {value} at step {self.step}{rate}. This state is "
+                                         f"in {self.out}/diverged.pt; try a smaller learning rate")
 
     def note(self, **values):
         """Log numbers of an evaluation; nothing where there are none."""
@@ -828,25 +747,44 @@ class Run:
         """
         if self.rank == 0:
             self.logger.curves(**curves)
+            self.lock.close()
         if self.step < self.total:
-            python = Path(sys.executable).name
+            python = python_command()
             if self.ranks > 1:
-                python = f"torchrun --nproc-per-node {self.ranks}"
+                python = f"torchrun --nproc-per-node {os.environ['LOCAL_WORLD_SIZE']}"
             script, out = shlex.quote(sys.argv[0]), shlex.quote(str(self.out))
             self.stop.exit(f"{python} {script} --out {out} --resume")
         file = shlex.quote(str(self.out / "checkpoint.pt"))
+        words = [python_command(), shlex.quote(script_beside("linear_eval.py")), file, evaluate]
         if not (self.data.records.labels >= 0).any():        # no labels to evaluate with
-            evaluate += f" --data LABELLED --out {shlex.quote(f'{self.out}_on_labelled')}"
-        script = os.path.relpath(Path(__file__).with_name("linear_eval.py"))
-        print(f"done: {file}. Next:\n  {Path(sys.executable).name} {shlex.quote(script)} {file}"
-              f"{evaluate}")
+            words.append(f"--data LABELLED --out {shlex.quote(f'{self.out}_on_labelled')}")
+        print(f"done: {file}. Next:\n  {' '.join(word for word in words if word)}")
 
 
-def describe_data(data):
-    """A set in one line: images of each split, and classes."""
-    splits = ", ".join(f"{split} {(data.records.splits == split).sum():,}"
-                       for split in ("train", "val", "test"))
-    return f"{data.name}: images {splits}; {len(data.classes) or 'no'} classes"
+def lock_folder(folder):
+    """Make a folder that this process alone trains in; returns its lock. UserError if another
+    process does, or if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = atomic.try_lock(folder / ".lock")
+    except OSError as error:
+        raise UserError(f"cannot write into {folder}: {error.strerror}. Pass another --out"
+                        ) from error
+    if lock is None:
+        raise UserError(f"another process is training in {folder}: wait for it, or pass another "
+                        "--out")
+    return lock
+
+
+def python_command():
+    """This interpreter as a shell finds it: its name, or else its path."""
+    name = Path(sys.executable).name
+    return name if shutil.which(name) == sys.executable else shlex.quote(sys.executable)
+
+
+def script_beside(name):
+    """The path of one of the scripts here from the working folder."""
+    return os.path.relpath(Path(__file__).with_name(name))
 
 
 def kernel_in_use(impl, device):
@@ -855,18 +793,23 @@ def kernel_in_use(impl, device):
 
 
 class StopSignal:
-    """The first Ctrl-C or SIGTERM sets a flag: `if stop:` the loop saves and exits. A second one
-    kills."""
+    """The first Ctrl-C, SIGTERM, or SIGHUP of a closed terminal sets a flag: `if stop:` the loop
+    saves and exits. A second one kills."""
 
     def __init__(self):
-        self.signal = None
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        self.signal, self.numbers = None, [signal.SIGINT, signal.SIGTERM]
+        if getattr(signal, "SIGHUP", None) and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self.numbers.append(signal.SIGHUP)               # nohup has it ignored
+        for each in self.numbers:
+            signal.signal(each, self._handle)
 
-    def _handle(self, number, frame):
-        self.signal = number
-        for each in (signal.SIGINT, signal.SIGTERM):
+    def _handle(self, caught, frame):
+        self.signal = caught
+        for each in self.numbers:
             signal.signal(each, signal.SIG_DFL)
+        if caught == getattr(signal, "SIGHUP", None):        # the terminal is gone: nobody reads
+            signal.signal(caught, signal.SIG_IGN)            # shells may send it twice
+            sys.stdout = sys.stderr = open(os.devnull, "w")
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def __bool__(self):
@@ -883,7 +826,8 @@ def launch(main):
     """Run a script's main(). Ctrl-C and what a user can mend (a UserError, a file or disk that
     fails, a loss that diverges) end it in one line; a bug ends it in a traceback."""
     try:
-        parallel.run(main)
+        with terminal.tolerant():
+            parallel.run(main)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
@@ -892,22 +836,27 @@ def launch(main):
 
 
 # ------------------------------------------------------------------------------------------------
-# A look at a data set: python fgssl.py data NAME_OR_FOLDER
+# A look at a data set and at the cache: python fgssl.py data NAME_OR_FOLDER, python fgssl.py cache
 # ------------------------------------------------------------------------------------------------
 
 
 def main(argv=None):
     from imagesets import survey
-    p = argparse.ArgumentParser(formatter_class=_Help, description="python fgssl.py data SET: "
-                                "print its splits, classes and sizes, unreadable and duplicate "
-                                "files; draw some of it.")
-    p.add_argument("command", choices=["data"])
-    p.add_argument("data", metavar="SET", help=DATA_HELP)
-    add_data_flags(p)
-    p.add_argument("--out", default="out/data", help="folder for the picture")
-    p.set_defaults(skip_bad=False)
+    p = argparse.ArgumentParser(description="look at a data set, or at the cache")
+    commands = p.add_subparsers(dest="command", required=True)
+    data = commands.add_parser("data", formatter_class=flags.Help, help="what is in a set, and what "
+                               "is wrong with it", description="Print its splits, classes, sizes, "
+                               "unreadable, near-black and duplicate files; draw some of it.")
+    data.add_argument("data", metavar="SET", type=path, help=flags.DATA_HELP)
+    flags.add_data_flags(data)
+    data.add_argument("--out", type=path, default="out/data", help="folder for the picture")
+    data.set_defaults(skip_bad=False)
+    cache = commands.add_parser("cache", help="the decoded images: sets and sizes",
+                                description="List the decoded images of each set.")
+    cache.add_argument("--clear", action="store_true", help="remove them")
     args = p.parse_args(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")        # some files' names are not UTF-8
+    if args.command == "cache":
+        return list_cache(args.clear)
     survey.survey(load_data_for(args), Path(args.out))
 
 

@@ -22,6 +22,7 @@ checkpoint, or into --out.
 """
 
 import argparse
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -30,14 +31,17 @@ import numpy as np
 import torch
 
 import fgssl
-from evaluation.classifier import Classifier, predict, save_classifier
+from evaluation import page
+from evaluation.classifier import Classifier, Memory, load_init, refit, save_classifier
 from evaluation.explain import grad_cam_study
+from evaluation.explore import explore
 from evaluation.few_labels import finished_cells, run_cells
+from evaluation.predict import predict
 from evaluation.probe import SPLITS, Inference, evaluate, layer_names
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
-    compare_results, digest_data, digest_weights, features_table, mean_std, show_few_labels,
-    write_result)
+    Extras, compare_results, count_seen, digest_data, digest_weights, earlier_result,
+    print_grad_cam, print_result, show_few_labels, write_result)
 from evaluation.retrieval import retrieval_sheet
 from methods import srgan  # and its encoder "srgan-vgg"
 
@@ -57,13 +61,16 @@ def shots(text):
 def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.usage = "%(prog)s [checkpoint] [options]"
-    p.add_argument("checkpoint", nargs="?",
+    p.add_argument("checkpoint", nargs="?", type=fgssl.path,
                    help="of a trainer, or a state dict, such as torchvision's, with its --arch")
     what = p.add_argument_group("what is evaluated")
-    what.add_argument("--init", choices=("random",),
-                      help="in place of a checkpoint: an untrained encoder alone")
+    what.add_argument("--init", metavar="random|FILE",
+                      help="random, in place of a checkpoint: an untrained encoder alone; FILE: a "
+                           "row for the weights that training began with, such as torchvision's")
     what.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",
                       help="which network of a run of train_srgan.py")
+    what.add_argument("--allow-seen", action="store_true",
+                      help="evaluate even though pretraining saw some of the test images")
     what.add_argument("--layer", type=layer,
                       help="stage whose map is read, 1, 2, ..., averaged whole or, 3:2x2, by "
                            "quarters; best: the layer that does best on val, for each encoder and "
@@ -72,10 +79,18 @@ def arguments(argv):
     other.add_argument("--compare", nargs="+", metavar="[NAME=]FILE",
                        help="print and draw the results in these eval.json side by side; files of "
                             "one NAME are seeds of one run")
-    other.add_argument("--predict", nargs="+", metavar="IMAGE",
-                       help="name the classes of these images; the checkpoint is a probe.pt or a "
-                            "finetuned.pt")
-    other.add_argument("--export", metavar="FILE",
+    other.add_argument("--predict", nargs="+", metavar="IMAGE", type=fgssl.path,
+                       help="name the classes of these files, folders or patterns, or - for a "
+                             "list on standard input; the checkpoint is a probe.pt or a "
+                             "finetuned.pt")
+    other.add_argument("--csv", metavar="FILE", type=fgssl.path,
+                       help="with --predict: write a table, and a picture of the least certain "
+                            "images")
+    other.add_argument("--explore", metavar="FOLDER", type=fgssl.path,
+                       help="what is in these photographs, labelled or not: which look alike, are "
+                            "there twice, unlike all others, in a group; which labels are wrong, "
+                            "which image to label next")
+    other.add_argument("--export", metavar="FILE", type=fgssl.path,
                        help="write the encoder's state dict alone; a ResNet's has torchvision's "
                             "names")
     few = p.add_argument_group("few labels")
@@ -107,19 +122,25 @@ def arguments(argv):
     tune.add_argument("--class-weights", action="store_true",
                       help="weigh each class by the inverse of its frequency")
     args = p.parse_args(argv)
-    if args.compare is None and (args.checkpoint is None) == (args.init is None):
+    if args.compare is None and (args.checkpoint is None) != (args.init == "random"):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
-    if (args.predict or args.export or args.encoder == "generator") and not args.checkpoint:
-        p.error("--predict, --export and --encoder generator take a checkpoint")
+    if (args.predict or args.explore or args.export
+            or args.encoder == "generator") and not args.checkpoint:
+        p.error("--predict, --explore, --export and --encoder generator take a checkpoint")
+    if args.csv and not args.predict or args.explore and args.layer == "best":
+        p.error("--csv goes with --predict, and --layer best not with --explore")
     if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
         p.error("--export would overwrite the checkpoint: name another FILE")
     args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]
-    args.head = args.head or ("zero" if args.init else "probe")
+    args.head = args.head or ("zero" if args.init == "random" else "probe")
     return args
 
 
 def fill_in(args, run):
     """What is not given is as in the run of the checkpoint, or a default."""
+    wrong = [*fgssl.invalid_arguments(fgssl.parser("", training=False), run | {"arch": None})]
+    if wrong:
+        raise fgssl.UserError(f"{args.checkpoint} has {', '.join(wrong)}: it was changed or damaged")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
     if args.data is None:                                    # another set has other labels, boxes
         defaults |= dict.fromkeys(fgssl.DATA_FLAGS)
@@ -128,10 +149,20 @@ def fill_in(args, run):
             setattr(args, name, run.get(name, default))
 
 
-def out_folder(args):
-    """The folder to write into: --out, or that of the checkpoint."""
-    beside = Path(args.checkpoint).parent if args.checkpoint else Path("out/random")
-    return Path(args.out or (beside / "generator" if args.encoder == "generator" else beside))
+def out_folder(args, run):
+    """The folder to write into: --out, or that of the checkpoint; below it for another network than
+    the run's encoder, the generator or that of a probe.pt. UserError where it would replace the
+    file that is evaluated."""
+    out = Path(args.out or (Path(args.checkpoint).parent if args.checkpoint else "out/random"))
+    if not args.out and args.encoder == "generator":
+        out /= "generator"
+    elif not args.out and "class_names" in run:
+        out /= Path(args.checkpoint).stem
+    for name in ("probe.pt", "finetuned.pt"):
+        if args.checkpoint and (out / name).resolve() == Path(args.checkpoint).resolve():
+            raise fgssl.UserError(f"the evaluation would replace {args.checkpoint}: pass another "
+                                  "--out")
+    return out
 
 
 def resolve_layers(args, encoder):
@@ -162,11 +193,11 @@ def labelled_splits(data, size):
     return splits
 
 
-def study(args, encoders):
-    """Evaluate the encoders, {"random_init": the untrained one} and perhaps {"encoder": the trained
-    one}; print the table; write eval.json and, for the last of them, its classifier and pictures.
-    """
-    layers, out = resolve_layers(args, encoders["random_init"]), out_folder(args)
+def study(args, encoders, out, init_name):
+    """Evaluate the encoders, {"random_init": the untrained one} and perhaps {"init": `init_name`,
+    "encoder": the trained one}; print the table; write eval.json and, for the last of them, its
+    classifier and pictures."""
+    layers = resolve_layers(args, encoders["random_init"])
     out.mkdir(parents=True, exist_ok=True)
     inference = Inference(args.size, *fgssl.device_and_precision(args.precision))
     data = fgssl.load_data_for(args)
@@ -178,59 +209,64 @@ def study(args, encoders):
               "n": {name: len(split.labels) for name, split in zip(SPLITS, splits)},
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),
-              "argv": sys.argv, "commit": fgssl.commit()}
-    file = out / "eval.json"
-    done = finished_cells(file, result, args) if file.exists() else []
-    print(f"{data.name}, {len(names)} classes: {' / '.join(map(str, result['n'].values()))} images "
-          f"to train / choose / test\n{args.arch}, {args.size} px, "
-          f"{fgssl.describe_device(inference.device)}, "
-          f"{'bf16' if inference.autocast._enabled else 'fp32'}; folder {out}\n", flush=True)
+              "precision": "bf16" if inference.autocast._enabled else "fp32",
+              "argv": sys.argv, "commit": fgssl.commit()} | (
+                  {"init_name": init_name} if init_name else {})
+    seen = result["test_seen"] = count_seen(args, data.records, test.rows)
+    file, extras = out / "eval.json", Extras()
+    before = earlier_result(file, result)
+    result = before | result | {"few_labels": finished_cells(before, args)}
+    if seen is not None:
+        print(f"pretraining saw {seen} of the {len(test.labels)} test images")
+    print(f"{args.arch}, {args.size} px, {fgssl.describe_device(inference.device)}, "
+          f"{result['precision']}; folder {out}\n", flush=True)
 
     for row, encoder in encoders.items():
         result[row], frozen = evaluate(encoder, splits, names, inference, layers)
-    h, knn_layer = frozen.h, result[row]["knn_layer"]
+        with contextlib.suppress(OSError):                   # it is tried again below
+            write_result(file, result)
     result["report"] = frozen.report
-    write_confusion(out, "confusion", frozen.confusion, names)
-    retrieval_sheet(out / "retrieval.png", h[knn_layer][2], test, names)
-    feature_map(out / "map.png", h[frozen.layer][2], test.labels, names)
-    result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records)
-    written = "eval.json and pictures"
-    if args.encoder != "generator":                          # which no --arch can build
-        probe = Classifier(encoder, frozen.head, frozen.layer)
-        save_classifier(out / "probe.pt", probe, args, names)
-        written = "eval.json, probe.pt and pictures"
-    result["few_labels"] = done
-    write_result(file, result)
-    print_result(result)
+    try:
+        write_result(file, result)
+    finally:                                                 # a full disk does not hide them
+        print_result(result)
 
-    for cell in run_cells(frozen, args, out, list(done)) if args.shots else ():
+    h, knn_layer = frozen.h, result[row]["knn_layer"]
+    files = [str(data.records.paths[row]) for split in splits for row in split.rows]
+    if args.encoder != "generator":                          # which no --arch can build
+        with extras.write("probe.pt"):
+            probe = Classifier(encoder, refit(frozen, result[row]["l2"]), frozen.layer)
+            memory = Memory(h[frozen.layer], frozen.head(h[frozen.layer][2]),
+                            torch.from_numpy(test.labels))
+            save_classifier(out / "probe.pt", probe, args, names, memory, files=files,
+                            accuracy=result[row]["linear"], refitted=True)
+            print("probe.pt, for --predict, learned from val and test, too, after these figures")
+    with extras.write("confusion.png"):
+        write_confusion(out, "confusion", frozen.confusion, names)
+    with extras.write("retrieval.png"):
+        retrieval_sheet(out / "retrieval.png", h[knn_layer][2], test, names)
+    with extras.write("map.png"):
+        feature_map(out / "map.png", h[frozen.layer][2], test.labels, names)
+    with extras.write("gradcam.png"):
+        result["grad_cam"] = grad_cam_study(out / "gradcam.png", frozen, data.records,
+                                            extras=extras)
+        print_grad_cam(result["grad_cam"])
+    write_result(file, result)
+    with extras.write("report.html"):
+        page.report(out, result, frozen)
+
+    done = [*result["few_labels"]]
+    for cell in run_cells(frozen, args, out, done, extras, files) if args.shots else ():
         result["few_labels"].append(cell)
         write_result(file, result)
     if result["few_labels"]:
-        show_few_labels({out.resolve().name: [result]}, out)
-    print(f"\nwrote {written} into {out}")
-
-
-def print_result(result):
-    """The table; below it the layers, the worst classes, and what Grad-CAM found."""
-    rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
-            for name in ("chance", "majority class")} | {"random init": result["random_init"]}
-    if "encoder" in result:
-        file = result["checkpoint"]
-        rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
-    print(features_table({name: [row] for name, row in rows.items()}, result["n"]["test"]))
-    measured, report, cam = [*rows.values()][-1], result["report"], result["grad_cam"]
-    if result["layer"] == "best":
-        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
-    print(f"\nlinear: top-5 {report['top5']:.1f} %, mean over classes "
-          f"{report['mean_per_class']:.1f} %; worst classes:")
-    for row in report["worst"][:3]:
-        print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
-              + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))
-    if cam:
-        print(f"Grad-CAM inside the box: {mean_std([cam['class_score_in_box']])} % for the class, "
-              f"{mean_std([cam['similarity_in_box']])} % for the similarity of views; the box is "
-              f"{mean_std([cam['box_of_view']])} % of the view")
+        with extras.write("compare.png"):
+            show_few_labels({out.resolve().name: [result]}, out)
+        with extras.write("report.html"):                    # with the new curves
+            page.report(out, result, frozen)
+    print(f"\nwrote eval.json, {'' if args.encoder == 'generator' else 'probe.pt, '}report.html "
+          f"and pictures into {out}")
+    extras.finish()
 
 
 def main(argv=None):
@@ -238,8 +274,8 @@ def main(argv=None):
     if args.compare:
         return compare_results(args.compare, Path(args.out or "out"))
     if args.predict:
-        return predict(args.checkpoint, args.predict, args.precision)
-    encoder, build, run = None, None, {}
+        return predict(args.checkpoint, args.predict, args)
+    encoder, build, run, init_name = None, None, {}, ""
     if args.encoder == "generator":
         if args.finetune or args.export:
             raise fgssl.UserError("SRGAN's generator is evaluated as it is, without --finetune or "
@@ -251,12 +287,18 @@ def main(argv=None):
         Path(args.export).parent.mkdir(parents=True, exist_ok=True)
         torch.save(encoder.state_dict(), args.export)
         return print(f"wrote {args.export}")
+    args.data = args.explore or args.data
     fill_in(args, run)
+    if args.explore:
+        args.skip_bad = True
+        beside = Path(args.checkpoint).parent / f"explore_{Path(args.explore).resolve().name}"
+        return explore(encoder, args, Path(args.out or beside))
     torch.manual_seed(args.seed)                             # of the untrained weights
     encoders = {"random_init": (build or fgssl.ENCODERS[args.arch])()}
     if args.checkpoint:
-        encoders["encoder"] = encoder
-    study(args, encoders)
+        init_name, init = load_init(args.init or run.get("init"), args.arch)
+        encoders |= init | {"encoder": encoder}
+    study(args, encoders, out_folder(args, run), init_name)
 
 
 if __name__ == "__main__":

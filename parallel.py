@@ -9,6 +9,7 @@ Rank 0 alone prints and writes. In a single process every function here does not
 """
 
 import contextlib
+import datetime
 import os
 import sys
 
@@ -50,7 +51,8 @@ def run(main):
         torch.cuda.set_device(local)                         # "cuda" is this one from here on
     store, number, count = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=number, world_size=count)
+    dist.init_process_group(backend, store=store, rank=number, world_size=count,
+                            timeout=datetime.timedelta(days=7))  # a rank that dies ends all anyway
     try:
         with contextlib.ExitStack() as silence:
             if number > 0:

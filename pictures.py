@@ -6,42 +6,107 @@
     heatmap    a matrix of numbers in [0, 1]
 """
 
+import functools
 import math
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-COLORS = ("#3366aa", "#dd7733", "#449955", "#bb3344", "#8866aa", "#886655", "#cc77aa", "#777777")
+import atomic
+from terminal import to_ascii
+
+# Like Okabe & Ito's colours, which colour-blind readers tell apart; each curve
+# and group of points also has a shape
+COLORS = ("#3366aa", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7a5c00", "#777777")
+FONTS = ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "LiberationSans-Regular.ttf", "Arial.ttf",
+         "arial.ttf", "Helvetica.ttc", "NotoSansCJK-Regular.ttc", "PingFang.ttc", "msyh.ttc")
 
 
-def font(size):
-    return ImageFont.load_default(size)
+@functools.lru_cache
+def font(size, name=None):
+    """Pillow's own font, the same on every machine, or one of the system; None if it has none."""
+    try:
+        return ImageFont.truetype(name, size) if name else ImageFont.load_default(size)
+    except OSError:
+        return None
 
 
-def grid(path, rows, titles=(), side=None, captions=()):
+@functools.lru_cache(maxsize=None)
+def has_glyph(name, letter):
+    """Whether a font has the letter, or draws a box in its place."""
+    glyph, box = (font(20, name).getmask(c) for c in (letter, "\uffff"))
+    return (glyph.size, bytes(glyph)) != (box.size, bytes(box))
+
+
+@functools.lru_cache(maxsize=4096)
+def lettering(text, size):
+    """The text and the font that has the most of its letters: Pillow's, or one of the system; the
+    letters that it lacks in ASCII, without their accents."""
+    def lacks(name):
+        return [letter for letter in text if letter != " " and not has_glyph(name, letter)]
+
+    names = [name for name in (None, *FONTS) if font(size, name)]
+    best = None if text.isascii() else min(names, key=lambda name: len(lacks(name)))
+    absent = () if text.isascii() else lacks(best)
+    return "".join(to_ascii(c) if c in absent else c for c in text), font(size, best)
+
+
+def width_of(text, size):
+    text, face = lettering(text, size)
+    return face.getlength(text)
+
+
+def put(draw, place, text, size=13, anchor="la"):
+    """Write a line of text at a place."""
+    text, face = lettering(text, size)
+    draw.text(place, text, "black", face, anchor)
+
+
+def fit(text, size, width):
+    """The text, cut to a width in pixels, with dots where it is cut."""
+    if width_of(text, size) <= width:
+        return text
+    while text and width_of(text + "...", size) > width:
+        text = text[:-1]
+    return text + "..."
+
+
+def grid(path, rows, titles=(), side=None, captions=(), heads=()):
     """Write a PNG of image tensors in rows: (n, 3, H, W) each, uint8 or float in [0, 1].
 
-    titles: one a row, at its left. side: width of a drawn image; by default at least 96 pixels.
-    captions: a list a row, of what stands under its images; empty for a row without.
+    titles: one a row, at its left, of lines. side: width of a drawn image; by default at least 96
+    pixels. captions: a list a row, of what stands under its images; empty for a row without. heads:
+    one a column.
     """
     side, gap = side or max(96, rows[0].shape[-1]), 4
-    margin = gap + (8 * max(map(len, titles)) + 8 if titles else 0)
-    tops = [gap]  # of the rows, and of what would follow
+    lines = [title.split("\n") for title in titles]
+    widest = max((width_of(line, 14) for title in lines for line in title), default=0)
+    margin = gap + (round(widest) + 10 if titles else 0)
+    tops = [gap + (18 if heads else 0)]  # of the rows, and of what would follow
     for r in range(len(rows)):
         tops.append(tops[-1] + side + gap + (16 if r < len(captions) and captions[r] else 0))
     sheet = Image.new("RGB", (margin + max(map(len, rows)) * (side + gap), tops[-1]), "white")
+    draw = ImageDraw.Draw(sheet)
+    for c, head in enumerate(heads):
+        put(draw, (margin + c * (side + gap) + side // 2, 12), fit(head, 13, side), 13, "mm")
     for r, (top, row) in enumerate(zip(tops, rows)):
-        if titles:
-            ImageDraw.Draw(sheet).text((6, top + side // 2), titles[r], "black", font(14), "lm")
+        for i, line in enumerate(lines[r] if titles else ()):
+            put(draw, (6, top + side // 2 + 18 * i - 9 * (len(lines[r]) - 1)), line, 14, "lm")
         for c, x in enumerate(row):
             image = to_image(x).resize((side, side), Image.BICUBIC)
             left = margin + c * (side + gap)
             sheet.paste(image, (left, top))
             if tops[r + 1] - top > side + gap:
-                place = (left + side // 2, top + side + 9)
-                ImageDraw.Draw(sheet).text(place, captions[r][c], "black", font(12), "mm")
-    sheet.save(path)
+                put(draw, (left + side // 2, top + side + 9), fit(captions[r][c], 12, side), 12,
+                    "mm")
+    save(sheet, path)
+
+
+def save(picture, path):
+    """Write a Pillow picture as a PNG, whole or not at all."""
+    with atomic.replacing(path) as draft:
+        picture.save(draft, "PNG")
 
 
 def to_image(x):
@@ -61,83 +126,105 @@ def ticks(low, high, count=5):
     return [round(i * step, digits) for i in range(first, last + 1)]
 
 
-def curve(series, lines=(), xlabel="", size=(640, 360), xnames=()):
+def curve(series, lines=(), xlabel="", size=(640, 360), xnames=(), title="", ylabel="",
+          xrange=()):
     """A picture of curves with axes and numbers.
 
     series: {name: (xs, ys)} or (xs, ys, stds), which are drawn as bars; finite. One without
     points is left out with its colour: two pictures of the same names have the same colours.
     lines: {name: y}, dashed: chance, a baseline. xnames: of x = 0, 1, ..., in place of numbers.
+    xrange: what the x-axis shows at least, so that stacked pictures have the same.
     """
     lines, series = dict(lines), {k: (*v, [0] * len(v[0]))[:3] for k, v in series.items()}
     xs = [-0.5, len(xnames) - 0.5] if xnames else [x for xs, _, _ in series.values() for x in xs]
     ys = [y + sign * e for _, *of in series.values() for y, e in zip(*of) for sign in (1, -1)]
     picture = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(picture)
-    named = [(name, color) for name, color in zip([*series, *lines], COLORS)
+    named = [(name, color, None if name in lines else i % 4)
+             for i, (name, color) in enumerate(zip([*series, *lines], COLORS))
              if name in lines or len(series[name][0])]
-    bottom = legend(draw, named, 64, size[0] - 16)
+    put(draw, (64, 6), fit(title, 14, size[0] - 80), 14)
+    bottom = legend(draw, named, 64, size[0] - 16, 36 if title else 14)
     box = 64, bottom, size[0] - 16, size[1] - 44
-    px, py = axes(picture, box, xs, [*ys, *lines.values()], xlabel, xnames=xnames)
-    for name, color in named:
-        if name in series:
-            points = [(px(x), py(y)) for x, y, _ in zip(*series[name])]
-            draw.line(points, color, 2, joint="curve")
-            for x, y in points if len(points) <= 30 else ():
-                draw.ellipse((x - 3, y - 3, x + 3, y + 3), color)
-            for x, y, e in zip(*series[name]):
-                if e:
-                    draw.line((px(x), py(y - e), px(x), py(y + e)), color, 2)
-        else:
-            for x in range(box[0], box[2], 10):
-                draw.line((x, py(lines[name]), x + 5, py(lines[name])), color, 2)
+    px, py = axes(picture, box, [*xs, *xrange], [*ys, *lines.values()], xlabel, ylabel, xnames)
+    for name, color, shape in named:
+        if shape is None:
+            dashed(draw, box[0], box[2], py(lines[name]), color)
+            continue
+        points = [(px(x), py(y)) for x, y, _ in zip(*series[name])]
+        draw.line(points, color, 2, joint="curve")
+        for point in points[::max(1, -(-len(points) // 30))]:
+            mark(draw, *point, shape, color)
+        for x, y, e in zip(*series[name]):
+            if e:
+                draw.line((px(x), py(y - e), px(x), py(y + e)), color, 2)
     return picture
 
 
-def legend(draw, named, left, right):
-    """Write (name, colour) pairs in rows from the top of a picture, between left and right; returns
-    where the last row ends."""
-    x, y = left, 14
-    for name, color in named:
-        width = 36 + draw.textlength(name, font(13))
+def dashed(draw, left, right, y, color):
+    for x in range(int(left), int(right), 10):
+        draw.line((x, y, x + 5, y), color, 2)
+
+
+def mark(draw, x, y, shape, color, hollow=False):
+    """A point: disc, square, diamond or triangle (shape 0 to 3)."""
+    fill = None if hollow else color
+    corners = {1: ((-3, -3), (3, -3), (3, 3), (-3, 3)), 2: ((0, -4), (4, 0), (0, 4), (-4, 0)),
+               3: ((0, -4), (4, 3), (-4, 3))}
+    if shape in corners:
+        draw.polygon([(x + dx, y + dy) for dx, dy in corners[shape]], fill, color)
+    else:
+        draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill, color)
+
+
+def legend(draw, named, left, right, y=14):
+    """Write (name, colour, shape; None: a dashed line) in rows from y on, between left and right;
+    returns where the last row ends."""
+    x = left
+    for name, color, shape in named:
+        width = 36 + width_of(name, 13)
         if x > left and x + width > right:
             x, y = left, y + 18
-        draw.line((x, y, x + 20, y), color, 3)
-        draw.text((x + 26, y), name, "black", font(13), anchor="lm")
+        if shape is None:
+            dashed(draw, x, x + 20, y, color)
+        else:
+            draw.line((x, y, x + 20, y), color, 2)
+            mark(draw, x + 10, y, shape, color)
+        put(draw, (x + 26, y), name, 13, "lm")
         x += width + 14
     return y + 14
 
 
 def stack(panels):
-    """Pictures of one size below each other."""
-    sheet = Image.new("RGB", (panels[0].width, panels[0].height * len(panels)))
-    for i, panel in enumerate(panels):
-        sheet.paste(panel, (0, i * panel.height))
+    """Pictures below each other."""
+    sheet = Image.new("RGB", (max(panel.width for panel in panels),
+                              sum(panel.height for panel in panels)), "white")
+    top = 0
+    for panel in panels:
+        sheet.paste(panel, (0, top))
+        top += panel.height
     return sheet
 
 
 def scatter(groups, xlabel="", ylabel="", rest=((), ()), size=(860, 560)):
     """A picture of points in up to 14 named groups, with a legend at its right.
 
-    groups: {name: (xs, ys)}, drawn as discs in seven colours, then as rings. rest: the xs and ys of
-    all others, drawn below them in grey.
+    groups: {name: (xs, ys)}, in seven colours and four shapes, filled, then hollow. rest: the xs
+    and ys of all others, drawn below them in grey.
     """
-    marks = [(False, "#d8d8d8")] + [(hollow, color) for hollow in (0, 1) for color in COLORS[:7]]
+    marks = [(0, "#d8d8d8", False)] + [(i % 4, COLORS[i % 7], i >= 7) for i in range(14)]
     drawn = [("others", rest), *groups.items()]
     xs, ys = ([v for _, group in drawn for v in group[axis]] for axis in (0, 1))
     picture = Image.new("RGB", size, "white")
     px, py = axes(picture, (64, 16, size[0] - 250, size[1] - 44), xs, ys, xlabel, ylabel)
     draw = ImageDraw.Draw(picture)
-
-    def dot(x, y, hollow, color):
-        draw.ellipse((x - 3, y - 3, x + 3, y + 3), None if hollow else color, color)
-
-    for i, ((name, group), mark) in enumerate(zip(drawn, marks)):
+    for i, ((name, group), (shape, color, hollow)) in enumerate(zip(drawn, marks)):
         for x, y in zip(*group):
-            dot(px(x), py(y), *mark)
+            mark(draw, px(x), py(y), shape, color, hollow)
         if len(group[0]):
             y = 26 + 20 * ((i or len(drawn)) - 1)  # the others stand last
-            dot(size[0] - 236, y, *mark)
-            draw.text((size[0] - 226, y), name[:28], "black", font(13), anchor="lm")
+            mark(draw, size[0] - 236, y, shape, color, hollow)
+            put(draw, (size[0] - 226, y), fit(name, 13, 220), 13, "lm")
     return picture
 
 
@@ -156,13 +243,13 @@ def axes(picture, box, xs, ys, xlabel, ylabel="", xnames=()):
     draw = ImageDraw.Draw(picture)
     for x, text in enumerate(xnames) if xnames else ((x, f"{x:g}") for x in xt):
         draw.line((px(x), top, px(x), bottom), "#eeeeee")
-        draw.text((px(x), bottom + 6), text, "black", font(12), anchor="ma")
+        put(draw, (px(x), bottom + 6), text, 12, "ma")
     for y in yt:
         draw.line((left, py(y), right, py(y)), "#eeeeee")
-        draw.text((left - 6, py(y)), f"{y:g}", "black", font(12), anchor="rm")
+        put(draw, (left - 6, py(y)), f"{y:g}", 12, "rm")
     draw.rectangle(box, outline="#888888")
-    draw.text(((left + right) / 2, picture.height - 6), xlabel, "black", font(13), anchor="ms")
-    draw.text((left + 6, top + 6), ylabel, "black", font(13), anchor="la")
+    put(draw, ((left + right) / 2, picture.height - 6), xlabel, 13, "ms")
+    put(draw, (left + 6, top + 6), ylabel)
     return px, py
 
 
@@ -182,23 +269,50 @@ def heat(values):
     return (stops[low] + (place - low)[..., None] * (stops[low + 1] - stops[low])).astype(np.uint8)
 
 
-def heatmap(path, matrix, ylabel="", xlabel="", names=()):
-    """Write a PNG of a matrix of numbers in [0, 1], row 0 on top. names: of its rows."""
-    n, m = np.shape(matrix)
-    cell = max(4, min(24, 640 // max(n, m)))
-    named = bool(names) and cell >= 10
-    margin = 30 + (7 * min(24, max(map(len, names))) if named else 0)
-    picture = Image.new("RGB", (margin + m * cell + 70, 30 + n * cell + 10), "white")
+def heatmap(path, matrix, ylabel="", xlabel="", names=(), title=""):
+    """Write a PNG of a matrix of numbers in [0, 1], row 0 on top, at most 640 cells a side: of a
+    larger one, the greatest number of each block. names: of its rows and columns, written where
+    there are at most 64."""
+    save(heat_picture(matrix, ylabel, xlabel, names, title), path)
+
+
+def heat_picture(matrix, ylabel="", xlabel="", names=(), title=""):
+    """The picture of `heatmap`."""
+    matrix = shrink_matrix(matrix)
+    n, m = matrix.shape
+    cell = max(1, min(24, 640 // max(n, m)))
+    named = bool(names) and len(names) == n and cell >= 10
+    longest = min(180, round(max(width_of(name, 10) for name in names))) + 10 if named else 0
+    left, top = 30 + longest, 30 + (20 if title else 0) + (longest if named and n == m else 0)
+    width = max(left + m * cell + 70, round(width_of(title, 14)) + 20 if title else 0)
+    picture = Image.new("RGB", (width, max(top + n * cell, top + 130) + 10), "white")
     draw = ImageDraw.Draw(picture)
     cells = Image.fromarray(heat(matrix)).resize((m * cell, n * cell), Image.NEAREST)
-    picture.paste(cells, (margin, 30))
-    draw.rectangle((margin - 1, 29, margin + m * cell, 30 + n * cell), outline="#888888")
+    picture.paste(cells, (left, top))
+    draw.rectangle((left - 1, top - 1, left + m * cell, top + n * cell), outline="#888888")
     for i, name in enumerate(names if named else ()):
-        draw.text((margin - 6, 30 + (i + 0.5) * cell), name[:24], "black", font(10), anchor="rm")
-    draw.text((margin + m * cell / 2, 8), xlabel, "black", font(13), anchor="ma")
-    draw.text((4, 8), ylabel, "black", font(13), anchor="la")
+        put(draw, (left - 6, top + (i + 0.5) * cell), fit(name, 10, 180), 10, "rm")
+    if named and n == m:
+        strip = Image.new("RGB", (longest, m * cell), "white")  # to be turned by a quarter
+        for j, name in enumerate(names):
+            put(ImageDraw.Draw(strip), (2, (j + 0.5) * cell), fit(name, 10, 180), 10, "lm")
+        picture.paste(strip.transpose(Image.ROTATE_90), (left, top - longest - 2))
+    put(draw, (8, 8), title, 14)
+    put(draw, (left + m * cell / 2, top - 22 - (longest if named and n == m else 0)), xlabel, 13,
+        "ma")
+    put(draw, (4, top - 22), ylabel, 13)
     scale = Image.fromarray(heat(np.linspace(1, 0, 100))[:, None]).resize((14, 100))
-    picture.paste(scale, (margin + m * cell + 16, 30))
-    for value, y in ((1, 30), (0, 130)):
-        draw.text((margin + m * cell + 36, y), f"{value}", "black", font(12), anchor="lm")
-    picture.save(path)
+    picture.paste(scale, (left + m * cell + 16, top))
+    for value, y in ((1, top), (0, top + 100)):
+        put(draw, (left + m * cell + 36, y), f"{value}", 12, "lm")
+    return picture
+
+
+def shrink_matrix(matrix, most=640):
+    """The matrix; where a side is longer than `most`, the greatest number of each block."""
+    matrix = np.asarray(matrix)
+    for axis in (0, 1):
+        block = -(-matrix.shape[axis] // most)
+        if block > 1:
+            matrix = np.maximum.reduceat(matrix, np.arange(0, matrix.shape[axis], block), axis)
+    return matrix

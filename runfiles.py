@@ -8,12 +8,12 @@
 import contextlib
 import json
 import math
-import os
 import platform
 import subprocess
 import sys
 import textwrap
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ import PIL
 import torch
 from torch import nn
 
+import atomic
 import kernels
 import parallel
 import pictures
@@ -32,43 +33,50 @@ from imagesets.progress import format_time
 # ------------------------------------------------------------------------------------------------
 
 
-def save(file, step, args, rng, **parts):
+def save(file, step, args, rng, data=None, **parts):
     """Write one checkpoint: step, args, the state of every part and of the random generators.
 
-    rng: the generator of the views; parts: name=module or name=optimizer. PyTorch's own generators
-    are saved for encoders with dropout. Written to a temporary name and renamed: a crash while
-    saving leaves the last checkpoint whole. Rank 0 writes, and the others wait.
+    rng: the generator of the views; data: which images it was trained on, as imagesets.identity has
+    it; parts: name=module or name=optimizer. PyTorch's own generators
+    are saved for encoders with dropout. Rank 0 writes, and the others wait. OSError where it cannot
+    be written; then the last checkpoint is as it was.
     """
     if parallel.rank() == 0:
-        write_checkpoint(Path(file), step, args, rng, parts)
+        checkpoint = {name: part.state_dict() for name, part in parts.items()}
+        checkpoint.update(step=step, args=vars(args).copy(), script=script_name(), rng={
+            "views": rng.get_state(), "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
+        if data:
+            checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
+        try:
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
+            with atomic.replacing(file) as draft:
+                torch.save(checkpoint, draft)
+        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+            raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched."
+                          ) from error
     parallel.wait()
 
 
-def write_checkpoint(file, step, args, rng, parts):
-    checkpoint = {name: part.state_dict() for name, part in parts.items()}
-    checkpoint.update(step=step, args=vars(args).copy(), rng={
-        "views": rng.get_state(), "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
-    partial = file.with_name(file.name + ".part")
-    try:
-        torch.save(checkpoint, partial)
-        os.replace(partial, file)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched.") from error
+def script_name():
+    return Path(sys.argv[0]).name
 
 
 def read_checkpoint(file):
-    """torch.load, executing nothing. Raises FileNotFoundError, or UserError for another file."""
+    """torch.load, executing nothing. Raises FileNotFoundError; UserError for a file that is damaged
+    (the checksum of each part is compared) or no checkpoint."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"no checkpoint {file}: name one that a trainer wrote, such as "
                                 "out/simclr/checkpoint.pt")
     try:
+        if zipfile.is_zipfile(file):                         # torch.load compares no checksum
+            with zipfile.ZipFile(file) as archive:
+                if archive.testzip():
+                    raise UserError
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception:  # zip, pickle and end-of-file errors have no common type
-        raise UserError(f"{file} is no checkpoint: cut short, or holding more than tensors and "
-                        "plain values, which are all that is ever loaded") from None
+        raise UserError(f"{file} is no checkpoint, or damaged. Only tensors and plain values are "
+                        "loaded, never code") from None
     if not isinstance(checkpoint, dict):
         raise UserError(f"{file} holds a {type(checkpoint).__name__}, not a checkpoint")
     if isinstance(checkpoint.get("args"), dict):
@@ -85,34 +93,58 @@ def rename_old_arguments(args):
 
 
 def load(file, rng, **parts):
-    """Put a checkpoint's state back into the parts and the random generators; returns its step."""
+    """Put a checkpoint's state back into the parts and the random generators; returns it whole."""
     checkpoint = read_checkpoint(file)
     absent = [name for name in ("step", "rng", *parts) if name not in checkpoint]
     if absent:
         raise UserError(f"{file} is no checkpoint of this script: it lacks {', '.join(absent)}")
+    step, state = checkpoint["step"], checkpoint["rng"]
+    if type(step) is not int or step < 0:
+        raise UserError(f"{file} cannot be used: its step is {step!r}")
     for name, part in parts.items():
         if isinstance(part, nn.Module):
             load_weights(part, checkpoint[name], f"{name} in {file}")
         else:
-            part.load_state_dict(checkpoint[name])
-    state = checkpoint["rng"]
-    rng.set_state(state["views"])
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
-    return checkpoint["step"]
+            load_optimizer(part, checkpoint[name], f"{name} in {file}")
+    try:
+        rng.set_state(state["views"])
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise UserError(f"{file} cannot be used: its random generators, {error!r}") from error
+    return checkpoint
+
+
+def load_optimizer(optimizer, state, what):
+    """optimizer.load_state_dict; UserError where the state is of other parameters."""
+    try:
+        optimizer.load_state_dict(state)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{what} does not fit: {error!r}") from error
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            fits = isinstance(value, torch.Tensor) and value.shape in ((), parameter.shape)
+            if not fits or not value.isfinite().all():
+                raise UserError(f"{what} does not fit: {name} of a parameter of shape "
+                                f"{tuple(parameter.shape)}")
 
 
 def load_weights(module, state, what):
-    """module.load_state_dict, but with every key that does not fit listed in one UserError."""
+    """module.load_state_dict; UserError names the first keys that do not fit or are not finite."""
     own = module.state_dict()
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{what} is no state dict of tensors")
     problems = [f"missing {k}" for k in own if k not in state]
     problems += [f"unexpected {k}" for k in state if k not in own]
     problems += [f"{k} is {tuple(state[k].shape)}, wanted {tuple(own[k].shape)}"
                  for k in own if k in state and state[k].shape != own[k].shape]
+    problems += [f"{k} holds NaN or infinity: the run diverged" for k in own
+                 if k in state and not state[k].isfinite().all()]
     if problems:
-        raise UserError(f"{what} does not fit this {type(module).__name__}, "
-                         f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise UserError(f"{what} does not fit this {type(module).__name__}: "
+                        f"{', '.join(problems[:3])}{more}")
     module.load_state_dict(state)
 
 
@@ -121,7 +153,7 @@ def load_weights(module, state, what):
 # ------------------------------------------------------------------------------------------------
 
 FORMATS = dict.fromkeys(("knn", "solved", "val_puzzles"), "{:.1f} %")
-FORMATS |= dict.fromkeys(("psnr", "val_psnr"), "{:.2f} dB")
+FORMATS |= dict.fromkeys(("psnr", "val_psnr"), "{:.2f} dB") | {"lr": "{:.1e}"}
 YARDSTICKS = ("chance", "random_init", "bicubic")
 
 
@@ -142,20 +174,19 @@ class Log:
         if parallel.rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             kept = [record for record in read_log(self.file) if step and record["step"] <= step]
-            partial = self.file.with_suffix(".part")         # a full disk must not cost the log
-            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
-            os.replace(partial, self.file)
+            with atomic.replacing(self.file) as draft:       # a full disk must not cost the log
+                draft.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._write({"step": step, "argv": sys.argv, "args": vars(args), "seed": args.seed,
                      "device": describe_device(device), "processes": parallel.ranks(),
                      "kernels": kernels.status(), "commit": commit(),
                      "python": platform.python_version(), "torch": str(torch.__version__),
                      "numpy": np.__version__, "pillow": PIL.__version__,
                      "started": time.strftime("%Y-%m-%d %H:%M:%S")})
-        self.step, self.time = step, time.time()
+        self.step, self.time = step, time.monotonic()
 
     def __call__(self, step, **values):
         """Log numbers of training, with the rate since the last record and the time left."""
-        steps_per_s = (step - self.step) / max(time.time() - self.time, 1e-9)
+        steps_per_s = (step - self.step) / max(time.monotonic() - self.time, 1e-9)
         rate = round(steps_per_s * self.per_step, 1)
         tail = [f"{rate:.0f} {self.unit}/s", f"eta {format_time((self.total - step) / steps_per_s)}"]
         if torch.cuda.is_available():
@@ -163,7 +194,7 @@ class Log:
         self.note(step, tail, **values, **{f"{self.unit}_per_s": rate})
 
     def note(self, step, tail=(), **values):
-        """Log numbers from elsewhere, such as an evaluation; the clock of the rate restarts.
+        """Log the results of an evaluation; the clock of the rate restarts.
 
         `n`, how many images a percentage is of, and then a yardstick follow their number; the
         yardstick is printed in brackets. Lines are at most 120 columns wide.
@@ -182,25 +213,26 @@ class Log:
         lines = textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
         print("\n".join(lines).replace("\xa0", " "), flush=True)
         self._write({"step": step, **values})
-        self.step, self.time = step, time.time()
+        self.step, self.time = step, time.monotonic()
 
     def curves(self, **yardsticks):
         """Draw each named number over the steps, beside its yardstick, into <out>/curves.png."""
         records, panels = read_log(self.file), []
         for name, yardstick in yardsticks.items():
             points = [(r["step"], r[name], r[yardstick]) for r in records
-                      if r.get(name) is not None]
+                      if None not in (r.get(name), r.get(yardstick))]
             if points:
                 steps, values, level = zip(*points)
                 name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
                 panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
-                                             "step"))
+                                             "step", xrange=(0, self.step)))
         if panels:
-            pictures.stack(panels).save(self.folder / "curves.png")
+            pictures.save(pictures.stack(panels), self.folder / "curves.png")
 
     def _write(self, record):
         if parallel.rank() > 0:
             return
+        self.folder.mkdir(parents=True, exist_ok=True)       # somebody may have removed it
         with open(self.file, "a") as out:
             finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                       for name, value in record.items()}  # JSON knows neither NaN nor infinity
@@ -208,11 +240,14 @@ class Log:
 
 
 def read_log(file):
-    """The records of a log.jsonl; a last line cut short by a crash is left out."""
+    """The records of a log.jsonl. Lines that are none, cut short by a crash or damaged, are left
+    out."""
     records = []
-    for line in Path(file).read_text().splitlines() if Path(file).exists() else []:
-        with contextlib.suppress(json.JSONDecodeError):
-            records.append(json.loads(line))
+    for line in Path(file).read_bytes().splitlines() if Path(file).exists() else []:
+        with contextlib.suppress(ValueError):                # of JSON, or of UTF-8
+            record = json.loads(line)
+            if isinstance(record, dict) and isinstance(record.get("step"), int):
+                records.append(record)
     return records
 
 

@@ -1,9 +1,9 @@
-"""Jigsaw: of P known ways to shuffle the tiles of an image, say which one was used.
+"""Jigsaw: predict which of P known permutations shuffled the tiles of an image.
 
 Each image is cut into a grid of tiles, with a random gap between them, and the tiles are shuffled
 by one of P permutations. The encoder sees every tile alone; a small head sees the features of all
-tiles in their shuffled order and predicts the permutation. To know where a tile belongs is to know
-which part of the object it shows.
+tiles in their shuffled order and predicts the permutation. To place a tile, the encoder must
+recognise which part of the object it shows.
 
 Noroozi & Favaro, Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles, 2016.
 
@@ -101,18 +101,19 @@ def reorder(h, perm):
     return h.gather(1, every).view(-1, *h.shape[1:])
 
 
-def jitter_and_normalize(tiles, args, rng=None):
-    """What the encoder is shown: (B, K, 3, t, t) in [0, 1] -> (B K, 3, t, t), normalised.
+def cut_tiles(x, perm, offset, args, rng=None):
+    """What the encoder is shown: x (B, 3, S, S) in [0, 1] -> (B K, 3, t, t), normalised.
 
     With rng, the colours of each tile are jittered on their own, so that they do not match its
     neighbours'. --tile-norm normalises each tile by its own mean and std, as the paper does.
     """
     s = args.color
-    if rng:
-        tiles = fgssl.color_jitter(tiles, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
-    tiles = tiles.flatten(0, 1)
+    color = rng and fgssl.jitter_matrix(perm.shape, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    norm = (None, None) if args.tile_norm else (fgssl.MEAN, fgssl.STD)
+    cut = x, perm, args.grid, args.tile, offset
+    tiles = kernels.tile_shuffle(*cut, color, *norm, impl=args.impl).flatten(0, 1)
     if not args.tile_norm:
-        return fgssl.normalize(tiles)
+        return tiles
     mean, std = (f((1, 2, 3), keepdim=True) for f in (tiles.mean, tiles.std))
     return (tiles - mean) / (std + 0.02)                     # a flat tile stays flat
 
@@ -137,8 +138,7 @@ def main(argv=None):
         fgssl.set_lr(optimizer, lr)
         x = fgssl.map_chunks(random_view, x, args, run.rng)
         target, perm, offset = draw_puzzles(len(x), perms, args, run.rng)
-        tiles = kernels.tile_shuffle(x, perm[:, 0], args.grid, args.tile, offset, impl=args.impl)
-        tiles = jitter_and_normalize(tiles, args, run.rng)
+        tiles = cut_tiles(x, perm[:, 0], offset, args, run.rng)
         with run.autocast:
             h = encode(tiles.contiguous(memory_format=torch.channels_last))
             logits = classify(reorder(h.unflatten(0, (len(x), -1)), perm))
@@ -157,15 +157,15 @@ def main(argv=None):
                 run.note(val_puzzles=fgssl.accuracy(answer, target), n=len(target),
                          chance=100 / args.perms)
             run.note(**run.knn())
-    run.finish(" --layer best", loss="chance", val_puzzles="chance", knn="random_init")
+    run.finish("--layer best", loss="chance", val_puzzles="chance", knn="random_init")
 
 
 @torch.no_grad()
 def solve(encoder, head, images, args, run):
-    """Give each image one puzzle, always the same: uint8 (N, 3, C, C) -> three results on the CPU.
+    """Give each image one puzzle, always the same: uint8 (N, 3, C, C) -> three results.
 
     The shuffled image (N, 3, g t, g t); the indices of the true and of the predicted permutation,
-    (N,). Nothing is jittered, and nothing is learned: encoder and head are in eval mode.
+    (N,), on the CPU. Nothing is jittered or learned: encoder and head are in eval mode.
     """
     was_training = encoder.training
     encoder.eval(), head.eval()
@@ -174,12 +174,12 @@ def solve(encoder, head, images, args, run):
         x = fgssl.fetch(images, slice(first, first + 256), run.device)
         x = fgssl.evaluation_view(x, args.size)
         target, perm, offset = draw_puzzles(len(x), head.perms.cpu(), args, rng)
-        cut = x, perm[:, 0], args.grid, args.tile, offset
-        tiles = jitter_and_normalize(kernels.tile_shuffle(*cut, impl=args.impl), args)
+        tiles = cut_tiles(x, perm[:, 0], offset, args)
         with run.autocast:
             logits = head(encoder(tiles).unflatten(0, (len(x), -1)))
+        cut = x, perm[:, 0], args.grid, args.tile, offset
         shuffled = kernels.tile_shuffle(*cut, image=True, impl=args.impl)
-        results.append((shuffled.cpu(), target[:, 0], logits.argmax(1).cpu()))
+        results.append((shuffled, target[:, 0], logits.argmax(1).cpu()))
     encoder.train(was_training), head.train(was_training)
     return [torch.cat(parts) for parts in zip(*results)]
 
@@ -189,9 +189,9 @@ def draw_solutions(shuffled, target, answer, perms, args, out):
     shuffled, target, answer = (v[:: max(1, len(v) // 8)][:8] for v in (shuffled, target, answer))
     rows = [shuffled]
     for solution in (answer, target):
-        back = perms[solution].argsort(1)                    # the tiles lie edge to edge: no offset
-        rows.append(kernels.tile_shuffle(shuffled, back, args.grid, args.tile, image=True))
-    pictures.grid(out / "puzzles.png", rows, ("shuffled", "solved", "true"))
+        rows.append(kernels.tile_shuffle(shuffled, perms[solution].argsort(1), args.grid, args.tile,
+                                         image=True, impl=args.impl))  # edge to edge: no offset
+    pictures.grid(out / "puzzles.png", [x.cpu() for x in rows], ("shuffled", "solved", "true"))
 
 
 def arguments(argv):

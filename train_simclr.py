@@ -1,8 +1,8 @@
-"""SimCLR: of two views of one image, recognise the partner among the views of all others.
+"""SimCLR: recognise which two views come from the same image.
 
 Each image of a batch of N is distorted twice at random. The encoder and a small head map the 2N
 views to unit vectors z, and the NT-Xent loss asks that every z lie closer to its partner than to
-the other 2N - 2. What survives the distortion is what the encoder must see.
+the other 2N - 2. The encoder must represent what the distortions leave unchanged.
 
 Chen, Kornblith, Norouzi & Hinton, A Simple Framework for Contrastive Learning of Visual
 Representations, ICML 2020: Algorithm 1.
@@ -45,7 +45,7 @@ def random_view(x, args, rng):
 def two_views(x, args, rng):
     """Two views of every image: uint8 (N, 3, C, C) -> (2N, 3, size, size), rows i and i + N."""
     x = fgssl.map_chunks(random_view, x.repeat(2, 1, 1, 1), args, rng)
-    return x if args.view == "original" else distort_one_view(x, args.view, rng)
+    return x if args.view == "original" else distort_one_view(x, args.view, rng, args.impl)
 
 
 class ProjectionHead(nn.Sequential):
@@ -116,15 +116,17 @@ def positive_rank(z):
     positive = (anchors + len(z) // 2) % len(z)
     sim = z[anchors] @ z.T
     sim[anchors, anchors] = -torch.inf
-    return 1 + (sim > sim[anchors, positive][:, None]).sum(1).float().mean()
+    closer = sim > sim[anchors, positive][:, None]
+    return (1 + closer.sum(1).float() + 0 * sim[anchors, positive]).mean()  # NaN of NaN
 
 
 def draw_views(images, args, file):
     """A picture of what the network is shown: eight images, and two views of each below."""
     rng = torch.Generator().manual_seed(args.seed)
-    x = torch.from_numpy(images[:: max(1, len(images) // 8)][:8])
+    device, _ = fgssl.device_and_precision(args.precision)
+    x = fgssl.fetch(images[:: max(1, len(images) // 8)], slice(8), device)
     rows = [fgssl.evaluation_view(x, args.size), *two_views(x, args, rng).chunk(2)]
-    pictures.grid(file, rows, ("image", "view 1", "view 2"))
+    pictures.grid(file, [x.cpu() for x in rows], ("image", "view 1", "view 2"))
     print(f"look at {file}: what the network is shown")
 
 

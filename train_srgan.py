@@ -98,7 +98,7 @@ def main(argv=None):
     encoder, head = discriminator.encoder, discriminator.head
     generator = Generator(args.blocks, args.width, args.scale)
     generator.to(run.device, memory_format=torch.channels_last)
-    ema = freeze(copy.deepcopy(generator))                   # average of its latest weights
+    ema = freeze(copy.deepcopy(generator))                   # exponential moving average of its weights
     content = encoder
     if args.content_from:
         content = freeze(load_content_encoder(args.content_from, args.arch)).to(run.device)
@@ -114,6 +114,7 @@ def main(argv=None):
     pixel_steps = args.pixel_epochs * run.per_epoch
     if run.begins():
         draw_samples(ema, shown, run.device, run.out / "samples.png")
+        print(f"look at {run.out}/samples.png: low, bicubic, generated, true")
         run.note(**val_psnr_ssim(ema, run.val.images, run.device))
 
     for step, x in run:                                      # x: uint8 (B, 3, C, C)
@@ -127,8 +128,8 @@ def main(argv=None):
         g_terms, d_terms = {"pixel": pixel_loss(fake, high)}, {}
 
         if step > pixel_steps:
-            # The discriminator's step. All images go in one batch: in a batch of their own,
-            # batch-norm would hide what tells fakes apart, and its running statistics fit neither.
+            # The discriminator's step. All images go in one batch: in separate batches, batch-norm
+            # would remove the difference between real and generated images.
             discriminator.train().requires_grad_(True)
             images = [high, fake.detach()]
             if args.match:
@@ -176,7 +177,7 @@ def main(argv=None):
             draw_samples(ema, shown, run.device, run.out / "samples_pixel.png")
     if run.rank == 0:
         draw_samples(ema, shown, run.device, run.out / "samples.png")
-    run.finish(" --layer best", val_psnr="bicubic_psnr", val_ssim="bicubic_ssim",
+    run.finish("--layer best", val_psnr="bicubic_psnr", val_ssim="bicubic_ssim",
                discriminator="chance", knn="random_init")
 
 
@@ -192,26 +193,26 @@ def arguments(argv):
                    help="length of the pixel phase, at --lr (default: two fifths of --epochs)")
     fgssl.accept_old_flag(p, "--warmup", "--pixel-epochs")
     fgssl.accept_old_flag(p, "--discriminator", "--arch", {"vgg": PAPER, "resnet": None})
-    game = p.add_argument_group("adversarial phase, after the pixel phase")
-    game.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
-                      help="the generator's peak learning rate")
-    game.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=1e-3,
-                      help="the discriminator's")
-    game.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
-                      help="weight of the adversarial loss beside the content loss; more is "
-                           "sharper and further from the truth")
-    game.add_argument("--content", choices=("pixel", "features"), default="pixel",
-                      help="what the content loss compares generated and true images by")
-    game.add_argument("--content-from", metavar="FILE",
-                      help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
-                           "weights (default: the discriminator's own)")
-    game.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
-                      help="weight of the discriminator's second task, to match photographs with "
-                           "small views of them; 0: the paper's method")
+    second = p.add_argument_group("adversarial phase, after the pixel phase")
+    second.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
+                        help="the generator's peak learning rate")
+    second.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=1e-3,
+                        help="the discriminator's")
+    second.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
+                        help="weight of the adversarial loss beside the content loss; more is "
+                             "sharper and further from the truth")
+    second.add_argument("--content", choices=("pixel", "features"), default="pixel",
+                        help="what the content loss compares generated and true images by")
+    second.add_argument("--content-from", metavar="FILE", type=fgssl.path,
+                        help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
+                             "weights (default: the discriminator's own)")
+    second.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
+                        help="weight of the discriminator's second task, to match photographs with "
+                             "small views of them; 0: the paper's method")
     use = p.add_argument_group("in place of training")
-    use.add_argument("--upscale", nargs="+", metavar="IMAGE",
+    use.add_argument("--upscale", nargs="+", metavar="IMAGE", type=fgssl.path,
                      help="enlarge these, into --out or beside them")
-    use.add_argument("--from", dest="source", metavar="CHECKPOINT",
+    use.add_argument("--from", dest="source", metavar="CHECKPOINT", type=fgssl.path,
                      help="of the run whose generator does it")
     args = p.parse_args(argv, argparse.Namespace(out=None))  # --upscale needs no folder
     if bool(args.upscale) != bool(args.source):

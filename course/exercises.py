@@ -83,7 +83,7 @@ EXERCISES = (
              "a first CUDA kernel: who owns which output, 64-bit offsets, ragged ends",
              "one block a tile; threads stride over its rows and columns"),
     Exercise(("forward_simt",), "test_kernels_nt_xent.py",
-             "equals_the_loop and emulated or near_float64 and emulated and float32", 240,
+             "equals_the_loop and emulated or float64-emulated", 240,
              "a softmax over a row that is never whole: the running maximum and sum",
              "`similarities` fills a 4 x 4 piece for each thread; Row<W> holds the running state"),
     Exercise(("barrier_before_reuse_removed",), "test_kernels_nt_xent.py",

@@ -2,6 +2,7 @@
 
 import math
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +11,9 @@ from PIL import Image
 
 import fgssl
 import pictures
-from evaluation.probe import pool_map, stage_index
+from evaluation.probe import Layers, extract_features, pool_map, stage_index
 from evaluation.report import evenly_spaced
+from evaluation.results import Extras
 from imagesets.progress import progress
 
 
@@ -70,7 +72,7 @@ def boxes_in_view(records, rows, size):
     for row in rows:
         with Image.open(records.paths[row]) as image:
             width, height = image.size
-        source = fgssl.Source(records.paths[row], banner=records.banner)
+        source = fgssl.Source(records.paths[row], banner=records.banner, fit=records.fit)
         x, y, side = source.square(width, height)
         left, top, w, h = records.boxes[row]
         x, y = x + at * side, y + at * side
@@ -92,8 +94,9 @@ def energy_inside(cam, masks):
         return 100 * (cam * masks).sum((1, 2)) / cam.sum((1, 2))
 
 
-def grad_cam_study(file, frozen, records, count=8):
-    """Draw Grad-CAM for `count` test images. Returns energy_in_boxes, or {} for a set without."""
+def grad_cam_study(file, frozen, records, count=8, extras=None):
+    """Draw Grad-CAM for `count` test images. Returns energy_in_boxes, or {} for a set without; a
+    picture that cannot be drawn is left to `extras` and costs no number."""
     test, size = frozen.splits[2], frozen.inference.size
     rng, shown = torch.Generator().manual_seed(0), evenly_spaced(len(test.labels), count)
     x, other, class_cam, similarity_cam = explain(frozen, test.images[shown], rng)
@@ -101,8 +104,19 @@ def grad_cam_study(file, frozen, records, count=8):
     if records.boxes is not None:
         mask = torch.from_numpy(boxes_in_view(records, test.rows[shown], size)).float()[:, None]
         rows[0] = torch.where(outline(mask), torch.tensor((1.0, 1.0, 0.0))[:, None, None], x)
-    pictures.grid(file, rows, ("image", "class score", "another view", "similarity"), side=128)
-    return {} if records.boxes is None else energy_in_boxes(frozen, records, rng)
+    found = {} if records.boxes is None else energy_in_boxes(frozen, records, rng)
+    with (extras or Extras()).write(Path(file).name):
+        with torch.no_grad():
+            features = extract_features(Layers(frozen.encoder, (frozen.layer,)), test.images[shown],
+                                        frozen.inference, "examples")
+            predicted = frozen.head(features).argmax(1).tolist()
+        captions = [[frozen.names[label] for label in test.labels[shown]],
+                    [f"{'right' if i == j else 'as'}: {frozen.names[i]}" for i, j in
+                     zip(predicted, test.labels[shown])]]
+        pictures.grid(file, rows, ("image and class", "score of the\npredicted class",
+                                   "another view", "similarity\nof the views"), side=144,
+                      captions=captions)
+    return found
 
 
 def energy_in_boxes(frozen, records, rng, most=512):

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import fgssl
-from evaluation.classifier import Classifier, predict_scores, save_classifier
+from evaluation.classifier import Classifier, Memory, predict_scores, save_classifier
 from evaluation.finetune import exit_interrupted, finetune, recipe
-from evaluation.probe import choose_linear, mean_and_std
+from evaluation.probe import SPLITS, choose_linear, extract_features, mean_and_std
 from evaluation.report import class_report, write_confusion
-from evaluation.results import read_result
+from evaluation.results import Extras
 
 
 def draw_shots(labels, k, draw):
@@ -28,32 +28,35 @@ def draw_shots(labels, k, draw):
     return np.sort(np.concatenate([rows[:None if k == "all" else k] for rows in members]))
 
 
-def finished_cells(file, result, args):
-    """The cells in the eval.json of an earlier run that this one need not repeat.
-
-    Cells of another recipe that are asked for again are left out. Raises UserError where the cells
-    are of other data or weights: this run would overwrite them.
-    """
-    try:
-        before = read_result(file)
-    except fgssl.UserError:  # none yet, or of an older version, which held no cells
-        return []
-    cells = before["few_labels"]
-    if cells and any(before[key] != result[key] for key in ("digest", "weights", "size", "layer")):
-        raise fgssl.UserError(f"{file} holds {len(cells)} few-label results of other data, "
-                              "weights, size or layer: pass another --out, or remove it.")
-    return [cell for cell in cells if not args.finetune or cell["shots"] not in args.shots
+def finished_cells(before, args):
+    """The cells of an earlier result that this run need not repeat; those of another recipe that
+    are asked for again are left out, with a line that says so."""
+    cells = before.get("few_labels", [])
+    kept = [cell for cell in cells if not args.finetune or cell["shots"] not in args.shots
             or cell["recipe"] in (None, recipe(args))]
+    if len(kept) < len(cells):
+        print(f"{len(cells) - len(kept)} fine-tuned results of another recipe will be replaced")
+    return kept
 
 
-def run_cells(frozen, args, out, done=()):
-    """Yield the results of each cell, a dict, that is not in `done`.
+def save_finetuned(file, model, frozen, args, files, accuracy):
+    """A finetuned.pt, with the features that its own encoder gives the labelled images."""
+    h = [extract_features(model.layers, split.images, frozen.inference, what)
+         for split, what in zip(frozen.splits, SPLITS)]
+    memory = Memory(h, model.head.cpu()(h[2]).detach(), torch.from_numpy(frozen.splits[2].labels))
+    save_classifier(file, model, args, frozen.names, memory, files=files, accuracy=accuracy)
+
+
+def run_cells(frozen, args, out, done=(), extras=None, files=()):
+    """Yield the results of each cell, a dict, that is not in `done`; then write its files. files:
+    the names of the labelled images, which a finetuned.pt tells.
 
     A cell learns from k labels a class of train and chooses (the probe's l2, the step of
     fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
     choose with. Features are standardised over all of train, which takes no labels. A cell's "val"
     is of all of val, for choosing a recipe; its "test" is for the report. "all" has one draw.
     """
+    extras = extras or Extras()
     methods = {"frozen": None} | ({"fine-tuned": recipe(args)} if args.finetune else {})
     todo = [{"method": method, "shots": k, "draw": draw, "recipe": flags}
             for method, flags in methods.items() for k in args.shots
@@ -73,21 +76,29 @@ def run_cells(frozen, args, out, done=()):
         if stop:
             exit_interrupted(stop)
         title = f"{cell['method']}, shots {cell['shots']}, draw {cell['draw']}"
-        cell |= run_cell(frozen, args, out, cell, title, stop)
+        found, model, confusion = run_cell(frozen, args, out, cell, title, stop)
+        cell |= found
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f} % of "
               f"{n_val}, test {cell['test']:.1f} % of {n_test}", flush=True)
+        tuned = cell["method"] == "fine-tuned"
+        if tuned and cell["shots"] == "all":                 # a cell on file is not run again
+            with extras.write("finetuned.pt"):
+                save_finetuned(out / "finetuned.pt", model, frozen, args, files, found["test"])
         yield cell
-        if cell["method"] == "fine-tuned":
+        if tuned and cell["shots"] == "all":
+            with extras.write("confusion-finetuned.png"):
+                write_confusion(out, "confusion-finetuned", confusion, frozen.names)
+        if tuned:
             (out / "finetuning.pt").unlink(missing_ok=True)
 
 
 def run_cell(frozen, args, out, cell, title, stop):
-    """The results of one cell; of fine-tuning on all labels, its files too."""
+    """The results of one cell, its Classifier where it was fine-tuned, and the confusion matrix."""
     (train, val, test), names, inference = frozen.splits, frozen.names, frozen.inference
     h, h_val, h_test = frozen.h[frozen.layer]
     labels, labels_val, labels_test = (torch.from_numpy(split.labels) for split in frozen.splits)
     rows, few = (draw_shots(split.labels, cell["shots"], cell["draw"]) for split in (train, val))
-    found = {"images": len(rows)}
+    found, model = {"images": len(rows)}, None
     if cell["method"] == "frozen" or args.head == "probe":
         _, head, found["l2"] = choose_linear(h[rows], labels[rows], h_val[few], labels_val[few],
                                              len(names), mean_and_std(h))
@@ -109,7 +120,6 @@ def run_cell(frozen, args, out, cell, title, stop):
     report, confusion = class_report(scores, labels_test, names)
     if (cell["method"], cell["shots"]) == ("fine-tuned", "all"):
         found["report"] = report
-        write_confusion(out, "confusion-finetuned", confusion, names)
-        save_classifier(out / "finetuned.pt", model, args, names)
-    return found | {"val": fgssl.accuracy(scores_val.argmax(1), labels_val), "test": report["top1"],
-                    "mean_per_class": report["mean_per_class"]}
+    found |= {"val": fgssl.accuracy(scores_val.argmax(1), labels_val), "test": report["top1"],
+              "mean_per_class": report["mean_per_class"]}
+    return found, model, confusion

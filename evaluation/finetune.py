@@ -102,18 +102,18 @@ def finetune(model, train, val, args, inference, title, file, stop):
             "data": digest(train.images, train.labels, val.images, val.labels)}
     model.to(device, memory_format=torch.channels_last)
     groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=device.type == "cuda")
     weight = None
     if args.class_weights:
         weight = class_weights(train.labels, model.head.out_features).to(device)
     rng, step, best = torch.Generator().manual_seed(args.seed), 0, {"val": -1.0, "step": 0}
     state = dict(model=model, best=copy.deepcopy(model), optimizer=optimizer)
     if file.exists() and (saved := fgssl.read_checkpoint(file)["args"]).get("task") == task:
-        step, best = fgssl.load(file, rng, **state), saved["best"]
+        step, best = fgssl.load(file, rng, **state)["step"], saved["best"]
 
     evaluated = {round(total * i / VAL_EVALUATIONS) for i in range(1, VAL_EVALUATIONS + 1)}
     order = fgssl.batches(len(train.labels), batch, args.seed, step)
-    first, start = step, time.time()
+    first, start = step, time.monotonic()
     saved = shown = start
     while step < total:
         step += 1
@@ -125,14 +125,14 @@ def finetune(model, train, val, args, inference, title, file, stop):
         learning_mode(model, args.batch_norm)
         with autocast:
             scores = model(x.contiguous(memory_format=torch.channels_last))
-        label = torch.from_numpy(train.labels[index]).to(device)
+        label = fgssl.fetch(train.labels, index, device)
         loss = F.cross_entropy(scores.float(), label, weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
 
         leaving = bool(stop)
-        save, show = leaving or time.time() - saved > 60, time.time() - shown > 10
+        save, show = leaving or time.monotonic() - saved > 60, time.monotonic() - shown > 10
         if (save or show or step in evaluated) and not math.isfinite(loss.item()):
             raise FloatingPointError(f"{title}: loss {loss.item()} at step {step}, learning rate "
                                      f"{lr:.1e}. Try a smaller --lr.")
@@ -143,14 +143,14 @@ def finetune(model, train, val, args, inference, title, file, stop):
                 best = {"val": score, "step": step}
                 state["best"].load_state_dict(model.state_dict())
         if show:
-            shown, rate = time.time(), (step - first) / (time.time() - start)
+            shown, rate = time.monotonic(), (step - first) / (time.monotonic() - start)
             on_val = f"best val {best['val']:.1f} %  " if best["step"] else ""
             print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  {on_val}"
                   f"{rate * batch:.0f} img/s  eta {format_time((total - step) / rate)}",
                   flush=True)
         if save:
             fgssl.save(file, step, Namespace(task=task, best=best), rng, **state)
-            saved = time.time()
+            saved = time.monotonic()
         if leaving:
             exit_interrupted(stop)
     model.load_state_dict(state["best"].state_dict())

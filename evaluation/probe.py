@@ -5,7 +5,7 @@ the fourth stage's map; "4:2x2" averages each quarter of the map and concatenate
 stage's is h, the encoder's output.
 """
 
-from itertools import chain
+from itertools import chain, count
 from typing import NamedTuple
 
 import numpy as np
@@ -77,19 +77,30 @@ def fit_linear(h, labels, classes, l2, weight=None):
 
     h (N, D), labels (N,) -> weight (D + 1, classes); its last row is the bias, not penalised.
     weight: where to start, such as the solution for another l2. The problem is convex: the start
-    changes the time it takes, not the result.
+    changes the time it takes, not the result. Of many classes, the scores of a part of the images
+    are held at once, and L-BFGS remembers fewer steps.
     """
     h = F.pad(h, (0, 1), value=1.0)
     weight = torch.zeros(h.shape[1], classes) if weight is None else weight.clone()
     weight.requires_grad_(True)
+    history = min(100, max(10, 8 * fgssl.MOST // weight.numel()))
     optimizer = torch.optim.LBFGS([weight], max_iter=200, tolerance_grad=1e-5,
-                                  line_search_fn="strong_wolfe")
+                                  history_size=history, line_search_fn="strong_wolfe")
+    rows = max(1, 2 * fgssl.MOST // classes)
+    parts = [*zip(h.split(rows), labels.split(rows))]
+    steps = progress(count(), None, f"fitting with L2 {l2:.1g}, evaluations", patience=5)
 
     def closure():
         optimizer.zero_grad()
-        loss = F.cross_entropy(h @ weight, labels) + l2 / 2 * weight[:-1].square().sum()
-        loss.backward()
-        return loss
+        next(steps)
+        total = 0
+        for part, of in parts:
+            loss = F.cross_entropy(part @ weight, of) * (len(part) / len(h))
+            loss.backward()
+            total += loss.detach()
+        penalty = l2 / 2 * weight[:-1].square().sum()
+        penalty.backward()
+        return total + penalty.detach()
 
     optimizer.step(closure)
     return weight.detach()
@@ -111,10 +122,15 @@ def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"
         if score > best[0]:
             best = score, weight, l2
     score, weight, l2 = best
-    head = nn.Linear(len(mean), classes).requires_grad_(False)
+    return score, head_of(weight, mean, std), l2
+
+
+def head_of(weight, mean, std):
+    """An nn.Linear that takes h and scores as `weight` (D + 1, classes) does on standardised h."""
+    head = nn.Linear(len(mean), weight.shape[1]).requires_grad_(False)
     head.weight.copy_((weight[:-1] / std[:, None]).T)
     head.bias.copy_(weight[-1] - head.weight @ mean)
-    return score, head, l2
+    return head
 
 
 def mean_and_std(h):

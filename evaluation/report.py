@@ -1,7 +1,7 @@
 """Reports of a classifier's scores: precision, recall and F1 of each class, the confusion matrix;
 and a map of the features."""
 
-import csv
+import itertools
 import math
 
 import numpy as np
@@ -9,12 +9,14 @@ import torch
 import torch.nn.functional as F
 
 import pictures
+from evaluation.results import write_csv
 
 
 def confusion_matrix(labels, predicted, classes):
     """Counts (classes, classes): rows are true classes, columns predicted ones."""
-    pairs = np.bincount(labels * classes + predicted, minlength=classes ** 2)
-    return pairs.reshape(classes, classes)
+    confusion = np.zeros((classes, classes), np.int32)       # 10,000 classes: 400 MB
+    np.add.at(confusion, (labels, predicted), 1)
+    return confusion
 
 
 def per_class(confusion):
@@ -37,7 +39,8 @@ def class_report(scores, labels, names):
                for column in per_class(confusion)]
     classes = [dict(zip(("class", "images", "precision", "recall", "f1"), row))
                for row in zip(names, confusion.sum(1).tolist(), *columns)]
-    for row, mistakes in zip(classes, confusion - np.diag(np.diag(confusion))):
+    for label, (row, mistakes) in enumerate(zip(classes, confusion.copy())):
+        mistakes[label] = 0
         if mistakes.any():
             row |= {"taken_for": names[mistakes.argmax()], "times": int(mistakes.max())}
     present = [row for row in classes if row["images"]]
@@ -50,14 +53,30 @@ def class_report(scores, labels, names):
             "classes": classes}, confusion
 
 
-def write_confusion(out, name, confusion, names):
-    """NAME.csv, counts, and NAME.png, fractions of each row."""
-    with open(out / f"{name}.csv", "w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["true class / taken for", *names])
-        rows.writerows([name, *row] for name, row in zip(names, confusion.tolist()))
-    fractions = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    pictures.heatmap(out / f"{name}.png", fractions, "true class", "taken for", names)
+def write_confusion(out, name, confusion, names, worst=20):
+    """NAME.csv, counts, and NAME.png, fractions of each row; where the names of all classes cannot
+    be written, a second picture below shows the `worst` by recall."""
+    write_csv(out / f"{name}.csv", itertools.chain(
+        [["true class / taken for", *names]],
+        ([name, *row.tolist()] for name, row in zip(names, confusion))))
+    total = np.maximum(confusion.sum(1), 1)
+
+    def fractions(rows, columns=slice(None)):
+        return confusion[rows][:, columns] / total[rows, None].astype(np.float32)
+
+    block = -(-len(names) // 640)                            # of 10,000 classes, float32 is 400 MB
+    small = fractions(slice(None)) if block == 1 else np.concatenate([
+        pictures.shrink_matrix(fractions(slice(first, first + block)), 640).max(0, keepdims=True)
+        for first in range(0, len(names), block)])
+    about = f"{confusion.sum():,} test images of {len(names):,} classes: fraction of each true class"
+    panels = [pictures.heat_picture(small, "true class", "taken for", names, about)]
+    if len(names) > 64:
+        recall = np.where(confusion.sum(1), np.diag(confusion) / total, np.inf)
+        chosen = np.sort(recall.argsort(kind="stable")[:worst])
+        panels.append(pictures.heat_picture(
+            fractions(chosen, chosen), "true class", "taken for", [names[i] for i in chosen],
+            f"of these, the {worst} of least recall"))
+    pictures.save(pictures.stack(panels), out / f"{name}.png")
 
 
 def evenly_spaced(n, count):
@@ -77,5 +96,6 @@ def feature_map(file, h, labels, names, most=3000, coloured=14):
     present = np.unique(labels)
     shown = present[evenly_spaced(len(present), coloured)]
     groups = {names[label]: xy[labels == label].T for label in shown}
-    titles = (f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1))
-    pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T).save(file)
+    titles = [f"component {i}, {v:.0f} % of the variance" for i, v in enumerate(explained[:2], 1)]
+    titles[0] += f"; {len(x):,} test images of {len(present)} classes"
+    pictures.save(pictures.scatter(groups, *titles, rest=xy[~np.isin(labels, shown)].T), file)

@@ -1,15 +1,21 @@
 """Results on file (eval.json), and several of them side by side."""
 
+import codecs
+import contextlib
+import csv
 import hashlib
 import json
 import math
-import os
+import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
 
+import atomic
 import fgssl
 import pictures
+from imagesets.identity import file_ids
 
 COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
 
@@ -31,33 +37,111 @@ def digest_weights(model):
 
 
 def digest_data(data, splits):
-    """Of the classes, file names, labels, splits and crops."""
+    """Of the classes, file names, labels, splits, crops and fit."""
     parts = [json.dumps(data.classes).encode()]
     for split in splits:
         files = ["/".join(data.records.paths[row].parts[-2:]) for row in split.rows]
         parts.append(json.dumps([files, split.labels.tolist()]).encode())
         if data.crops is not None:
             parts.append(data.crops[split.rows].tobytes())
+    if data.records.fit != "crop":
+        parts.append(data.records.fit.encode())
     return digest(*parts)
+
+
+def count_seen(args, records, rows):
+    """How many of the test images the checkpoint was trained on; None where it does not say.
+    UserError if there are any, unless --allow-seen: they are no test."""
+    trained_on = fgssl.read_checkpoint(args.checkpoint).get("data") if args.checkpoint else None
+    if not trained_on:
+        return None
+    train = {row.tobytes() for row, split in zip(trained_on["ids"].numpy(), trained_on["splits"])
+             if split == "train"}
+    seen = sum(row.tobytes() in train for row in file_ids([records.paths[row] for row in rows]))
+    if seen and not args.allow_seen:
+        raise fgssl.UserError(f"{args.checkpoint} was trained on {seen} of the {len(rows)} test "
+                              "images: choose another test set, or pass --allow-seen")
+    return seen
 
 
 def read_result(file):
     """The eval.json of an earlier run; UserError for another file."""
     try:
-        result = json.loads(Path(file).read_text())
-        if {"digest", "few_labels"} <= result.keys():
-            return result
-    except (OSError, ValueError, AttributeError):
-        pass
-    raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one with "
-                          "python linear_eval.py CHECKPOINT --out FOLDER")
+        result = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        result = None
+    if not isinstance(result, dict) or not {"digest", "few_labels"} <= result.keys():
+        raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one "
+                              "with python linear_eval.py CHECKPOINT --out FOLDER")
+    return result
+
+
+IDENTITY = {"digest": "data", "weights": "weights", "size": "size", "layer": "layer",
+            "seed": "seed"}
+
+
+def earlier_result(file, result):
+    """What the eval.json in the folder already holds of the evaluation `result`; {} without one.
+
+    UserError where it is of another evaluation, which would be lost.
+    """
+    if not file.exists():
+        return {}
+    before = read_result(file)
+    other = [name for key, name in IDENTITY.items() if before.get(key) != result[key]]
+    if other:
+        count = len(before["few_labels"])
+        held = f"{count} few-label results" if count else "an evaluation"
+        raise fgssl.UserError(f"{file} holds {held} of other data, weights, size, layer or seed "
+                              f"(here: {', '.join(other)}), which this one would replace: pass "
+                              f"another --out, or remove {file.name}.")
+    return before
 
 
 def write_result(file, result):
     """Whole or not at all: hours of few-label results may be in it."""
-    partial = file.with_name(file.name + ".part")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-    os.replace(partial, file)
+    with atomic.replacing(file) as draft:
+        draft.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def write_csv(file, rows):
+    """Rows of texts and numbers as CSV in UTF-8, whole or not at all. Where there are letters
+    beyond ASCII it begins with a byte order mark, without which Excel misreads them; bytes of a
+    file name that are no text are written as \\xNN."""
+    with atomic.replacing(file) as draft:
+        with open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
+            csv.writer(out).writerows(rows)
+        content = draft.read_bytes()
+        if not content.isascii():
+            draft.write_bytes(codecs.BOM_UTF8 + content)
+
+
+class Extras:
+    """Files beside eval.json. One that cannot be drawn or written is reported, and the rest goes
+    on: no picture is worth the numbers that are still to come.
+
+        extras = Extras()
+        with extras.write("map.png"): ...
+        extras.finish()                                      # exit status 1 if one failed
+    """
+
+    def __init__(self):
+        self.failed = []
+
+    @contextlib.contextmanager
+    def write(self, name):
+        try:
+            yield
+        except Exception as error:
+            self.failed.append(name)
+            if not isinstance(error, (OSError, MemoryError)):
+                traceback.print_exc()
+            print(f"{name} is not written: {error or type(error).__name__}", file=sys.stderr)
+
+    def finish(self):
+        if self.failed:
+            raise SystemExit(f"error: not written: {', '.join(self.failed)}; all else is done. Run "
+                             "the same command again for them.")
 
 
 # Tables -------------------------------------------------------------------------------------------
@@ -80,11 +164,44 @@ def mean_std(values):
     return f"{np.mean(values):.1f}{std}" if values else ""
 
 
-def features_table(named, n):
-    """{name: [what evaluate measured, ...]} as a table; n: test images."""
-    return markdown_table([[f"test, % of {n}", *COLUMNS.values()]] + [
+def features_rows(named, n):
+    """{name: [what evaluate measured, ...]} as rows of texts; n: test images."""
+    return [[f"test, % of {n}", *COLUMNS.values()]] + [
         [name, *(mean_std([row.get(column) for row in rows]) for column in COLUMNS)]
-        for name, rows in named.items()])
+        for name, rows in named.items()]
+
+
+def rows_of(result):
+    """{name: [what was measured]} of one eval.json, the controls first."""
+    rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
+            for name in ("chance", "majority class")} | {"random init": result["random_init"]}
+    if "init" in result:
+        rows[result["init_name"]] = result["init"]
+    if "encoder" in result:
+        file = result["checkpoint"]
+        rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
+    return {name: [row] for name, row in rows.items()}
+
+
+def print_result(result):
+    """The table; below it the layers and the worst classes."""
+    rows = rows_of(result)
+    print(markdown_table(features_rows(rows, result["n"]["test"])))
+    (measured,), report = [*rows.values()][-1], result["report"]
+    if result["layer"] == "best":
+        print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
+    print(f"\nlinear: top-5 {report['top5']:.1f} %, mean over classes "
+          f"{report['mean_per_class']:.1f} %; worst classes:")
+    for row in report["worst"][:3]:
+        print(f"  {row['class']}: {row['recall']:.0f} % of {row['images']}"
+              + (f", most often taken for {row['taken_for']}" if "taken_for" in row else ""))
+
+
+def print_grad_cam(cam):
+    if cam:
+        print(f"Grad-CAM inside the box: {mean_std([cam['class_score_in_box']])} % for the class, "
+              f"{mean_std([cam['similarity_in_box']])} % for the similarity of views; the box is "
+              f"{mean_std([cam['box_of_view']])} % of the view")
 
 
 # Several results ----------------------------------------------------------------------------------
@@ -96,9 +213,11 @@ def read_results(arguments):
     runs, first = {}, None
     for argument in arguments:
         parts = argument.split("=")                          # a name or a folder may hold one, too
-        cuts = [("=".join(parts[:i]), "=".join(parts[i:])) for i in range(len(parts))]
+        cuts = [("=".join(parts[:i]), fgssl.path("=".join(parts[i:]))) for i in range(len(parts))]
         name, file = next((cut for cut in cuts if Path(cut[1]).is_file()), cuts[-1])
         result = read_result(file)
+        if "report" not in result:
+            raise fgssl.UserError(f"{file} is of an evaluation that was stopped: run it again")
         first = first or result
         if any(result[key] != first[key] for key in ("digest", "size")):
             raise fgssl.UserError(
@@ -119,23 +238,29 @@ def compare_results(arguments, out):
     runs = read_results(arguments)
     measured = {name: [result.get("encoder", result["random_init"]) for result in results]
                 for name, results in runs.items()}
-    print(features_table(measured, next(iter(runs.values()))[0]["n"]["test"]))
+    print(markdown_table(features_rows(measured, next(iter(runs.values()))[0]["n"]["test"])))
     show_few_labels(runs, out)
 
 
-def show_few_labels(runs, out):
-    """Print a table for each method of few_label_scores; draw all as out/compare.png."""
+def few_label_tables(runs):
+    """(method, rows of texts) of each method of few_label_scores."""
     (scores, methods, shots), first = few_label_scores(runs), next(iter(runs.values()))[0]
     for method in methods:
-        head = [f"{method}, test, % of {first['n']['test']}",
-                *(f"{k} label{'s' * (k != 1)}" for k in shots)]
-        print("\n" + markdown_table([head] + [
-            [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)]
-            for name in runs]))
-    if methods:
+        yield method, [[f"{method}, test, % of {first['n']['test']}",
+                        *(f"{k} label{'s' * (k != 1)}" for k in shots)]] + [
+            [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)] for name in runs]
+
+
+def show_few_labels(runs, out):
+    """Print few_label_tables; draw all as out/compare.png."""
+    tables = [*few_label_tables(runs)]
+    for _, rows in tables:
+        print("\n" + markdown_table(rows))
+    if tables:
         out.mkdir(parents=True, exist_ok=True)
-        few_label_curves(runs, first["majority"]).save(out / "compare.png")
-        print(f"\nwrote {out}/compare.png")
+        majority = next(iter(runs.values()))[0]["majority"]
+        pictures.save(few_label_curves(runs, majority), out / "compare.png")
+        print(f"\nwrote {out / 'compare.png'}")
 
 
 def few_label_scores(runs):
@@ -161,6 +286,8 @@ def few_label_curves(runs, majority):
             curves[name] = ([x for x, _ in points], [np.mean(scores) for _, scores in points],
                             [np.std(scores, ddof=1) if len(scores) > 1 else 0
                              for _, scores in points])
-        panels.append(pictures.curve(curves, {"majority class": majority}, f"{method}: test "
-                                     "accuracy, %, by labels a class", xnames=[*map(str, ks)]))
+        panels.append(pictures.curve(
+            curves, {"majority class": majority}, "labels of each class", xnames=[*map(str, ks)],
+            title=f"Few labels, {method}: {next(iter(runs.values()))[0]['n']['test']:,} test images",
+            ylabel="right, %; bars: one standard deviation"))
     return pictures.stack(panels)

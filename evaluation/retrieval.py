@@ -1,5 +1,6 @@
 """Retrieval: each test image ranks the other test images by similarity. Nothing is trained."""
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -28,7 +29,9 @@ def retrieval(h, labels):
 
 def ranking(h, labels, chunk=512):
     """Leave-one-out retrieval: (N, D), (N,) -> for each query whose class has another image, the
-    rank of the first such image, and the average precision. Ranks `chunk` queries at a time."""
+    rank of the first such image, and the average precision. Ranks `chunk` queries at a time, of
+    more than 32,768 images fewer."""
+    chunk = min(chunk, max(1, fgssl.MOST // len(h)))
     h, rank, first, precision = F.normalize(h, dim=1), torch.arange(len(h))[1:], [], []
     queries = torch.arange(len(h)).split(chunk)
     for query in progress(queries, len(queries), "ranking", patience=5):
@@ -46,7 +49,7 @@ def ranking(h, labels, chunk=512):
 def retrieval_sheet(file, h, split, names, count=8):
     """Draw `count` test images and the five nearest others of each by cosine similarity: in a solid
     green frame where the class is the same, in a broken red one where it is not."""
-    h, rows, titles = F.normalize(h, dim=1), [], []
+    h, rows, titles, there = F.normalize(h, dim=1), [], [], np.bincount(split.labels)
     position = torch.arange(split.images.shape[-1])
     width = len(position) // 14
     frame = torch.ones(len(position), len(position), dtype=torch.bool)
@@ -60,5 +63,8 @@ def retrieval_sheet(file, h, split, names, count=8):
         for image, right in zip(x[1:], split.labels[near[1:]] == split.labels[query]):
             image[:, frame if right else broken] = torch.tensor(GREEN if right else RED)[:, None]
         rows.append(x)
-        titles.append(names[split.labels[query]][:28])
-    pictures.grid(file, rows, titles, side=112)
+        label, right = split.labels[query], (split.labels[near[1:]] == split.labels[query]).sum()
+        titles.append(f"{pictures.fit(names[label], 14, 220)}\n{right} of {len(near) - 1} right, "
+                      f"{there[label] - 1} there are")
+    heads = "test image", *(f"nearest {i}" for i in range(1, len(rows[0])))
+    pictures.grid(file, rows, titles, side=112, heads=heads)

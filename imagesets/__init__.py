@@ -2,57 +2,76 @@
 
 `read(name_or_folder, root)` finds a set, downloads it if necessary, and returns its `Records`.
 
-    records.py     Records; missing splits, subsets      files.py       folders and image files
+    records.py     Records; missing splits, subsets      files.py       the scan of a folder
     sets.py        SETS: the named sets                  tables.py      text files of labels
     readers.py     one function for each layout          matlab.py      .mat files of labels
-    downloads.py   download, check, unpack               toybirds.py    the drawn set
-    cache.py       decode each image once                survey.py      `python fgssl.py data NAME`
+    folders.py     any folder of images                  metadata.py    a table of one's own
+    downloads.py   download and check                    unpack.py      open the archives
+    decode.py      an image file -> a square of it       cache.py       decode each image once
+    survey.py      `python fgssl.py data NAME`           toybirds.py    the drawn set
 """
 
 import difflib
+import functools
+import os
+import re
 from pathlib import Path
 
-from . import downloads, readers, toybirds
+from . import downloads, metadata, toybirds
 from .errors import UserError
-from .files import walk_folders
-from .records import Records, complete_splits, smaller
+from .files import scan
+from .folders import any_folder
+from .records import Records, complete_splits, describe, smaller
 from .sets import SETS, SetInfo
 
-__all__ = ["SETS", "Records", "read", "smaller"]
+__all__ = ["SETS", "Records", "describe", "read", "smaller"]
 
 
 def read(name_or_folder, root, labels=None):
     """Return the Records of a named set that lies under `root`, or of any folder of images.
 
     A named set that is missing is downloaded if it has a public source; "toy" is drawn. The layout
-    of a folder is detected from its files: a named set's, or else class folders or loose images.
-    A set's name goes before a folder of that name, which can be given as ./name.
-    labels: one of the set's levels of labels; None means the finest.
+    of a folder is detected from its files: a named set's, a table of labels (metadata.py), or else
+    class folders or loose images (folders.py). A set's name goes before a folder of that name,
+    which can be given as ./name.
+    labels: one of the set's levels of labels, or a column of the table; None means the first.
+    Every file is accounted for: it is in the Records, or counted in their `left_out`.
     FileNotFoundError says what is missing and where to get it; UserError, what cannot be used.
     """
-    name, folder = str(name_or_folder), Path(name_or_folder)
+    name, folder = str(name_or_folder), Path(name_or_folder).expanduser()
     is_named = name in SETS
     if is_named:
-        info = SETS[name]
+        info, top = SETS[name], ensure_downloaded(name, Path(root).expanduser())
     elif folder.is_dir():
-        name, (info, folder) = folder.resolve().name, detect_layout(folder)
+        name, top = folder.resolve().name, scan(folder)
     else:
         similar = difflib.get_close_matches(name.lower(), SETS, n=1)
         question = f"; did you mean {similar[0]}?" if similar else "."
         raise FileNotFoundError(f"no folder {folder}{question} Expected a folder of images, or one "
                                 f"of the sets {', '.join(SETS)}.")
+    info, found = find_set(top, info) if is_named else detect_layout(top)
     if labels not in (None, *info.levels):
-        advice = (f"Expected one of {', '.join(info.levels)}." if info.levels else
-                  "It has one kind of labels: leave --labels out.")
+        advice = (f"Expected one of {', '.join(filter(None, info.levels))}." if info.levels
+                  else "It has one kind of labels: leave --labels out.")
         raise UserError(f"{name} has no labels {labels!r}. {advice}")
-    if is_named:
-        folder = ensure_downloaded(name, Path(root))
     level = [labels or info.levels[0]] if info.levels else []
-    return complete_splits(info.read(folder, *level)._replace(name=name))
+    records = info.read(found, *level)
+    if isinstance(found, Path):                              # the reader saw no Folder
+        records = count_unlisted(records, top)
+    records = records._replace(name=name, folder=os.path.abspath(top.path))
+    return complete_splits(records)
+
+
+def count_unlisted(records, top):
+    """Add what the lists of a named set leave out, and the other files of its folder."""
+    left_out = top.total_left_out()
+    left_out["not in the lists"] = len({*top.image_paths()}.difference(map(str, records.paths)))
+    return records._replace(left_out=+left_out)
 
 
 def ensure_downloaded(name, root):
-    """Return the folder of a named set under root. If it is missing, download or draw it."""
+    """Return the scanned folder of a named set under root. If it is missing, download or draw
+    it."""
     info, target = SETS[name], root / SETS[name].folders[0]
     if name == "toy":
         toybirds.draw(target)
@@ -63,30 +82,60 @@ def ensure_downloaded(name, root):
             raise FileNotFoundError(f"no folder {target}. {instructions}")
         downloads.download_set(name, info.archives, root, info.folders[0])
         present = [target]
-    for top in present:
-        for folder in walk_folders(top, 2):
-            if matches_layout(folder, info):
-                return folder
-    raise FileNotFoundError(
-        f"{top} is not {name} as its source unpacks it: it holds no "
-        f"{' and no '.join(info.marker_files)}. Move it away and run the command again; "
-        "imagesets/README.md shows the layout.")
+    tops = [scan(folder) for folder in present]
+    return next((top for top in tops if find_layout(top, [info])), tops[-1])
 
 
-def detect_layout(folder):
-    """Return the SetInfo of the layout that a folder, or one of its subfolders, has, and where.
+def find_set(top, info):
+    """(info, folder) of a named set in a scanned folder; FileNotFoundError if it is another."""
+    found = find_layout(top, [info])
+    if not found:
+        missing = [marker.partition(": ")[0] for marker in info.markers
+                   if not has_marker(top.path, marker)]
+        advice = info.instructions.format(folder=top.path) if not info.archives else (
+            "Move it away and run the command again to download the set; imagesets/README.md "
+            "shows the layout.")
+        raise FileNotFoundError(f"{top.path} is not the set as its source unpacks it: it holds no "
+                                f"{' and no '.join(missing[:3])}. {advice}")
+    return found[0]
 
-    Without a known layout, it is the one of any folder of images. UserError for several sets.
+
+def detect_layout(top):
+    """(info, folder) of the layout that a scanned folder, or one of its subfolders, has.
+
+    A named set's reader gets a Path; the others get the Folder. UserError for several sets.
     """
-    found = [(info, inner) for inner in walk_folders(folder, 1) for info in SETS.values()
-             if matches_layout(inner, info)]
+    found = find_layout(top, [*SETS.values()])
     names = sorted({inner.name for _, inner in found})
-    if len(names) > 1 and found[0][1] != folder:
-        raise UserError(f"{folder} holds several data sets: {' and '.join(names)}. Pass the folder "
-                        "of one of them.")
-    return found[0] if found else (SetInfo(readers.any_folder, (), ()), folder)
+    if len(names) > 1 and str(found[0][1]) != top.path:
+        raise UserError(f"{top.path} holds several data sets: {' and '.join(names)}. Pass the "
+                        "folder of one of them.")
+    if found:
+        return found[0]
+    tables = metadata.find_tables(top)
+    if not tables:
+        return SetInfo(any_folder, (), ()), top
+    columns = metadata.label_columns(tables)
+    return SetInfo(functools.partial(metadata.read_tables, tables=tables), (), (), columns), top
 
 
-def matches_layout(folder, info):
-    """Whether a folder has one of the marker files of a set."""
-    return any((folder / file).exists() for file in info.marker_files)
+def find_layout(top, infos, depth=2):
+    """The (info, Path) of all folders of a tree, to some depth, that have two markers of a set and
+    lie in no other such folder."""
+    first_parts = {re.split("/|: ", marker)[0] for info in infos for marker in info.markers}
+    found = [(info, Path(folder.path)) for folder in top.walk(depth)
+             if not first_parts.isdisjoint(folder.names()) for info in infos
+             if sum(has_marker(folder.path, marker) for marker in info.markers) > 1]
+    return [(info, folder) for info, folder in found
+            if not any(outer in folder.parents for _, outer in found)]
+
+
+def has_marker(folder, marker):
+    """Whether a folder has the file or folder that a marker names: a path, and after a colon how
+    its first line begins."""
+    path, _, header = marker.partition(": ")
+    path = os.path.join(folder, path)
+    if not header or not os.path.isfile(path):
+        return not header and os.path.exists(path)
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return file.readline().startswith(header)

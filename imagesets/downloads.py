@@ -1,11 +1,9 @@
-"""Fetching a data set: download, check, unpack.
+"""Fetching a data set: download and check; unpack.py opens the archives.
 
     download_set    archives -> one folder, complete or not at all
     download        one file: resumed if interrupted, checked before it gets its name
-    unpack          a tar or zip archive -> files in one folder and nowhere else
 
-Archives are not trusted: the md5 shows that a file is the expected one, and unpacking checks every
-name and the total size.
+Archives are not trusted: the checksum shows that a file is the expected one.
 """
 
 import contextlib
@@ -14,32 +12,33 @@ import http.client
 import os
 import re
 import shutil
-import stat
 import sys
-import tarfile
 import time
 import urllib.error
 import urllib.request
-import zipfile
-from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from .errors import UserError
 from .progress import format_bytes, progress
+from .unpack import CHUNK, unpack
 
-CHUNK = 1 << 20    # bytes read at a time
 TIMEOUT = 30       # seconds without a byte until a connection counts as broken
 MAX_TRIES = 5      # connections in a row without a new byte until we give up
 RETRY_WAIT = 1     # seconds before the second of them, doubled each time
-MAX_GROWTH = 4     # unpacked / packed size; photos are compressed, so real archives hardly grow
 
 
 class Archive(NamedTuple):
     """A file to download. `file` is its name under --root."""
     file: str
     url: str
-    size: int               # bytes; approximate if there is no md5
-    md5: str | None = None  # None if none is published; then only the archive's own checksums help
+    size: int                  # bytes; approximate if there is no checksum
+    md5: str | None = None     # without md5 and sha256, only the archive's own checksums help
+    sha256: str | None = None
+
+    @property
+    def checksum(self):
+        """The kind and value of the published checksum, or None."""
+        return self.sha256 and ("sha256", self.sha256) or self.md5 and ("md5", self.md5)
 
 
 def download_set(name, archives, root, folder):
@@ -144,7 +143,7 @@ def part_file(file):
 def download(archive, file):
     """Download an archive to `file` and check it. Return False if the file was already there."""
     if file.is_file():
-        check_md5(archive, file, "Remove it, or put the right file in its place")
+        check_digest(archive, file, "Remove it, or put the right file in its place")
         return False
     part = part_file(file)
     have = f", of which {format_bytes(part.stat().st_size)} are here" if part.is_file() else ""
@@ -156,13 +155,13 @@ def download(archive, file):
         with contextlib.suppress(OSError):
             if not part.stat().st_size:
                 part.unlink()
-        md5 = f" (md5 {archive.md5})" if archive.md5 else ""
+        checksum = f" ({' '.join(archive.checksum)})" if archive.checksum else ""
         raise ConnectionError(
             f"cannot download {archive.url}: {error}. Run the command again to resume, or fetch "
-            f"the file{md5} in another way, save it as {file}, and run the command again."
+            f"the file{checksum} in another way, save it as {file}, and run the command again."
         ) from error
     try:
-        check_md5(archive, part, "It was removed; run the command again")
+        check_digest(archive, part, "It was removed; run the command again")
     except ValueError:
         part.unlink()
         raise
@@ -170,18 +169,19 @@ def download(archive, file):
     return True
 
 
-def check_md5(archive, file, what_to_do):
-    """UserError, ending in what_to_do, if the file's md5 is not the archive's."""
-    if archive.md5 is None:
+def check_digest(archive, file, what_to_do):
+    """UserError, ending in what_to_do, if the file's checksum is not the archive's."""
+    if archive.checksum is None:
         return
-    md5 = hashlib.md5(usedforsecurity=False)
+    kind, expected = archive.checksum
+    found = hashlib.new(kind, usedforsecurity=False)
     with open(file, "rb") as data:
         chunks = iter(lambda: data.read(CHUNK), b"")
         for chunk in progress(chunks, file.stat().st_size, f"checking {archive.file}", len):
-            md5.update(chunk)
-    if md5.hexdigest() != archive.md5:
-        raise UserError(f"{file} is not the expected file: md5 {md5.hexdigest()}, "
-                        f"{file.stat().st_size} bytes; expected md5 {archive.md5}, {archive.size} "
+            found.update(chunk)
+    if found.hexdigest() != expected:
+        raise UserError(f"{file} is not the expected file: {kind} {found.hexdigest()}, "
+                        f"{file.stat().st_size} bytes; expected {kind} {expected}, {archive.size} "
                         f"bytes. {what_to_do}.")
 
 
@@ -195,8 +195,8 @@ def download_with_retries(archive, part):
     while True:
         start = part.stat().st_size if part.is_file() else 0
         tries, longest = (0 if start > longest else tries), max(start, longest)
-        if archive.md5 and start == archive.size:
-            return                                           # complete; its md5 is checked next
+        if archive.checksum and start == archive.size:
+            return                                           # complete; it is checked next
         try:
             return download_from(archive, part, start)
         except urllib.error.HTTPError as error:
@@ -238,7 +238,7 @@ def download_from(archive, part, start):
             start = 0
         length = response.headers.get("Content-Length")
         end = start + int(length) if length and length.isdecimal() else None
-        limit = archive.size if archive.md5 else 2 * archive.size
+        limit = archive.size if archive.checksum else 2 * archive.size
         with open(part, "ab" if start else "wb") as out:
             for chunk in progress(read_chunks(response, limit - start), end or archive.size,
                                   f"downloading {archive.file}", len, start):
@@ -264,83 +264,3 @@ def read_chunks(response, max_bytes):
             return
         max_bytes -= len(chunk)
         yield chunk
-
-
-# ------------------------------------------------------------------------------------------------
-# Unpack
-# ------------------------------------------------------------------------------------------------
-
-
-def unpack(file, folder):
-    """Unpack a .zip or tar archive into the folder; copy a .mat file there.
-
-    Only regular files and folders are written, with this process's rights. UserError for a link, a
-    device, a name that leaves the folder, a damaged archive, and an archive that grows MAX_GROWTH
-    times (a bomb). The caller removes what was written before the error.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".mat":
-        shutil.copyfile(file, folder / file.name)
-        return
-    left = MAX_GROWTH * file.stat().st_size + CHUNK          # bytes that may still be written
-    pieces = progress(archive_pieces(file, folder), None, f"unpacking {file.name}",
-                      lambda piece: len(piece[1] or b""))
-    for path, piece in pieces:
-        left -= len(piece or b"") or 512                     # empty files and folders count too
-        if left < 0:
-            raise UserError(f"{file} unpacks to more than {MAX_GROWTH} times its size; an archive "
-                            "of photos does not. Download it again.")
-        if piece is None:
-            path.mkdir(parents=True, exist_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab" if piece else "wb") as out:
-            out.write(piece)
-
-
-def archive_pieces(file, folder):
-    """Yield an archive's content in pieces: (path, None) for a folder; for a file (path, b""), then
-    (path, bytes) until it is complete. UserError for anything wrong with the archive."""
-    entries = zip_entries if file.suffix == ".zip" else tar_entries
-    try:
-        for name, source in entries(file):
-            path = safe_path(folder, name)
-            if source is None:
-                yield path, None
-                continue
-            yield path, b""
-            while piece := source.read(CHUNK):
-                yield path, piece
-    except Exception as error:  # a damaged archive makes its reader raise errors of many kinds
-        raise UserError(f"{file} cannot be used: {error}. Download it again.") from error
-
-
-def tar_entries(file):
-    """Yield (name, open file, or None for a folder) of each entry of a tar, compressed or not."""
-    with tarfile.open(file, "r|*") as archive:
-        for entry in archive:
-            if not entry.isfile() and not entry.isdir():
-                raise UserError(f"its entry {entry.name!r} is a link or a device")
-            yield entry.name, archive.extractfile(entry) if entry.isfile() else None
-
-
-def zip_entries(file):
-    """Yield (name, open file, or None for a folder) of each entry of a zip."""
-    with zipfile.ZipFile(file) as archive:
-        for entry in archive.infolist():
-            kind = stat.S_IFMT(entry.external_attr >> 16)    # 0 if it was packed on Windows
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise UserError(f"its entry {entry.filename!r} is a link or a device")
-            if entry.is_dir():
-                yield entry.filename, None
-                continue
-            with archive.open(entry) as source:
-                yield entry.filename, source
-
-
-def safe_path(folder, name):
-    """Return folder / name; UserError for a name that would leave the folder."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if any(part in ("/", "..") or ":" in part or "\0" in part for part in parts):
-        raise UserError(f"its entry {name!r} would be written outside {folder}")
-    return folder.joinpath(*parts)

@@ -10,7 +10,8 @@ import re
 import numpy as np
 
 from .errors import UserError
-from .files import list_images, require_image, subfolders, unnest
+from .files import list_images, require_image, unnest
+from .folders import any_folder
 from .matlab import read_columns
 from .records import Records, make_records
 from .tables import one_of, read_table, unique
@@ -30,8 +31,10 @@ def cub(folder):
     labels = read_column(folder / "image_class_labels.txt", "<image_id> <class_id>", label_of.get)
     splits = read_column(folder / "train_test_split.txt", "<image_id> <is_train>",
                          {"1": "train", "0": "test"}.get)
-    boxes = read_column(folder / "bounding_boxes.txt", "<image_id> <x> <y> <width> <height>",
-                        float, float, float, float)
+    boxes = None
+    if (folder / "bounding_boxes.txt").is_file():
+        boxes = read_column(folder / "bounding_boxes.txt", "<image_id> <x> <y> <width> <height>",
+                            float, float, float, float)
     if (folder / "val.txt").is_file():
         is_val = read_column(folder / "val.txt", "<image_id> <is_val>",
                              {"1": True, "0": False}.get)
@@ -41,7 +44,7 @@ def cub(folder):
         np.array([labels[image] for image in images], np.int64),
         list(names.values()),
         np.array([splits[image] for image in images]),
-        np.array([boxes[image] for image in images], np.float32))
+        boxes and np.array([boxes[image] for image in images], np.float32))
 
 
 def nabirds(folder, level):
@@ -80,12 +83,14 @@ def cars(folder):
 
     The devkit's own cars_test_annos.mat has no labels. Boxes are given by corners, from 1.
     """
-    devkit = folder / "devkit"
-    if not devkit.is_dir():
+    devkits = [folder / "devkit", folder / "car_devkit" / "devkit"]
+    devkit = next((top for top in devkits if top.is_dir()), None)
+    if not devkit:
         return any_folder(folder)
     names, = read_columns(devkit / "cars_meta.mat", {"class_names": str})
-    test_files = [top / "cars_test_annos_withlabels.mat" for top in (folder, devkit)]
-    test_file = next((file for file in test_files if file.is_file()), test_files[0])
+    test_files = [file for top in (folder, devkit, devkit.parent)  # a browser adds " (1)"
+                  for file in sorted(top.glob("cars_test_annos_withlabels*.mat"))]
+    test_file = (test_files or [folder / "cars_test_annos_withlabels.mat"])[0]
     rows, boxes, fields = [], [], {"annotations.fname": str, "annotations.class": int}
     fields |= {f"annotations.bbox_{side}": int for side in ("x1", "y1", "x2", "y2")}
     for split, file in (("train", devkit / "cars_train_annos.mat"), ("test", test_file)):
@@ -123,9 +128,28 @@ def aircraft(folder, level):
     return make_records(rows, classes)._replace(boxes=boxes, banner=20)
 
 
+FLOWERS = (  # in the order of the labels, from 1
+    "pink primrose, hard-leaved pocket orchid, canterbury bells, sweet pea, english marigold, "
+    "tiger lily, moon orchid, bird of paradise, monkshood, globe thistle, snapdragon, colt's "
+    "foot, king protea, spear thistle, yellow iris, globe-flower, purple coneflower, peruvian "
+    "lily, balloon flower, giant white arum lily, fire lily, pincushion flower, fritillary, red "
+    "ginger, grape hyacinth, corn poppy, prince of wales feathers, stemless gentian, artichoke, "
+    "sweet william, carnation, garden phlox, love in the mist, mexican aster, alpine sea holly, "
+    "ruby-lipped cattleya, cape flower, great masterwort, siam tulip, lenten rose, barbeton "
+    "daisy, daffodil, sword lily, poinsettia, bolero deep blue, wallflower, marigold, buttercup, "
+    "oxeye daisy, common dandelion, petunia, wild pansy, primula, sunflower, pelargonium, bishop "
+    "of llandaff, gaura, geranium, orange dahlia, pink-yellow dahlia, cautleya spicata, japanese "
+    "anemone, black-eyed susan, silverbush, californian poppy, osteospermum, spring crocus, "
+    "bearded iris, windflower, tree poppy, gazania, azalea, water lily, rose, thorn apple, "
+    "morning glory, passion flower, lotus, toad lily, anthurium, frangipani, clematis, hibiscus, "
+    "columbine, desert-rose, tree mallow, magnolia, cyclamen, watercress, canna lily, "
+    "hippeastrum, bee balm, ball moss, foxglove, bougainvillea, camellia, mallow, mexican "
+    "petunia, bromelia, blanket flower, trumpet creeper, blackberry lily").split(", ")
+
+
 def flowers(folder):
-    """Oxford Flowers-102 (Nilsback & Zisserman 2008). Classes are numbered from 1; only the web
-    page has their names."""
+    """Oxford Flowers-102 (Nilsback & Zisserman 2008). Classes are numbered from 1; their names,
+    which only the web page has, are in FLOWERS."""
     labels, = read_columns(folder / "imagelabels.mat", {"labels": int})
     file, rows = folder / "setid.mat", []
     lists = read_columns(file, {"trnid": int, "valid": int, "tstid": int})
@@ -135,8 +159,9 @@ def flowers(folder):
                 raise UserError(f"{file}: image {image} has no label from 1 to 102. Unpack the set "
                                 "again.")
             path = require_image(folder / "jpg", f"image_{image:05}.jpg", file)
-            rows.append((path, f"{labels[image - 1]:03}", split))
-    return make_records(rows)
+            rows.append((path, FLOWERS[labels[image - 1] - 1], split))
+    used = {name for _, name, _ in rows}
+    return make_records(rows, [name for name in FLOWERS if name in used])
 
 
 def dogs(folder):
@@ -223,12 +248,12 @@ def cassava(folder):
     rows = []
     for split in ("train", "val", "valid", "validation", "test"):
         for name in CASSAVA:
-            images = list_images(unnest(folder / split) / name, recursive=True)
+            images = list_images(unnest(folder / split) / name)
             rows += [(path, name, "val" if split[0] == "v" else split) for path in images]
     if not rows:
         raise FileNotFoundError(f"no images under {folder / 'train' / 'cbb'} and its neighbours. "
                                 "Unpack the set again.")
-    extra = list_images(unnest(folder / "extraimages"), recursive=True)
+    extra = list_images(unnest(folder / "extraimages"))
     return make_records(rows + [(path, None, "train") for path in extra], CASSAVA)
 
 
@@ -278,31 +303,3 @@ def grocery(folder, level):
         rows += [(require_image(folder, path, file), name, split) for path, name in images.items()]
     classes = groups if level == "coarse" else fine
     return make_records(rows, [classes[i] for i in sorted(classes)])
-
-
-def any_folder(folder):
-    """Class folders <class>/*, or {train,val,test}/<class>/*; valid and validation mean val.
-
-    All images below a class folder belong to the class. Loose images, alone or beside class
-    folders, are unlabelled train images; those in val/ or test/ are left out, because nothing can
-    be scored on them. Hidden files and other kinds of files are ignored.
-    UserError if splits stand beside classes; FileNotFoundError without train images.
-    """
-    split_of = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-    folders = subfolders(folder)
-    tops = {top: split_of[top.name.lower()] for top in folders if top.name.lower() in split_of}
-    others = [top.name for top in folders
-              if tops and top not in tops and list_images(top, recursive=True)]
-    if others:
-        raise UserError(f"{folder} holds {', '.join(top.name for top in tops)} beside "
-                        f"{', '.join(others)}. Expected splits or classes: move the others out.")
-    rows = []
-    for top, split in (tops or {folder: "train"}).items():
-        if split == "train":
-            rows += [(path, None, split) for path in list_images(top)]
-        for group in subfolders(top):
-            rows += [(path, group.name, split) for path in list_images(group, recursive=True)]
-    if "train" not in [split for _, _, split in rows]:
-        raise FileNotFoundError(f"no images under {folder / 'train' if tops else folder}. Expected "
-                                'class folders or loose .jpg files; see README, "Your own images".')
-    return make_records(rows)

@@ -1,6 +1,9 @@
-"""Records: the images of a set with labels and splits. Missing splits; subsets."""
+"""Records: the images of a set with labels and splits. Their description; missing splits; subsets.
+"""
 
+import hashlib
 import os
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +21,11 @@ class Records(NamedTuple):
     boxes: np.ndarray | None = None   # (N, 4) float32: x, y, width, height in pixels
     banner: int = 0                   # pixel rows at the foot of each image that are not photo
     name: str = ""
+    folder: str = ""                  # the absolute path of the set
+    left_out: dict = {}               # files that are not read: {reason or extension: number}
+    notes: tuple = ()                 # how an unusual layout was read, a line each
+    scale: tuple | None = None        # pixel values of black and white, of images above 8 bits
+    fit: str = "crop"                 # what a square shows of an image without a box: see Source
 
     def take(self, rows):
         """The Records of some of the images; rows: indices or a boolean mask."""
@@ -25,6 +33,36 @@ class Records(NamedTuple):
         return self._replace(paths=[self.paths[row] for row in rows], labels=self.labels[rows],
                              splits=self.splits[rows],
                              boxes=None if self.boxes is None else self.boxes[rows])
+
+
+def count_reasons(left_out, most=12):
+    """{reason: number} of files that are not read as text, the largest first: ".heic 6, .cr2 3"."""
+    ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(number for _, number in ordered[most:])
+    return ", ".join(f"{reason} {number:,}" for reason, number in
+                     ordered[:most] + [("others", rest)] * bool(rest))
+
+
+def printable(text):
+    """A text in one line: what cannot be printed is escaped, as in names that are no UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def describe(records, name=None):
+    """What was read, as text: images, classes, splits; below, how it was read if that was not
+    plain, and what was left out and why. name: in place of the set's."""
+    counts = {split: int((records.splits == split).sum()) for split in ("train", "val", "test")}
+    classes, unlabelled = records.classes, int((records.labels < 0).sum())
+    names = [name if len(name) < 40 else name[:37] + "..." for name in classes[:4]]
+    names = names if len(classes) < 5 else [*names[:3], "..."]
+    lines = [f"{name or records.name}: {len(records.paths):,} images, {len(classes):,} classes"
+             + (f" ({', '.join(names)})" if names else "") + "; "
+             + " / ".join(f"{number:,} {split}" for split, number in counts.items())
+             + (f"; {unlabelled:,} without a label" if unlabelled else "")]
+    lines += [f"  {note}" for note in records.notes]
+    if records.left_out:
+        lines.append(f"  left out: {count_reasons(records.left_out)}")
+    return "\n".join(map(printable, lines))
 
 
 def make_records(rows, classes=None):
@@ -40,13 +78,16 @@ def make_records(rows, classes=None):
 
 
 def complete_splits(records):
-    """Cut a missing test split (20 %) or val split (10 %) from train; check images and classes.
+    """Cut a missing test split (20 %) or val split (10 % of the rest) from train; check the set.
 
-    The cut is stratified: it takes the same fraction of every class, at least one image, and leaves
-    at least one. It does not depend on a run's seed. An existing split is never changed: a set with
-    train and val keeps its val, and only test is cut. Unlabelled images stay in train.
-    UserError if an image is listed twice, or if val or test has a class without a train image
-    (unless train has no labels at all).
+    Each labelled image is cut by itself: it goes to test if `hash_to_unit` of its class and file
+    name is below 0.2, and of the rest to val if another hash is below 0.1. So files that are added,
+    removed or moved to another folder change the split of no other, and every class is cut in the
+    same proportions, up to chance. Two exceptions keep tiny sets usable: if a whole split would be
+    empty, it gets the image of lowest hash of each class; if a class would have no train image, the
+    one of highest hash stays in train. Existing splits are never changed; unlabelled images stay in
+    train. UserError if an image is listed twice, or if val or test has a class without a train
+    image (unless train has no labels at all).
     """
     seen = set()
     for path in records.paths:
@@ -55,14 +96,23 @@ def complete_splits(records):
                             "unpack the set again.")
         seen.add(path)
     labels, splits = records.labels, records.splits.astype("<U5")
-    rng = np.random.default_rng(0)
     for split, fraction in (("test", 0.2), ("val", 0.1)):
         if split in records.splits:
             continue
-        for label in range(len(records.classes)):
-            members = rng.permutation(np.flatnonzero((labels == label) & (splits == "train")))
-            if len(members) > 1:
-                splits[members[:max(1, round(fraction * len(members)))]] = split
+        rows = np.flatnonzero((labels >= 0) & (splits == "train"))
+        if not len(rows):
+            continue
+        unit = np.array([hash_to_unit(split, records.classes[labels[row]], records.paths[row].name)
+                         for row in rows])
+        order = np.argsort(labels[rows], kind="stable")
+        by_class = np.split(order, np.flatnonzero(np.diff(labels[rows][order])) + 1)
+        cut = unit < fraction
+        if not cut.any():
+            cut[[members[unit[members].argmin()] for members in by_class]] = True
+        for members in by_class:
+            if cut[members].all():
+                cut[members[unit[members].argmax()]] = False
+        splits[rows[cut]] = split
     train_labels = set(labels[splits == "train"])
     missing = sorted(set(labels[labels >= 0]) - train_labels)
     if missing and train_labels != {-1}:
@@ -70,6 +120,13 @@ def complete_splits(records):
         raise UserError(f"{records.name}: val or test holds {missing}, of which train has no "
                         "image. Move some of these images to train, or remove the class.")
     return records._replace(splits=splits)
+
+
+def hash_to_unit(*texts):
+    """A number in [0, 1) that depends on the texts alone, in whichever Unicode form they are."""
+    text = unicodedata.normalize("NFC", "\0".join(texts)).encode(errors="surrogateescape")
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2 ** 64
 
 
 def smaller(records, fraction=None, classes=None):
@@ -91,11 +148,13 @@ def smaller(records, fraction=None, classes=None):
         labels = np.searchsorted(chosen, records.labels)
         records = records._replace(labels=labels, classes=[records.classes[i] for i in chosen])
     if fraction is not None:
-        kept = []
-        for i, split in enumerate(("train", "val", "test")):
-            for label in range(-1, len(records.classes)):
-                members = np.flatnonzero((labels == label) & (records.splits == split))
-                order = np.random.default_rng((i, label + 1)).permutation(members)
-                kept += order[:max(1, round(fraction * len(members)))].tolist()
+        kept, codes = [], np.searchsorted(("test", "train", "val"), records.splits)
+        order = np.lexsort((labels, codes))                  # stable: by split, label, position
+        starts = np.flatnonzero(np.diff(codes[order] * (len(records.classes) + 1) + labels[order]))
+        for members in np.split(order, starts + 1):
+            seed = (("train", "val", "test").index(records.splits[members[0]]),
+                    labels[members[0]] + 1)
+            members = np.random.default_rng(seed).permutation(members)
+            kept += members[:max(1, round(fraction * len(members)))].tolist()
         records = records.take(sorted(kept))
     return records

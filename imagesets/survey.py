@@ -7,6 +7,7 @@ import hashlib
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,59 +15,108 @@ from PIL import Image
 
 import pictures
 
-from .cache import decode
+from .cache import cpus
+from .decode import decode
 from .progress import progress
+
+LISTED = 5  # of each fault, how many files are named
 
 
 def survey(data, folder):
     """Print the contents and faults of a Dataset; draw samples to folder/<name>.png.
 
-    Every file is read completely. Reported are unreadable files and duplicates: files of equal
-    content count twice within a split, and leak from train to test across splits.
+    Every file is read completely. Reported are unreadable files, near-black images, duplicates
+    (files of equal content) and near-duplicates (resized or saved again). Within a split they
+    count twice; across splits they leak from train to test, and are named first.
     """
     records = data.records
     sources = [data.source(row) for row in range(len(records.paths))]
-    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or os.cpu_count()) as pool:
+    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or cpus()) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         results = list(progress(pool.map(examine, sources), len(sources), f"reading {data.name}"))
-    bad = [row for row, (error, _, _) in enumerate(results) if error]
+    bad = [row for row, result in enumerate(results) if result.error]
     good = np.setdiff1d(np.arange(len(sources)), bad)
-    rows_of = {}                                             # by digest of the content
-    for row in good:
-        rows_of.setdefault(results[row][1], []).append(row)
-
-    def differ(rows):
-        """Whether images differ in split, and in label."""
-        return [len({*values[rows]}) > 1 for values in (records.splits, records.labels)]
-
-    duplicates = [rows for rows in rows_of.values() if len(rows) > 1]
-    duplicates.sort(key=differ, reverse=True)                # leaks between splits first
     top = os.path.commonpath([path.parent for path in records.paths])
 
-    names = records.classes if len(records.classes) < 5 else [*records.classes[:3], "..."]
-    print(f"{data.name}: {len(sources)} images, {len(records.classes)} classes"
-          + (f" ({', '.join(names)})" if names else ""))
+    def names(rows, mark=" "):
+        return "  " + mark.join(os.path.relpath(records.paths[row], top) for row in rows)
+
     print_counts(records)
     if len(good):
-        sides = [results[row][2] for row in good]
+        sides = [results[row].size for row in good]
         sizes = {"min": np.min(sides, 0), "median": np.median(sides, 0), "max": np.max(sides, 0)}
         sizes = ", ".join(f"{name} {w:g} x {h:g}" for name, (w, h) in sizes.items())
         print(f"   sizes {sizes} pixels")
     print(f"unreadable {len(bad)}")
-    for row in bad[:5]:
-        print(f"  {results[row][0]}")
-    line = f"duplicates {len(duplicates)}"
-    if duplicates:
-        across, contradictory = np.sum([differ(rows) for rows in duplicates], 0)
-        line += f": {across} across splits, {contradictory} with different labels"
-    print(line)
-    for rows in duplicates[:5]:
-        print("  " + " = ".join(os.path.relpath(records.paths[row], top) for row in rows))
+    for row in bad[:LISTED]:
+        print(f"  {results[row].error}")
+    black = [row for row in good if results[row].small.max() < 32]
+    if black:
+        print(f"near-black {len(black)}: no pixel above an eighth of white; is their depth right?")
+        for row in black[:LISTED]:
+            print(names([row]))
+    rows_of = {}                                             # by digest of the content
+    for row in good:
+        rows_of.setdefault(results[row].digest, []).append(row)
+    print_copies("duplicates", [rows for rows in rows_of.values() if len(rows) > 1], records,
+                 lambda rows: names(rows, " = "))
+    first = [rows[0] for rows in rows_of.values()]           # one of each content
+    small = np.array([results[row].small for row in first])
+    print_copies("near-duplicates", [[first[i], first[j]] for i, j in near_pairs(small)], records,
+                 lambda rows: names(rows, " ~ "))
     if len(good):
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{records.name}.png"
         contact_sheet(file, data, good)
         print(f"wrote {file}")
+
+
+def print_copies(title, groups, records, describe_rows):
+    """Print the number of groups of rows that show the same, and some: leaks into test first."""
+    def differ(rows):
+        """Whether images leak from train to test, differ in split, and differ in label."""
+        splits = {*records.splits[rows]}
+        return {"train", "test"} <= splits, len(splits) > 1, len({*records.labels[rows]}) > 1
+
+    line = f"{title} {len(groups)}"
+    if groups:
+        leaks, across, contradictory = np.sum([differ(rows) for rows in groups], 0)
+        line += (f": {across} across splits, {leaks} of them train and test; {contradictory} with "
+                 "different labels")
+    print(line)
+    for rows in sorted(groups, key=differ, reverse=True)[:LISTED]:
+        print(describe_rows(rows))
+    if len(groups) > LISTED:
+        print(f"  and {len(groups) - LISTED} more")
+
+
+def near_pairs(small):
+    """Pairs (i, j) of images that look the same, from grey images (N, 32, 32), uint8.
+
+    Candidates share 16 of the 64 bits of a perceptual hash: the signs of the 8 x 8 lowest
+    frequencies of a cosine transform, beside their median (Zauner 2010). Only near ones in the
+    order of these bits are compared, so time grows with N. The images themselves decide: they
+    differ by less than a tenth of their contrast.
+    """
+    if len(small) < 2:
+        return []
+    pixels = small.reshape(len(small), -1).astype(np.float32)
+    wave = np.cos(np.pi / 32 * np.outer(np.arange(8), np.arange(32) + 0.5)).astype(np.float32)
+    low = (wave @ pixels.reshape(-1, 32, 32) @ wave.T).reshape(-1, 64)
+    bands = np.packbits(low > np.median(low, 1, keepdims=True), axis=1).view(np.uint16)
+    pairs, contrast = set(), pixels.std(1)
+    for band in bands.T:
+        order = np.argsort(band, kind="stable")
+        for step in range(1, 21):
+            a, b = order[:-step], order[step:]
+            same = band[a] == band[b]
+            a, b = a[same], b[same]
+            for part in range(0, len(a), 4096):
+                i, j = a[part:part + 4096], b[part:part + 4096]
+                near = np.abs(pixels[i] - pixels[j]).mean(1) < 0.1 * np.minimum(contrast[i],
+                                                                                contrast[j])
+                pairs.update((min(x, y), max(x, y)) for x, y in zip(i[near], j[near]))
+    return sorted(pairs)
 
 
 def print_counts(records):
@@ -81,15 +131,23 @@ def print_counts(records):
         print(line + (f"; {(labels < 0).sum()} without a label" if (labels < 0).any() else ""))
 
 
+class Examined(NamedTuple):
+    """What `examine` finds in a file: an error, or the rest."""
+    error: str | None
+    digest: bytes | None = None      # of the content
+    size: tuple | None = None        # width and height in pixels
+    small: np.ndarray | None = None  # uint8 (32, 32), grey
+
+
 def examine(source):
-    """Return the reason why a file cannot be read, or None; its digest; its width and height."""
+    """Read a file completely; return what is Examined."""
     try:
         digest = hashlib.blake2b(source.path.read_bytes()).digest()
-        decode(source, 96)
-        with Image.open(source.path) as image:
-            return None, digest, image.size
+        image = decode(source, 96).mean(0).reshape(32, 3, 32, 3).mean((1, 3))
+        with Image.open(source.path) as opened:
+            return Examined(None, digest, opened.size, image.astype(np.uint8))
     except (OSError, ValueError) as error:
-        return str(error), None, None
+        return Examined(str(error))
 
 
 def contact_sheet(file, data, rows, classes=12, images=8):

@@ -1,4 +1,6 @@
 """python -m kernels: which implementation runs here and why, the tools found, the builds kept."""
+import torch
+
 from . import build, status
 
 here = status()
@@ -7,6 +9,8 @@ print(f"CPU tensors    {here['cpu']}")
 print(f"CUDA tensors   {here['cuda']}: {here['why']}")
 print(f"emulated       {build.obstacle('emulated') or 'can run: the CUDA source on the CPU'}")
 print(f"toolkit        {'CUDA {1} in {0}'.format(*found) if found else 'none'}")
+if not found and (torch.version.cuda or "") >= "13":
+    print(f"               {build.pip_command()}")
 print(f"architectures  {build.architectures()}")
 print(f"builds         {build.cache()}")
 for library in sorted(build.cache().glob("*/kernels.so")):

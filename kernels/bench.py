@@ -69,11 +69,29 @@ def nt_xent_candidates(device):
              "PyTorch chunked fp32": (lambda z, t: nt_xent(z, t, "torch"), torch.float32, 1e-5)}
     if device == "cuda":
         found["PyTorch dense bf16"] = (nt_xent_dense, torch.bfloat16, 5e-2)
-        found["torch.compile fp32"] = (torch.compile(nt_xent_dense), torch.float32, 1e-5)
+        compiled = torch.compile(nt_xent_dense)
+        found["PyTorch dense TF32"] = (in_tf32(nt_xent_dense), torch.float32, 5e-3)
+        found["torch.compile fp32"] = (compiled, torch.float32, 1e-5)
+        found["torch.compile TF32"] = (in_tf32(compiled), torch.float32, 5e-3)
+        found["torch.compile bf16"] = (compiled, torch.bfloat16, 5e-2)
         if build.obstacle("cuda") is None:
-            found["kernel simt fp32"] = (lambda z, t: nt_xent(z, t, "cuda"), torch.float32, 1e-5)
+            found["kernel mma fp32"] = (lambda z, t: nt_xent(z, t, "cuda"), torch.float32, 1e-5)
             found["kernel mma bf16"] = (lambda z, t: nt_xent(z, t, "cuda"), torch.bfloat16, 3e-3)
     return found
+
+
+def in_tf32(run):
+    """run, with its fp32 products, and its gradient's, in TF32."""
+    def in_it(z, temperature):
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high")
+        try:
+            loss = run(z, temperature)
+            return torch.autograd.grad(loss, z)[0]
+        finally:
+            torch.set_float32_matmul_precision(before)
+    in_it.gives_gradient = True
+    return in_it
 
 
 def one_by_one(x, perm, grid, tile):
@@ -97,6 +115,8 @@ def tile_candidates(device):
 
 
 def gradient(run, z, temperature):
+    if hasattr(run, "gives_gradient"):
+        return run(z, temperature)
     return torch.autograd.grad(run(z, temperature), z)[0]
 
 
@@ -126,7 +146,8 @@ def compare(clock, runs, repeat, operations, moved, peak, bandwidth):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[256, 1024, 4096], help="N")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[128, 256, 512, 4096, 16384],
+                        help="N")
     parser.add_argument("--dim", type=int, default=128, help="D of NT-Xent")
     parser.add_argument("--batch", type=int, default=64, help="images of the tile shuffle")
     parser.add_argument("--side", type=int, default=225, help="their side in pixels, 3 x 3 tiles")

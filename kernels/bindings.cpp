@@ -15,19 +15,21 @@
 #include <c10/cuda/CUDAStream.h>
 #endif
 
+int64_t nt_xent_room(char type, int r, int m, int depth);
 void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature,
-                     const void* rows, const void* columns, void* loss, void* top, void* log_sum,
-                     void* stream);
+                     const void* z, void* parts, unsigned* tickets, int count, void* room,
+                     void* loss, void* lse, void* stream);
 void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature,
-                      const void* rows, const void* columns, const void* top, const void* log_sum,
-                      const void* g, void* d_rows, void* stream);
+                      const void* z, void* parts, unsigned* tickets, void* room, const void* lse,
+                      const void* g, int count, void* d_rows, void* stream);
 void tile_shuffle_forward(char type, int batch, int channels, int height, int width, int grid,
                           int tile, bool image, const void* in, const int64_t* perm,
-                          const int64_t* offset, const void* shift, const void* scale, void* out,
+                          const int64_t* offset, const void* colour, int columns, void* out,
                           void* stream);
 void tile_shuffle_backward(char type, int batch, int channels, int height, int width, int grid,
                            int tile, bool image, const void* d_out, const int64_t* inverse,
-                           const int64_t* offset, const void* scale, void* d_in, void* stream);
+                           const int64_t* offset, const void* colour, int columns, void* d_in,
+                           void* stream);
 
 namespace {
 
@@ -87,35 +89,52 @@ void check_nt_xent(const Tensor& rows, const Tensor& columns, int64_t first, dou
     TORCH_CHECK(temperature > 0, "temperature is ", temperature, "; wanted a number above 0");
 }
 
-std::tuple<Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& columns, int64_t first,
-                                           double temperature, std::string /* the backward's */) {
+int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// Room for what blocks that share rows leave for the last of them.
+Tensor room(const Tensor& rows, const Tensor& z) {
+    int64_t bytes = nt_xent_room(letter(z), rows.size(0), z.size(0), z.size(1));
+    return output({bytes}, z.options().dtype(at::kByte));
+}
+
+// The loss; lse; and for the backward z in bf16 (parts) and counters at 0 (tickets). `rows` is for
+// autograd: its values are those of columns first .. first + R.
+std::tuple<Tensor, Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& columns,
+                                                   int64_t first, double temperature,
+                                                   std::string /* the backward's */) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
-    Tensor z = rows.contiguous();
-    Tensor all = take("columns", columns, z, z.scalar_type(), {columns.size(0), z.size(1)});
-    Tensor loss = output({z.size(0)}, z.options().dtype(wide(z)));
-    Tensor top = output({z.size(0)}, loss.options()), log_sum = output({z.size(0)}, loss.options());
-    nt_xent_forward(letter(z), z.size(0), all.size(0), first, z.size(1), temperature,
-                    z.const_data_ptr(), all.const_data_ptr(), loss.mutable_data_ptr(),
-                    top.mutable_data_ptr(), log_sum.mutable_data_ptr(), stream);
-    return {loss, top, log_sum};
+    int64_t r = rows.size(0), m = columns.size(0), depth = rows.size(1);
+    Tensor z = take("columns", columns, rows, rows.scalar_type(), {m, depth});
+    auto options = z.options().dtype(wide(z));
+    Tensor loss = output({}, options), lse = output({r, 2}, options);
+    int64_t count = depth > 256 ? 0 : z.scalar_type() == at::kFloat ? 2
+                                  : z.scalar_type() == at::kBFloat16;
+    Tensor parts = output({count, m, blocks(depth, 16) * 16}, z.options().dtype(at::kBFloat16));
+    Tensor tickets = output({blocks(r, 64) * blocks(depth, 64) + 1}, z.options().dtype(at::kInt));
+    nt_xent_forward(letter(z), r, m, first, depth, temperature, z.const_data_ptr(),
+                    parts.mutable_data_ptr(), static_cast<unsigned*>(tickets.mutable_data_ptr()),
+                    tickets.size(0), room(rows, z).mutable_data_ptr(), loss.mutable_data_ptr(),
+                    lse.mutable_data_ptr(), stream);
+    return {loss, lse, parts, tickets};
 }
 
 Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first,
-                        double temperature, const Tensor& top, const Tensor& log_sum,
-                        const Tensor& grad) {
+                        double temperature, const Tensor& lse, const Tensor& grad,
+                        const Tensor& parts, const Tensor& tickets) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
-    Tensor z = rows.contiguous();
-    int64_t m = columns.size(0);
-    Tensor all = take("columns", columns, z, z.scalar_type(), {m, z.size(1)});
-    Tensor top_of = take("top", top, z, wide(z), {m});
-    Tensor log_sum_of = take("log_sum", log_sum, z, wide(z), {m});
-    Tensor g = take("grad", grad, z, wide(z), {m});
-    Tensor d_rows = output(z.sizes(), z.options());
-    nt_xent_backward(letter(z), z.size(0), m, first, z.size(1), temperature, z.const_data_ptr(),
-                     all.const_data_ptr(), top_of.const_data_ptr(), log_sum_of.const_data_ptr(),
-                     g.const_data_ptr(), d_rows.mutable_data_ptr(), stream);
+    int64_t r = rows.size(0), m = columns.size(0), depth = rows.size(1);
+    Tensor z = take("columns", columns, rows, rows.scalar_type(), {m, depth});
+    Tensor lse_of = take("lse", lse, z, wide(z), {m, 2});
+    TORCH_CHECK(grad.dim() == 1 && grad.size(0) > 0 && m % grad.size(0) == 0, "grad has shape ",
+                grad.sizes(), "; wanted (G), ", m, " rows a multiple of G");
+    Tensor g = take("grad", grad, z, wide(z), grad.sizes());
+    Tensor d_rows = output({r, depth}, z.options());
+    nt_xent_backward(letter(z), r, m, first, depth, temperature, z.const_data_ptr(),
+                     parts.data_ptr(), static_cast<unsigned*>(tickets.data_ptr()),
+                     room(rows, z).mutable_data_ptr(), lse_of.const_data_ptr(), g.const_data_ptr(),
+                     g.size(0), d_rows.mutable_data_ptr(), stream);
     return d_rows;
 }
 
@@ -124,45 +143,52 @@ void check_tiles(int64_t height, int64_t width, int64_t grid, int64_t tile) {
                 grid, " and tiles of ", tile, " do not fit ", height, " x ", width, " pixels");
 }
 
-// perm and offset are trusted to be in range: looking would wait for the GPU.
-Tensor tile_shuffle(const Tensor& x, const Tensor& perm, const Tensor& offset, const Tensor& shift,
-                    const Tensor& scale, int64_t grid, int64_t tile, bool image) {
+// The colour matrices (B, K, C, columns) of tiles of C channels; without colour, of no columns.
+Tensor take_colour(const c10::optional<Tensor>& colour, const Tensor& like, int64_t b, int64_t k,
+                   int64_t c) {
+    if (!colour) return output({b, k, c, 0}, like.options().dtype(wide(like)));
+    int64_t columns = colour->dim() == 4 && colour->size(3) == c + 3 ? c + 3 : 2 * c + 3;
+    return take("colour", *colour, like, wide(like), {b, k, c, columns});
+}
+
+// perm and offset are checked by the kernel: looking here would wait for the GPU.
+Tensor tile_shuffle(const Tensor& x, const Tensor& perm, const Tensor& offset,
+                    const c10::optional<Tensor>& colour, int64_t grid, int64_t tile, bool image) {
     TORCH_CHECK(x.dim() == 4 && x.numel() > 0, "x has shape ", x.sizes(), "; wanted (B, C, H, W)");
     check_tiles(x.size(2), x.size(3), grid, tile);
     DEVICE_AND_STREAM(x);
     int64_t b = x.size(0), c = x.size(1), k = grid * grid;
-    Tensor in = x.contiguous();
+    Tensor in = x.contiguous(), matrix = take_colour(colour, x, b, k, c);
     Tensor order = take("perm", perm, x, at::kLong, {b, k});
     Tensor corner = take("offset", offset, x, at::kLong, {b, k, 2});
-    Tensor minus = take("shift", shift, x, wide(x), {c}),
-           times = take("scale", scale, x, wide(x), {c});
     auto options = x.options().dtype(x.scalar_type() == at::kByte ? at::kFloat : x.scalar_type());
     Tensor out = image ? output({b, c, grid * tile, grid * tile}, options)
                        : output({b, k, c, tile, tile}, options);
     tile_shuffle_forward(letter(x), b, c, x.size(2), x.size(3), grid, tile, image,
                          in.const_data_ptr(), order.const_data_ptr<int64_t>(),
-                         corner.const_data_ptr<int64_t>(), minus.const_data_ptr(),
-                         times.const_data_ptr(), out.mutable_data_ptr(), stream);
+                         corner.const_data_ptr<int64_t>(), matrix.const_data_ptr(), matrix.size(3),
+                         out.mutable_data_ptr(), stream);
     return out;
 }
 
 Tensor tile_shuffle_gradient(const Tensor& grad, const Tensor& inverse, const Tensor& offset,
-                             const Tensor& scale, int64_t grid, int64_t tile, bool image,
-                             int64_t height, int64_t width) {
+                             const c10::optional<Tensor>& colour, int64_t grid, int64_t tile,
+                             bool image, int64_t height, int64_t width) {
     check_tiles(height, width, grid, tile);
     DEVICE_AND_STREAM(grad);
-    int64_t b = grad.size(0), c = scale.size(0), k = grid * grid;
+    TORCH_CHECK(grad.dim() == (image ? 4 : 5), "grad has shape ", grad.sizes());
+    int64_t b = grad.size(0), c = grad.size(image ? 1 : 2), k = grid * grid;
+    Tensor matrix = take_colour(colour, grad, b, k, c);
     Tensor d_out =
         image ? take("grad", grad, grad, grad.scalar_type(), {b, c, grid * tile, grid * tile})
               : take("grad", grad, grad, grad.scalar_type(), {b, k, c, tile, tile});
     Tensor order = take("inverse", inverse, grad, at::kLong, {b, k});
     Tensor corner = take("offset", offset, grad, at::kLong, {b, k, 2});
-    Tensor times = take("scale", scale, grad, wide(grad), {c});
     Tensor d_in = output({b, c, height, width}, grad.options());
     tile_shuffle_backward(letter(grad), b, c, height, width, grid, tile, image,
                           d_out.const_data_ptr(), order.const_data_ptr<int64_t>(),
-                          corner.const_data_ptr<int64_t>(), times.const_data_ptr(),
-                          d_in.mutable_data_ptr(), stream);
+                          corner.const_data_ptr<int64_t>(), matrix.const_data_ptr(),
+                          matrix.size(3), d_in.mutable_data_ptr(), stream);
     return d_in;
 }
 

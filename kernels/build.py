@@ -7,6 +7,7 @@ The lock is one that the system frees when its holder dies: a killed build delay
 import contextlib
 import functools
 import hashlib
+import importlib.util
 import os
 import re
 import shutil
@@ -17,8 +18,8 @@ from pathlib import Path
 import torch
 
 HERE = Path(__file__).parent
-KERNELS = ("nt_xent.cu", "tile_shuffle.cu")
-SOURCES = (*KERNELS, "bindings.cpp", "common.cuh", "cuda_on_cpu.h")
+KERNELS = ("nt_xent.cu", "nt_xent_mma.cu", "tile_shuffle.cu")
+SOURCES = (*KERNELS, "bindings.cpp", "common.cuh", "nt_xent.cuh", "cuda_on_cpu.h")
 FLAGS = {"cuda": ["-O3", "-DWITH_CUDA"], "emulated": ["-O2", "-Wno-unknown-pragmas"]}
 SUBJECT = {"cuda": "the CUDA kernels with nvcc, about a minute",
            "emulated": "the CUDA kernels for the CPU with g++, about half a minute"}
@@ -27,16 +28,17 @@ loaded, failed = set(), {}                       # kinds in this process; failed
 
 def cache():
     """The folder of all builds."""
-    return Path(os.environ.get("FGSSL_CACHE") or Path.home() / ".cache" / "fgssl") / "build"
+    return Path(os.environ.get("FGSSL_CACHE") or "~/.cache/fgssl").expanduser() / "build"
 
 
 @functools.cache
 def toolkit():
-    """(folder, version) of the CUDA toolkit, or None. $CUDA_HOME, else what nvcc says of itself.
+    """(folder, version) of the CUDA toolkit, or None: $CUDA_HOME, else pip's beside torch, else
+    what the nvcc on the PATH says of itself.
 
-    nvcc may be a wrapper script in another folder, so its own report is asked for, not its path.
+    That may be a wrapper script in another folder, so its own report is asked for, not its path.
     """
-    home = os.environ.get("CUDA_HOME")
+    home = os.environ.get("CUDA_HOME") or pip_toolkit()
     nvcc = Path(home, "bin", "nvcc") if home else shutil.which("nvcc")
     if not nvcc or not Path(nvcc).exists():
         return None
@@ -47,6 +49,19 @@ def toolkit():
     text = subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     version = re.search(r"release (\d+\.\d+)", text)
     return (str(home), version[1]) if version else None
+
+
+def pip_toolkit():
+    """The folder into which pip installs CUDA 13 and its nvcc, or None."""
+    spec = importlib.util.find_spec("nvidia")
+    found = [Path(folder) / "cu13" for folder in spec.submodule_search_locations] if spec else []
+    return next((str(home) for home in found if (home / "bin" / "nvcc").exists()), None)
+
+
+def pip_command():
+    """What installs the compiler that fits this torch, without root."""
+    names = "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl"
+    return "pip install " + " ".join(f'"{name}=={torch.version.cuda}.*"' for name in names)
 
 
 def architectures():
@@ -69,10 +84,11 @@ def obstacle(kind):
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
     if toolkit() is None:
-        return "there is no CUDA compiler (nvcc on the PATH, or $CUDA_HOME)"
+        advice = f"; {pip_command()}" if torch.version.cuda >= "13" else ""
+        return f"there is no CUDA compiler (nvcc on the PATH, or $CUDA_HOME{advice})"
     version = toolkit()[1]
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is of CUDA {version}, torch of CUDA {torch.version.cuda}"
+        return f"nvcc is of CUDA {version}, torch of CUDA {torch.version.cuda}: {pip_command()}"
     return None
 
 
@@ -142,11 +158,14 @@ def compile_library(kind, target):
             sources[-1].write_text(f'#include "{HERE / name}"\n')
     if kind == "cuda":                           # without a visible GPU torch needs to be told
         os.environ["TORCH_CUDA_ARCH_LIST"], cpp_extension.CUDA_HOME = architectures(), toolkit()[0]
+        runtimes = sorted(Path(toolkit()[0], "lib").glob("libcudart.so.*"))
+        if runtimes:                             # pip's has no name for the linker
+            (work / "libcudart.so").symlink_to(runtimes[0])
     try:
         cpp_extension.load(
             f"fgssl_{kind}", [str(source) for source in sources], build_directory=str(work),
             extra_cflags=FLAGS[kind], extra_cuda_cflags=FLAGS[kind], with_cuda=kind == "cuda",
-            is_python_module=False)
+            extra_ldflags=[f"-L{work}"] if kind == "cuda" else [], is_python_module=False)
     except Exception as error:
         failed[kind] = f"the compiler failed: {error}"
         raise RuntimeError(f"the {kind} kernels could not be built. {failed[kind]}") from error

@@ -5,6 +5,7 @@
 // instruction does, and are the place to read about it.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #ifdef __CUDACC__
 #include <cuda_bf16.h>
@@ -70,6 +71,24 @@ template <typename T> __device__ inline void store_global(T* to, T value) {
     *to = value;
 }
 
+// What another block of the same launch stored: from the L2 cache, for an L1 may be out of date.
+template <typename T> __device__ inline T load_fresh(const T* from) {
+#ifdef __CUDACC__
+    return __ldcg(from);
+#else
+    return load_global(from);
+#endif
+}
+
+// Stop where a table that no CPU has seen is wrong: reading by it would leave the tensor.
+__device__ inline void require(bool holds, const char* what) {
+#ifdef __CUDACC__
+    if (!holds) __trap();
+#else
+    if (!holds) cuda_on_cpu::refuse(what);
+#endif
+}
+
 // ---------------------------------------- sums over aligned groups of lanes; all 32 must come
 
 template <int LANES, typename T> __device__ inline T lane_sum(T value) {
@@ -85,6 +104,14 @@ template <int LANES, typename T> __device__ inline T lane_max(T value) {
     return value;
 }
 
+// Half i, 0 the low one, of two bf16 in a register.
+__device__ inline float half_of(uint32_t pair, int i) {
+    uint32_t bits = i ? pair & 0xffff0000u : pair << 16;  // a bf16 is the upper half of a float
+    float value;
+    memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
 // ---------------------------------------- PTX, with its twins
 #ifdef __CUDACC__
 inline bool has_bf16_mma() {
@@ -93,6 +120,14 @@ inline bool has_bf16_mma() {
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device),
           "cudaDeviceGetAttribute");
     return major >= 8;
+}
+
+inline int multiprocessors() {
+    int device, count;
+    check(cudaGetDevice(&device), "cudaGetDevice");
+    check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
+          "cudaDeviceGetAttribute");
+    return count;
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
@@ -132,6 +167,14 @@ __device__ inline void cp_async_16(void* to, const void* from, int valid) {
         :: "r"(shared_address(to)), "l"(from), "r"(valid) : "memory");
 }
 
+// Two numbers as bf16, the first in the low half.
+__device__ inline uint32_t pack(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    uint32_t bits;
+    memcpy(&bits, &pair, sizeof(bits));
+    return bits;
+}
+
 __device__ inline void cp_async_commit() { PTX("cp.async.commit_group;" ::: "memory"); }
 
 // Wait until at most `pending` of the groups committed by this thread are under way.
@@ -142,8 +185,11 @@ template <int pending> __device__ inline void cp_async_wait() {
 #else
 
 inline bool has_bf16_mma() { return true; }
+inline int multiprocessors() { return cuda_on_cpu::multiprocessors(); }
 
-inline float half_of(uint32_t pair, int i) { return widen(bfloat16{uint16_t(pair >> 16 * i)}); }
+inline uint32_t pack(float low, float high) {
+    return narrow<bfloat16>(low).bits | uint32_t(narrow<bfloat16>(high).bits) << 16;
+}
 
 // With g = lane / 4 and q = lane % 4 a lane holds, two to a register,
 //   a: rows g, g+8, g, g+8 at columns 2q, 2q+1 (first two registers) and 2q+8, 2q+9 (last two);
@@ -168,6 +214,7 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
     cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));
+    if (cuda_on_cpu::self->rank % 32 == 0) cuda_on_cpu::count_conflicts(rows);
     int g = cuda_on_cpu::self->rank % 32 / 4, q = cuda_on_cpu::self->rank % 4;
     for (int m = 0; m < 4; m++) memcpy(&r[m], rows[8 * m + g] + 2 * q, 4);
 }
@@ -175,6 +222,7 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
     cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));
+    if (cuda_on_cpu::self->rank % 32 == 0) cuda_on_cpu::count_conflicts(rows);
     int g = cuda_on_cpu::self->rank % 32 / 4, q = cuda_on_cpu::self->rank % 4;
     for (int m = 0; m < 4; m++) r[m] = rows[8 * m + 2 * q][g] | rows[8 * m + 2 * q + 1][g] << 16;
 }

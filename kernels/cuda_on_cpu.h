@@ -11,10 +11,11 @@
 //   * a warp operation whose mask names a lane that has exited, does not exist or never comes, or
 //     leaves out the caller; a shuffle from a lane outside the mask;
 //   * more threads or shared memory than a GPU gives a block.
+// In the other orders than `forward` the blocks run from the last to the first.
 // Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once
 // in `reverse`, by chance in `random`, for the hardware may do either. The bytes that load_global,
-// store_global and cp_async_16 move are counted. Accesses outside a tensor are AddressSanitizer's
-// to find. Not shown: PTX encodings, bank conflicts, occupancy, the memory model.
+// store_global and cp_async_16 move are counted, and the bank conflicts of ldmatrix. Accesses outside a tensor are AddressSanitizer's
+// to find. Not shown: PTX encodings, other bank conflicts, occupancy, the memory model.
 #pragma once
 #include <ucontext.h>
 
@@ -110,11 +111,12 @@ struct Block {
     ucontext_t scheduler{};
     std::string error{};
     long long read = 0, written = 0;  // bytes of global memory
+    long long conflicts = 0;          // of ldmatrix, in further passes over the banks
     std::mt19937 random{};
 };
 
 inline thread_local Fibre* self = nullptr;
-inline std::atomic<long long> bytes_read{0}, bytes_written{0};  // by all launches since set to 0
+inline std::atomic<long long> bytes_read{0}, bytes_written{0}, bank_conflicts{0};  // since set to 0
 
 inline std::string name(dim3 i) {
     return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) +
@@ -190,6 +192,19 @@ template <typename T> T shuffle(const char* site, unsigned mask, T value, unsign
     return all[from % 32];
 }
 
+// An ldmatrix reads each of its four matrices, eight rows of 16 bytes, in one pass if the rows lie
+// in different banks.
+inline void count_conflicts(const uint16_t* const (&rows)[32]) {
+    for (int matrix = 0; matrix < 4; matrix++) {
+        int lines[8] = {}, most = 0;  // rows in each eighth of the banks
+        for (int i = 0; i < 8; i++) {
+            int& line = lines[reinterpret_cast<uintptr_t>(rows[8 * matrix + i]) / 16 % 8];
+            most = std::max(most, ++line);
+        }
+        self->block->conflicts += most - 1;
+    }
+}
+
 inline void run_fibre() {
     (*self->block->body)();
     self->state = Fibre::EXITED;
@@ -261,6 +276,12 @@ inline void run_block(Block& block) {
     }
 }
 
+// How many multiprocessors the GPU is said to have.
+inline int multiprocessors() {
+    const char* variable = getenv("CUDA_ON_CPU_MULTIPROCESSORS");
+    return variable ? atoi(variable) : 6;
+}
+
 inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
                    const std::function<void()>& body) {
     if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED)
@@ -285,7 +306,8 @@ inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
         Block block{kernel, order, grid, dim, dim3(), &body, std::move(shared), smem,
                     std::vector<Fibre>(dim.count())};
         try {
-            for (unsigned i; (i = next++) < grid.count();) {
+            for (unsigned n; (n = next++) < grid.count();) {
+                unsigned i = order == Block::FORWARD ? n : grid.count() - 1 - n;
                 block.index = grid.at(i);
                 block.random.seed(seed + i);
                 run_block(block);
@@ -296,6 +318,7 @@ inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
             next = grid.count();
         }
         bytes_read += block.read, bytes_written += block.written;
+        bank_conflicts += block.conflicts;
     };
     std::vector<std::thread> workers;
     for (unsigned i = 1; i < std::min(grid.count(), std::thread::hardware_concurrency()); i++)
@@ -323,7 +346,13 @@ template <typename T> T atomicAdd(T* to, T value) {
     return old;
 }
 
-inline float __expf(float x) { return std::exp(x); }
+inline void __threadfence() {}
+
+// As far off as CUDA allows: 2 ulp and 2^-22 |x|, always upwards, so that it shows.
+inline float __expf(float x) {
+    float off = std::isfinite(x) ? 1 + 0x1p-22f * (1 + std::fabs(x)) : 1;
+    return std::exp(x) * off;
+}
 
 struct __half { uint16_t bits; };
 struct __nv_bfloat16 { uint16_t bits; };

@@ -32,29 +32,30 @@ def dropout(x, rng, fewest=5, most=20, side=(1 / 16, 1 / 8)):
     return x.masked_fill(fgssl.to_device(covered[:, None], x.device), 0)
 
 
-def rearrange(x, perm, grid):
+def rearrange(x, perm, grid, impl):
     """Cut into grid x grid tiles and put them together in the order perm (B, grid * grid). A margin
     of fewer than `grid` pixels, right and below, stays."""
     tile = x.shape[-1] // grid
-    moved = kernels.tile_shuffle(x, perm, grid, tile, torch.zeros(2, dtype=torch.long), image=True)
+    moved = kernels.tile_shuffle(x, perm, grid, tile, torch.zeros(2, dtype=torch.long), image=True,
+                                 impl=impl)
     x = x.clone()
     x[:, :, :grid * tile, :grid * tile] = moved
     return x
 
 
-def swap(x, rng, grid=4):
+def swap(x, rng, grid=4, impl="auto"):
     """Two tiles of a 4 x 4 grid change places."""
     perm = torch.arange(grid ** 2).repeat(len(x), 1)
     pair = fgssl.uniform(rng, 0, 1, len(x), grid ** 2).argsort(1)[:, :2]
-    return rearrange(x, perm.scatter(1, pair, pair.flip(1)), grid)
+    return rearrange(x, perm.scatter(1, pair, pair.flip(1)), grid, impl)
 
 
-def jigsaw(x, rng, grid=4):
+def jigsaw(x, rng, grid=4, impl="auto"):
     """The tiles of a 4 x 4 grid in any order, all equally likely."""
-    return rearrange(x, fgssl.uniform(rng, 0, 1, len(x), grid ** 2).argsort(1), grid)
+    return rearrange(x, fgssl.uniform(rng, 0, 1, len(x), grid ** 2).argsort(1), grid, impl)
 
 
-def dcl(x, rng, grid=7, reach=2):
+def dcl(x, rng, grid=7, reach=2, impl="auto"):
     """Region confusion: the tiles of a 7 x 7 grid, each moved a few places.
 
     Chen et al., CVPR 2019, section 3.1: within each row, tile i gets the key i + r, r uniform in
@@ -67,7 +68,7 @@ def dcl(x, rng, grid=7, reach=2):
 
     home = torch.arange(grid ** 2).view(1, grid, grid).expand(len(x), -1, -1)
     by_rows = home.gather(2, order())
-    return rearrange(x, by_rows.gather(1, order().mT).flatten(1), grid)
+    return rearrange(x, by_rows.gather(1, order().mT).flatten(1), grid, impl)
 
 
 def region(x, rng, side=5 / 8):
@@ -88,15 +89,16 @@ def region(x, rng, side=5 / 8):
     return fgssl.crop_resize(x, top, left, whole, whole, size)
 
 
-VIEWS = {"gamma": gamma, "dropout": dropout, "swap": swap, "jigsaw": jigsaw, "dcl": dcl,
-         "region": region}
+REARRANGED = {"swap": swap, "jigsaw": jigsaw, "dcl": dcl}    # by kernels.tile_shuffle
+VIEWS = {"gamma": gamma, "dropout": dropout, **REARRANGED, "region": region}
 
 
-def distort_one_view(x, view, rng):
+def distort_one_view(x, view, rng, impl="auto"):
     """Apply one of VIEWS to one of the two views of each image, the first as often as the second.
 
-    x (2N, 3, S, S): rows i and i + N are two views of one image.
+    x (2N, 3, S, S): rows i and i + N are two views of one image. impl: of kernels.tile_shuffle.
     """
+    options = {"impl": impl} if view in REARRANGED else {}
     n = len(x) // 2
     rows = fgssl.to_device(torch.arange(n) + n * (fgssl.uniform(rng, 0, 1, n) < 0.5), x.device)
-    return x.index_copy(0, rows, VIEWS[view](x[rows], rng))
+    return x.index_copy(0, rows, VIEWS[view](x[rows], rng, **options))

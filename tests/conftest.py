@@ -30,13 +30,14 @@ def toy_root(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
-    """Two classes of 20 images, train alone: the reader cuts val and test."""
+    """Two classes of 20 images, train alone. The reader cuts 2 to val and 4 to test of each, which
+    is what the hashes of these names come to."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for name in ("ash", "oak"):
         (folder / name).mkdir()
         for i in range(20):
             pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+            Image.fromarray(pixels).save(folder / name / f"ab{i}.png")
     return folder
 
 

@@ -1,9 +1,9 @@
-"""From files to the uint8 cache: what is kept, what is refused, what every kind of file becomes."""
+"""The image cache: what is kept, what is decoded again, what is refused."""
 
-import io
-import math
 import os
-import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,11 +12,7 @@ from PIL import Image
 import imagesets
 import fgssl
 from imagesets import cache
-
-# ------------------------------------------------------------------------------------------------
-# Image cache
-# ------------------------------------------------------------------------------------------------
-
+from imagesets.errors import UserError
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
@@ -87,21 +83,129 @@ def test_a_changed_file_makes_a_new_cache(photos):
     assert values(split)[:2] == [20, 40] and len(split.labels) == 8, "another list of files"
 
 
-def test_an_interrupted_build_leaves_nothing(photos, monkeypatch):
-    decode = cache.decode
+def count_decoded(monkeypatch, stop=None):
+    """The names of the files that are decoded from now on; Ctrl-C at the file `stop`."""
+    decode, names = cache.decode, []
 
-    def interrupted(source, side):
-        if source.path.name == "5.png":
+    def counted(source, side):
+        if source.path.name == stop:
             raise KeyboardInterrupt
+        names.append(source.path.name)
         return decode(source, side)
 
-    monkeypatch.setattr(cache, "decode", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(cache, "decode", counted)
+    return names
+
+
+def test_a_changed_file_costs_one_decode_and_replaces_the_older_cache(photos, monkeypatch):
+    dataset(photos).cached("train", 24)
+    grey(photos / "3.png", 61)
+    os.utime(photos / "3.png", ns=(1, 1))
+    grey(photos / "7b.png", 7)                               # and one more image moves 7.png to val
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [0, 20, 40, 61, 80, 100, 120, 140, 7]
+    assert sorted(names) == ["3.png", "7b.png"]
+    assert len(cache_files(photos)) == 1, "the older cache stays"
+    dataset(photos).cached("val", 24), (photos / "0.png").unlink()
+    assert values(dataset(photos).cached("train", 24)) == [20, 40, 61, 80, 100, 120, 140, 7]
+    assert len(names) == 4, "8.png and 9.png of val alone"
+
+
+def test_a_subset_reuses_the_rows_of_the_whole_and_leaves_its_cache(photos, monkeypatch):
+    whole = dataset(photos)
+    whole.cached("train", 24)
+    names = count_decoded(monkeypatch)
+    part = fgssl.Dataset(whole.records.take([0, 3, 8]), note="0.3 of the images")
+    assert values(part.cached("train", 24)) == [0, 60] and names == []
+    assert len(cache_files(photos)) == 2
+
+
+def test_what_was_decoded_survives_ctrl_c(photos, monkeypatch):
+    with monkeypatch.context() as patch:
+        count_decoded(patch, stop="5.png")
+        with pytest.raises(KeyboardInterrupt):
+            fgssl.Dataset(dataset(photos).records, workers=1).cached("train", 24)
+    assert [file.suffix for file in (photos.parent / "cache").iterdir()] == [".left"]
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [20 * i for i in range(8)]
+    assert sorted(names) == ["5.png", "6.png", "7.png"]
+    assert [file.suffix for file in (photos.parent / "cache").iterdir()] == [".npy"]
+
+
+KILLED = """
+import os, signal, sys, time
+import fgssl
+from imagesets import cache
+decode = cache.decode
+def killed(source, side):
+    if source.path.name == "5.png":
+        time.sleep(1)  # the others are written meanwhile
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decode(source, side)
+cache.decode = killed
+from test_cache import dataset
+data = dataset(cache.Path(sys.argv[1]))
+fgssl.Dataset(data.records, workers=1).cached("train", 24)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no kill -9")
+def test_what_was_decoded_survives_kill_9(photos, monkeypatch):
+    path = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parent.parent)))
+    done = subprocess.run([sys.executable, "-c", KILLED, str(photos)],
+                          env={**os.environ, "PYTHONPATH": path}, capture_output=True)
+    assert done.returncode == -9, done.stderr.decode()
+    file = next((photos.parent / "cache").glob("*.part"))
+    with open(file, "ab") as part:
+        part.write(b"half a row")
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [20 * i for i in range(8)]
+    assert set(names) >= {"5.png", "6.png", "7.png"} and len(names) < 8
+    fgssl.main(["cache", "--clear"])
+    assert list((photos.parent / "cache").iterdir()) == []
+
+
+def test_a_bad_file_costs_no_decoding_of_the_others(photos, monkeypatch):
+    spoil(photos)
+    with pytest.raises(ValueError, match="2.png"):
         dataset(photos).cached("train", 24)
-    assert list((photos.parent / "cache").rglob("*")) == []
-    monkeypatch.undo()
-    monkeypatch.setenv("FGSSL_CACHE", str(photos.parent / "cache"))
-    assert len(dataset(photos).cached("train", 24).images) == 8
+    for name in ("2.png", "6.png"):
+        grey(photos / name, 9)
+    names = count_decoded(monkeypatch)
+    assert values(dataset(photos).cached("train", 24)) == [0, 20, 9, 60, 80, 100, 9, 140]
+    assert sorted(names) == ["2.png", "6.png"]
+
+
+def test_the_cache_is_listed_and_cleared(photos, capsys):
+    kernel = photos.parent / "cache" / "build" / "a-b-c-d.npy"
+    kernel.parent.mkdir(parents=True)
+    kernel.touch()
+    dataset(photos).cached("train", 24)
+    fgssl.main(["cache"])
+    printed = capsys.readouterr().out
+    assert "train  8 images of 24 px  14.1 kB" in printed and "in " + str(photos.parent) in printed
+    fgssl.main(["cache", "--clear"])
+    assert cache_files(photos) == [kernel] and "removed from" in capsys.readouterr().out
+
+
+def test_a_missing_home_names_the_variable_to_set(monkeypatch):
+    monkeypatch.delenv("FGSSL_CACHE")
+
+    def expanduser(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache.Path, "expanduser", expanduser)
+    with pytest.raises(UserError, match="Set FGSSL_CACHE"):
+        cache.cache_folder()
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
+    """--out=~/runs made a folder named ~: a shell expands it only where a word begins."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("FGSSL_CACHE", "~/kept")
+    assert cache.cache_folder() == tmp_path / "kept"
+    args = fgssl.parser("").parse_args(["--out=~/a", "--data=~/b", "--root=~/c"])
+    assert [args.out, args.data, args.root] == [str(tmp_path / name) for name in "abc"]
 
 
 def test_a_full_disk_names_the_cache_folder_and_leaves_nothing(photos):
@@ -192,134 +296,3 @@ def test_a_set_without_one_readable_image_is_an_error_even_with_skip_bad(photos)
         path.write_text("no image")
     with pytest.raises(ValueError, match="0.png"):
         dataset(photos, skip_bad=True).cached("train", 24)
-
-
-# ------------------------------------------------------------------------------------------------
-# Decoding
-# ------------------------------------------------------------------------------------------------
-
-
-def palette(transparent):
-    image = Image.new("P", (6, 6), 1)
-    image.putpalette([0, 0, 255, 200, 60, 30])
-    if transparent:
-        image.info["transparency"] = 1
-    return image
-
-
-RED = (200, 60, 30)
-MODES = {  # name: (image, file type, the colour that a viewer shows)
-    "RGB": (Image.new("RGB", (6, 6), RED), "png", RED),
-    "grey": (Image.new("L", (6, 6), 100), "png", (100, 100, 100)),
-    "grey jpeg": (Image.new("L", (64, 64), 100), "jpeg", (100, 100, 100)),
-    "1 bit": (Image.new("1", (6, 6), 1), "png", (255, 255, 255)),
-    "CMYK": (Image.new("CMYK", (64, 64), (0, 179, 217, 55)), "jpeg", (200, 60, 30)),
-    "palette": (palette(transparent=False), "png", RED),
-    "palette, transparent": (palette(transparent=True), "png", (255, 255, 255)),
-    "RGBA, clear": (Image.new("RGBA", (6, 6), (*RED, 0)), "png", (255, 255, 255)),
-    "RGBA, half clear": (Image.new("RGBA", (6, 6), (0, 100, 200, 128)), "png", (127, 177, 227)),
-    "LA": (Image.new("LA", (6, 6), (0, 51)), "png", (204, 204, 204)),
-    "16 bit": (Image.new("I;16", (6, 6), 32768), "png", (128, 128, 128)),
-    "16 bit, dark": (Image.new("I;16", (6, 6), 200), "png", (1, 1, 1)),
-    "16 bit tiff": (Image.new("I;16", (6, 6), 32768), "tiff", (128, 128, 128)),
-    "float": (Image.new("F", (6, 6), 0.5), "tiff", (128, 128, 128)),
-}
-
-
-@pytest.mark.parametrize("name", MODES)
-def test_every_mode_becomes_the_rgb_that_a_viewer_shows(name, tmp_path):
-    """Bugs: 16 bits clipped to white, the hidden colour of clear pixels shown."""
-    image, kind, colour = MODES[name]
-    image.save(tmp_path / "image", kind)
-    pixels = fgssl.decode(tmp_path / "image", 5)
-    assert pixels.shape == (3, 5, 5) and pixels.dtype == np.uint8
-    tolerance = 4 if kind == "jpeg" else 1  # JPEG rounds in YCbCr; the others round once
-    shown = pixels.reshape(3, -1).T.astype(int)
-    assert np.abs(shown - colour).max() <= tolerance, f"shown {shown[0]}, wanted {colour}"
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_pixels_that_are_not_numbers_are_refused(tmp_path, value):
-    pixels = np.full((6, 6), 0.5, np.float32)
-    pixels[2, 3] = value
-    Image.fromarray(pixels).save(tmp_path / "a.tiff")
-    with pytest.raises(ValueError, match="a.tiff.*not finite"):
-        fgssl.decode(tmp_path / "a.tiff", 5)
-
-
-SIDES = {1: "top left", 2: "top right", 3: "bottom right", 4: "bottom left", 5: "left top",
-         6: "right top", 7: "right bottom", 8: "left bottom"}
-
-
-@pytest.mark.parametrize("orientation", SIDES)
-@pytest.mark.parametrize("kind", ["png", "jpeg", "tiff"])  # Pillow itself turns a TIFF, on load
-def test_exif_orientation_is_obeyed(orientation, kind, tmp_path):
-    """EXIF standard: where the stored row 0 and column 0 appear."""
-    row, column = SIDES[orientation].split()
-    other = {"top": "bottom", "bottom": "top", "left": "right", "right": "left"}
-    stored = np.zeros((32, 32, 3), np.uint8)
-    corners = {}
-    for y, x, value in ((0, 0, 250), (0, 1, 180), (1, 0, 110), (1, 1, 40)):
-        stored[16 * y:16 * y + 16, 16 * x:16 * x + 16] = value
-        corners[frozenset((other[row] if y else row, other[column] if x else column))] = value
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(stored).save(tmp_path / "image", kind, exif=exif)
-    seen = fgssl.decode(tmp_path / "image", 32)[0]
-    for y, x, corner in ((4, 4, "top left"), (4, 28, "top right"), (28, 4, "bottom left"),
-                         (28, 28, "bottom right")):
-        assert abs(int(seen[y, x]) - corners[frozenset(corner.split())]) < 12, corner
-
-
-@pytest.mark.parametrize("exif", [
-    b"MM\0*\0\0\0\x08\0\x02" + struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0)
-    + struct.pack(">HHII", 0x011A, 2, 1, 0x41000000) + bytes(4),  # a resolution of the wrong type
-    b"MM\0*\0\0",  # cut short
-    b"not what it should be"], ids=["mistyped", "cut", "junk"])
-def test_damaged_exif_is_ignored(exif, tmp_path):
-    Image.new("RGB", (12, 8), RED).save(tmp_path / "a.png", exif=b"Exif\0\0" + exif)
-    assert fgssl.decode(tmp_path / "a.png", 4)[:, 2, 2].tolist() == list(RED)
-
-
-def test_the_centre_square_is_kept(tmp_path):
-    thirds = np.repeat(np.array([10, 100, 200], np.uint8), 20)
-    Image.fromarray(np.tile(thirds, (20, 1))).save(tmp_path / "wide.png")
-    Image.fromarray(np.tile(thirds[:, None], (1, 20))).save(tmp_path / "tall.png")
-    for name in ("wide.png", "tall.png"):
-        inside = fgssl.decode(tmp_path / name, 10)[:, 1:-1, 1:-1]  # its rim is interpolated
-        assert (inside == 100).all(), name
-    Image.new("RGB", (1, 1), RED).save(tmp_path / "dot.png")
-    assert (fgssl.decode(tmp_path / "dot.png", 8) == np.reshape(RED, (3, 1, 1))).all()
-
-
-def test_draft_mode_gives_the_same_image(tmp_path):
-    """A draft smaller than the target would be blurred; a box in file pixels would be shifted."""
-    y, x = np.mgrid[:200, :304]
-    waves = 128 + 60 * np.sin(x / 3) + 60 * np.cos(y / 4)
-    Image.fromarray(waves.astype(np.uint8)).convert("RGB").save(tmp_path / "a.jpg", quality=95)
-    for side in (50, 40, 101):  # drafts of 1/4, 1/4 and none
-        whole = Image.open(tmp_path / "a.jpg").crop((52, 0, 252, 200))
-        whole = np.asarray(whole.resize((side, side), Image.BILINEAR), float)
-        error = np.abs(fgssl.decode(tmp_path / "a.jpg", side).transpose(1, 2, 0) - whole).mean()
-        assert error < 4, f"{error:.1f} at side {side}: half a pixel of shift makes 12 to 24"
-
-
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns before its errors
-def test_any_error_names_the_file(tmp_path):
-    """One struct.error without a name would end a run of a million images."""
-    image, damaged, rng = Image.effect_noise((40, 30), 60), 0, np.random.default_rng(0)
-    for kind in ("jpeg", "png", "gif", "webp", "tiff", "bmp", "ppm"):
-        whole = io.BytesIO()
-        image.save(whole, kind)
-        for cut in np.linspace(0, len(whole.getvalue()) - 1, 25).astype(int):
-            for flips in (0, 8):
-                content = bytearray(whole.getvalue()[:cut] if not flips else whole.getvalue())
-                for place in rng.integers(0, len(content), flips):
-                    content[place] = rng.integers(256)
-                (tmp_path / "bad").write_bytes(content)
-                try:
-                    fgssl.decode(tmp_path / "bad", 8)
-                except ValueError as error:
-                    damaged += 1
-                    assert str(tmp_path / "bad") in str(error)
-    assert damaged > 150, "nothing was damaged"

@@ -96,8 +96,7 @@ def test_damaged_text_is_an_error_with_its_file_or_is_read_correctly(name, tmp_p
     plain, images, listings = TEXT[name]
     tiny_sets.SETS[name](tmp_path)
     info, rng, refused = imagesets.SETS[name], np.random.default_rng(1), 0
-    folder = next(inner for inner in files.walk_folders(tmp_path, 2)
-                  if imagesets.matches_layout(inner, info))
+    (_, folder), *_ = imagesets.find_layout(files.scan(tmp_path), [info])
     for trial in range(TRIALS):
         listing = listings[trial % len(listings)]
         listing = folder / (listing if "." in listing else f"{listing}.txt")

@@ -23,7 +23,7 @@ import tiny_sets
 from conftest import ROOT
 
 import imagesets
-from imagesets import downloads
+from imagesets import downloads, unpack
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -262,6 +262,14 @@ def test_a_wrong_md5_prints_both_and_keeps_nothing(server, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_sha256_is_checked_where_one_is_published(server, tmp_path):
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    downloads.download(offered(server, md5=None, sha256=digest), tmp_path / "birds.tgz")
+    with pytest.raises(ValueError, match=f"sha256 {digest}, 3000000 bytes; expected sha256 00"):
+        downloads.download(offered(server, md5=None, sha256="0" * 64), tmp_path / "birds.tgz")
+    assert imagesets.SETS["cassava"].archives[0].checksum[0] == "sha256"
+
+
 def test_a_wrong_file_put_there_by_hand_is_named_and_left_alone(server, tmp_path):
     (tmp_path / "birds.tgz").write_bytes(b"a web page that asks for a login")
     with pytest.raises(ValueError, match="birds.tgz is not the expected file.*Remove it"):
@@ -455,7 +463,7 @@ HOSTILE = {  # name: (archive, what the error says)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_archive_writes_nothing_outside_its_folder(name, tmp_path, monkeypatch):
     content, message = HOSTILE[name]
-    monkeypatch.setattr(downloads, "CHUNK", 1 << 16)
+    monkeypatch.setattr(unpack, "CHUNK", 1 << 16)
     file = tmp_path / "root" / f"birds.{name[:3]}"
     file.parent.mkdir()
     file.write_bytes(content)
@@ -482,7 +490,7 @@ def test_an_archive_is_unpacked_unchanged(kind, tmp_path):
     entries = {"a/deep/é 鳥.jpg": CONTENT, "a/empty": b"", "./b.txt": b"text"}
     folders = {"c/": b""} if kind == "zip" else {"c": entry("c", tarfile.DIRTYPE)}
     (tmp_path / f"x.{kind}").write_bytes((tar if kind == "tar" else zipped)(entries | folders))
-    downloads.unpack(tmp_path / f"x.{kind}", tmp_path / "out")
+    unpack.unpack(tmp_path / f"x.{kind}", tmp_path / "out")
     found = {path.relative_to(tmp_path / "out").as_posix(): path.read_bytes()
              for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert found == {os.path.normpath(name): content for name, content in entries.items()}
@@ -502,7 +510,7 @@ def test_whatever_is_wrong_with_an_archive_the_error_names_it(tmp_path):
             file = tmp_path / f"x.{kind}"
             file.write_bytes(mutated)
             try:
-                downloads.unpack(file, tmp_path / "out")
+                unpack.unpack(file, tmp_path / "out")
             except ValueError as error:
                 refused += 1
                 assert str(file) in str(error)

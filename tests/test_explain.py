@@ -211,8 +211,9 @@ def test_rows_skip_the_files_that_were_skipped(shades, tmp_path):
     """Boxes and names of the next image, else: they are looked up by row."""
     for i in range(4):
         for split in ("train", "val", "test"):
-            (tmp_path / split / "ash").mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (9, 9), (60 * i, 0, 0)).save(tmp_path / split / "ash" / f"{i}.png")
+            for name in ("ash", "elm")[:1 + (split == "train")]:  # one class is no set
+                (tmp_path / split / name).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (9, 9), (60 * i, 0, 0)).save(tmp_path / split / name / f"{i}.png")
     (tmp_path / "test" / "ash" / "1.png").write_bytes(b"no image")
     data = fgssl.load_data(tmp_path, skip_bad=True)
     test = data.cached("test", 16)

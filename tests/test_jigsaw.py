@@ -121,25 +121,47 @@ def test_features_reordered_are_the_features_of_tiles_reordered():
         assert torch.equal(ours[:, q], encode(cut_anew)), f"puzzle {q} shows tiles in another order"
 
 
+def shown(tiles, args, rng=None):
+    """What the encoder is shown of images whose tiles (B, 9, 3, 16, 16) lie in their own order."""
+    rows = tiles.unflatten(1, (3, 3)).permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
+    perm = torch.arange(9).expand(len(tiles), 9)
+    return train_jigsaw.cut_tiles(rows, perm, torch.zeros(2, dtype=torch.long), args, rng)
+
+
+@pytest.mark.parametrize("tile_norm", [False, True])
+def test_tiles_cut_and_coloured_at_once_are_those_coloured_afterwards(tile_norm):
+    """The op's one pass is cut, fgssl.color_jitter and normalise, but for rounding."""
+    args, rng = settings(tile_norm=tile_norm), torch.Generator().manual_seed(3)
+    x, perm = torch.rand(3, 3, 64, 64, generator=rng), torch.arange(9).flip(0).expand(3, 9)
+    ours = train_jigsaw.cut_tiles(x, perm, None, args, torch.Generator().manual_seed(0))
+    tiles = kernels.tile_shuffle(x, perm, 3, 16)
+    tiles = fgssl.color_jitter(tiles, torch.Generator().manual_seed(0), 0.4, 0.4, 0.4, 0.1)
+    tiles = tiles.flatten(0, 1)
+    if tile_norm:
+        mean, std = (f((1, 2, 3), keepdim=True) for f in (tiles.mean, tiles.std))
+        wanted = (tiles - mean) / (std + 0.02)
+    else:
+        wanted = fgssl.normalize(tiles)
+    torch.testing.assert_close(ours, wanted, atol=3e-6, rtol=0)  # a few roundings, over 0.22
+
+
 def test_tile_norm_takes_brightness_and_contrast_from_every_tile():
     """Drifts of light across the image would tell where a tile was."""
     rng = torch.Generator().manual_seed(0)
     tiles = torch.rand(2, 9, 3, 16, 16, generator=rng)
     args = settings(tile_norm=True, color=0)
-    plain = train_jigsaw.jitter_and_normalize(tiles, args)
-    darker = train_jigsaw.jitter_and_normalize(0.5 * tiles + 0.2, args)
+    plain, darker = (shown(images, args) for images in (tiles, 0.5 * tiles + 0.2))
     torch.testing.assert_close(plain.mean((1, 2, 3)), torch.zeros(18), atol=1e-5, rtol=0)
     assert (plain.std((1, 2, 3)) - 1).abs().max() < 0.1, "0.02 is added to a deviation near 0.29"
     torch.testing.assert_close(darker, plain, atol=0.3, rtol=0.1)  # but for those 0.02
-    flat = train_jigsaw.jitter_and_normalize(torch.full((1, 9, 3, 16, 16), 0.7), args)
+    flat = shown(torch.full((1, 9, 3, 16, 16), 0.7), args)
     assert flat.abs().max() < 1e-3, "a flat tile is not divided by its std, 0"
 
 
 def test_neighbours_are_jittered_apart():
     """One jitter for the whole image would leave its tiles matched by their colours."""
     tiles = torch.full((1, 9, 3, 16, 16), 0.5)
-    colors, still = (train_jigsaw.jitter_and_normalize(tiles, settings(color=color),
-                                                       torch.Generator().manual_seed(0))
+    colors, still = (shown(tiles, settings(color=color), torch.Generator().manual_seed(0))
                      for color in (1.0, 0.0))
     assert len(torch.unique(colors[:, 0, 0, 0])) > 4, "each tile is jittered with probability 0.8"
     torch.testing.assert_close(still, fgssl.normalize(tiles[0]), atol=1e-5, rtol=0)
@@ -210,11 +232,16 @@ def train(folder, out, *more):
 
 
 @pytest.mark.skipif(build.obstacle("emulated") is not None, reason=str(build.obstacle("emulated")))
-def test_the_kernel_trains_as_pytorch_does_to_the_bit(loose, tmp_path):
-    """Both get the same permutations and offsets, drawn once; both copy pixels exactly."""
-    runs = [train(loose, tmp_path / impl, "--impl", impl) for impl in ("torch", "emulated")]
-    assert_same(runs[0]["encoder"], runs[1]["encoder"])
-    assert_same(runs[0]["head"], runs[1]["head"])
+def test_the_kernel_trains_as_pytorch_does(loose, tmp_path):
+    """Both get the same permutations, offsets and colours, drawn once, and round them alike."""
+    logs = []
+    for impl in ("torch", "emulated"):
+        train(loose, tmp_path / impl, "--impl", impl)
+        logs.append([r["loss"] for r in fgssl.read_log(tmp_path / impl / "log.jsonl")
+                     if "loss" in r])
+    # tiles differ by 1e-6; AdamW's first step divides a gradient by itself
+    assert logs[0][0] == pytest.approx(logs[1][0], rel=1e-3)
+    assert logs[0] == pytest.approx(logs[1], rel=5e-2)
 
 
 def test_a_tile_larger_than_its_cell_is_named(tmp_path, capsys):

@@ -6,6 +6,7 @@ Each patch in mutants/ breaks a kernel in one way. To see one by hand:
 import ctypes
 import math
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,11 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernels.reference import gather_backward, gather_forward
 from test_kernels_emulator import CXX, ROOT, compiled
 from test_kernels_nt_xent import dense_rows, error, views
 from test_kernels_tiles import by_loops, inputs
 
 MUTANTS = Path(__file__).parent / "mutants"
+LETTERS = {torch.float64: b"d", torch.float32: b"f", torch.bfloat16: b"b"}
 pytestmark = pytest.mark.skipif(not CXX, reason="there is no g++ to compile the kernels with")
 
 
@@ -37,70 +40,170 @@ class Kernels:
         if said:
             raise RuntimeError(said.decode())
 
-    def nt_xent(self, z, t, g, r=None, first=0):
-        """Losses of rows first .. first + r, and the gradient of all rows' weighed losses there."""
-        m, d = z.shape
-        r = r or m
-        letter = {torch.float32: b"f", torch.bfloat16: b"b"}[z.dtype]
-        out = torch.full((3, m), math.nan)
-        for start in range(0, m, r):
-            self.call("forward", letter, r, m, start, d, t, z[start:], z, *(x[start:] for x in out))
-        d_rows = torch.full_like(z[:r], math.nan)
-        self.call("backward", letter, r, m, first, d, t, z[first:], z, out[1], out[2], g, d_rows)
-        return out[0], d_rows
+    def buffers(self, z, r):
+        """z's letter and, with NaN for numbers, room for parts, tickets and shards."""
+        (m, d), letter = z.shape, LETTERS[z.dtype]
+        parts = torch.full((2, m, -(-d // 16) * 16), math.nan, dtype=torch.bfloat16)
+        tickets = torch.full((-(-r // 64) * -(-d // 64) + 1,), -1, dtype=torch.int32)
+        self.library.room_bytes.restype = ctypes.c_int64
+        room = self.library.room_bytes(ctypes.c_char(letter), r, m, d)
+        return letter, parts, tickets, torch.full((room,), -1, dtype=torch.int8)
 
-    def tiles(self, x, perm, grid, tile, offset, image):
+    def forward(self, z, t, r, first):
+        letter, parts, tickets, room = self.buffers(z, r)
+        wide = torch.promote_types(z.dtype, torch.float32)
+        loss, lse = torch.full((1,), math.nan, dtype=wide), torch.full((r, 2), math.nan, dtype=wide)
+        self.call("forward", letter, r, *z.shape[:1], first, z.shape[1], t, z, parts, tickets,
+                  len(tickets), room, loss, lse)
+        return loss, lse, parts, tickets
+
+    def backward(self, z, t, r, first, lse, g, parts, tickets):
+        letter, _, _, room = self.buffers(z, r)
+        d_rows = torch.full_like(z[:r], math.nan)
+        self.call("backward", letter, r, len(z), first, z.shape[1], t, z, parts, tickets, room, lse,
+                  g.to(lse), len(g), d_rows)
+        return d_rows
+
+    def nt_xent(self, z, t, g, r=None, first=0):
+        """Mean losses of each r rows, lse, and the gradient of all rows' weighed losses in rows
+        first .. first + r."""
+        r = r or len(z)
+        runs = {start: self.forward(z, t, r, start) for start in range(0, len(z), r)}
+        loss, lse, *_ = map(torch.cat, list(zip(*runs.values()))[:2])
+        return loss, lse, self.backward(z, t, r, first, lse, g, *runs[first][2:])
+
+    def tiles(self, x, perm, grid, tile, offset, image, color=None):
         b, c, h, w = x.shape
+        color = torch.empty(b, grid ** 2, c, 0) if color is None else color
         size = (b, c, grid * tile, grid * tile) if image else (b, grid**2, c, tile, tile)
         out, shape = torch.full(size, math.nan), (b, c, h, w, grid, tile, image)
-        self.call("tiles", *shape, x, perm, offset, torch.zeros(c), torch.ones(c), out)
+        self.call("tiles", *shape, x, perm, offset, color, color.shape[3], out)
         return out
 
-    def tiles_back(self, y, perm, grid, tile, offset, image, shape):
+    def tiles_back(self, y, perm, grid, tile, offset, image, shape, color=None):
         d_x = torch.full(shape, math.nan)
-        self.call("tiles_back", *shape, grid, tile, image, y, perm.argsort(1), offset,
-                  torch.ones(shape[1]), d_x)
+        color = torch.empty(*perm.shape, shape[1], 0) if color is None else color
+        self.call("tiles_back", *shape, grid, tile, image, y, perm.argsort(1), offset, color,
+                  color.shape[3], d_x)
         return d_x
+
+    def far(self, name):
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_bool
+        return function()
+
+    def count(self, name):
+        function = getattr(self.library, name)
+        function.restype = ctypes.c_longlong
+        return function()
 
 
 def nt_xent_checks(kernels):
     """Yield (name, whether it passes). A temperature of 5 makes every column count, padding too.
 
-    132 rows are three tiles, the last one ragged; 24 features are copied by cp.async.
+    132 rows are three tiles, the last one ragged; 24 features are copied by cp.async. 578 columns
+    and 336 features are beyond every tile and shard. fp64, and fp32 above 256 features, are simt.
     """
-    for kind, limit in ((torch.float32, 1e-5), (torch.bfloat16, 3e-3)):
+    for kind, m, d, limit in ((torch.float64, 132, 24, 1e-12), (torch.float32, 132, 24, 2e-5),
+                              (torch.bfloat16, 132, 24, 3e-3), (torch.float64, 578, 5, 1e-12),
+                              (torch.float64, 66, 336, 1e-12)):
+        kernels.count("conflicts")
         for t in (5., 0.1):
-            z, name = views(132, 24).to(kind), f"of {kind} at temperature {t}"
+            z, name = views(m, d).to(kind), f"of {kind} {m} x {d} at temperature {t}"
             exact = z.double().requires_grad_()
-            g = torch.randn(132, generator=torch.Generator().manual_seed(1))
+            g = torch.randn(m, generator=torch.Generator().manual_seed(1))
             wanted = dense_rows(exact, t)
             grad, = torch.autograd.grad(wanted, exact, g.double())
-            loss, ours = kernels.nt_xent(z, t, g)
-            yield f"loss {name}", error(loss, wanted.detach()) <= limit
+            all_but_self = (exact @ exact.T / t).fill_diagonal_(-torch.inf)
+            loss, lse, ours = kernels.nt_xent(z, t, g)
+            yield f"loss {name}", error(loss, wanted.mean().detach()[None]) <= limit
+            lse_of = torch.logsumexp(all_but_self, 1).detach()
+            yield f"log-sum-exp {name}", error(lse.sum(1), lse_of) <= limit
             yield f"gradient {name}", error(ours, grad) <= limit
-        ranks = z.view(2, 2, 33, 24).transpose(0, 1).reshape(132, 24)     # as two ranks hold them
-        loss, ours = kernels.nt_xent(ranks, t, torch.ones(132), r=66, first=66)
-        loss_of = wanted.view(2, 2, 33).transpose(0, 1).reshape(132)
+        yield f"bank conflicts of {kind}", kernels.count("conflicts") == 0
+        ranks = z.view(2, 2, m // 4, d).transpose(0, 1).reshape(-1, d) if m == 132 else z
+        if m != 132:
+            continue                                             # as two ranks hold them:
+        g = torch.ones(m) / m
+        loss, lse, ours = kernels.nt_xent(ranks, t, g, r=m // 2, first=m // 2)
+        loss_of = wanted.view(2, 2, m // 4).mean((0, 2))
         yield f"loss of one rank's rows {name}", error(loss, loss_of.detach()) <= limit
+    z = torch.eye(2, 320).repeat(2, 1)       # s is 8 for the pair, 0 for the two others, exactly
+    _, _, ours = kernels.nt_xent(z, 0.125, torch.ones(1))
+    exact = 8 * math.exp(-8) / (1 + 2 * math.exp(-8))          # z_ik = 0 gets 4 P / 4 / t
+    yield "exp of simt", abs(ours[0, 1].item() / exact - 1) < 8e-7      # 3e-7; __expf: 1.5e-6
+    yield "a row far away", kernels.far("far_row")
+    yield "a part far away", kernels.far("far_part")
 
 
 def tile_checks(kernels):
-    for image in (False, True):
-        x, perm, offset = inputs(3, 8, 31, 34, kind=torch.float32)
+    for shape, image in (((3, 8, 31, 34), False), ((3, 8, 31, 34), True), ((7, 2, 22, 16), False)):
+        grid, tile = shape[:2]
+        x, perm, offset = inputs(*shape, kind=torch.float32)
         x.requires_grad_()
-        wanted = by_loops(x, perm, 3, 8, offset, image)
-        out = kernels.tiles(x, perm, 3, 8, offset, image)
+        wanted = by_loops(x, perm, grid, tile, offset, image)
+        out = kernels.tiles(x, perm, grid, tile, offset, image)
         yield f"tiles, image={image}", torch.equal(out, wanted)
         y = torch.randn(out.shape, generator=torch.Generator().manual_seed(3))
         grad, = torch.autograd.grad(wanted, x, y)
-        ours = kernels.tiles_back(y, perm, 3, 8, offset, image, x.shape)
+        ours = kernels.tiles_back(y, perm, grid, tile, offset, image, x.shape)
         yield f"gradient of tiles, image={image}", torch.equal(ours, grad)
+    x, perm, offset = inputs(3, 8, 31, 34, kind=torch.float32)
+    color = torch.randn(2, 9, 3, 9, generator=torch.Generator().manual_seed(4))
+    color[..., 7:] = torch.tensor([-80., 120.])
+    wanted = gather_forward(x, perm, offset, color, 3, 8, False)
+    ours = kernels.tiles(x, perm, 3, 8, offset, False, color)
+    yield "recoloured tiles", torch.allclose(ours, wanted, atol=1e-3)   # of values up to 120
+    y, color = torch.randn(2, 9, 3, 8, 8), color[..., [0, 1, 2, 6, 7, 8]].contiguous()
+    wanted = gather_backward(y, perm.argsort(1), offset, color, 3, 8, False, 31, 34)
+    ours = kernels.tiles_back(y, perm, 3, 8, offset, False, x.shape, color)
+    yield "gradient of recoloured tiles", torch.allclose(ours, wanted, atol=1e-5)
+    yield "images of 2^31 pixels", kernels.far("far_tile")
+
+
+# What each instruction says, with the operands that its twin in C++ names; see the PTX manual.
+PTX = {
+    "mma_m16n8k16": ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
+                     "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};",
+                     "d[0] d[1] d[2] d[3] a[0] a[1] a[2] a[3] b0 b1"),
+    "ldmatrix_x4": ("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];",
+                    "r[0] r[1] r[2] r[3] shared_address(row)"),
+    "ldmatrix_x4_trans": ("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];",
+                          "r[0] r[1] r[2] r[3] shared_address(row)"),
+    "cp_async_16": ("cp.async.cg.shared.global [%0], [%1], 16, %2;",
+                    "shared_address(to) from valid"),
+    "cp_async_commit": ("cp.async.commit_group;", ""),
+    "cp_async_wait": ("cp.async.wait_group %0;", "pending"),
+}
+
+
+def source_error(headers):
+    """The first wrong word where the emulator cannot look: PTX, and how a kernel is launched."""
+    text = (headers / "common.cuh").read_text()
+    for name, (instruction, operands) in PTX.items():
+        body = re.search(rf"void {name}\([^{{]*?\{{(.*?)\n?}}\n", text, re.S)[1]
+        words = "".join(re.findall(r'"((?:[^"\\]|\\.)*)"(?!\s*\()', body.split(":")[0]))
+        if words != instruction:
+            return f"{name} is {words}"
+        given = re.findall(r'"(?:\+f|=r|r|l|n)"\(((?:[^()]|\([^()]*\))*)\)', body)
+        if " ".join(given) != operands:
+            return f"{name} takes {given}"
+    launch = text[text.index("#define LAUNCH"):text.index("#define DYN_SMEM")]
+    asked = re.search(r"if \(\(smem\) > (.*)\)\s*\\\s*check\(cudaFuncSetAttribute\(kernel, "
+                      r"cudaFuncAttributeMaxDynamicSharedMemorySize, smem\)", launch)
+    if not asked or asked[1] != "48 * 1024":
+        return "above 48 KiB shared memory must be asked for"
+    return None
 
 
 def first_failure(kernels, checks, monkeypatch):
-    """Name of the first check that fails in any order of threads, or None."""
-    for order in ("forward", "reverse", "random:1"):
+    """Name of the first check that fails in any order of threads, or None.
+
+    On one multiprocessor a block walks over all columns, on six it has but a tile of them.
+    """
+    for order, multiprocessors in (("forward", "6"), ("reverse", "1"), ("random:1", "2")):
         monkeypatch.setenv("CUDA_ON_CPU_ORDER", order)
+        monkeypatch.setenv("CUDA_ON_CPU_MULTIPROCESSORS", multiprocessors)
         try:
             for name, passes in checks(kernels):
                 if not passes:
@@ -129,6 +232,7 @@ def test_the_true_kernels_pass(kernels, monkeypatch):
     """Without this a check that always fails would reject every mutant."""
     assert first_failure(kernels, nt_xent_checks, monkeypatch) is None
     assert first_failure(kernels, tile_checks, monkeypatch) is None
+    assert source_error(ROOT / "kernels") is None
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git to apply the patches with")
@@ -137,11 +241,13 @@ def test_mutant_is_rejected(patch, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
     subprocess.run(["git", "apply", "--unidiff-zero", str(patch)], cwd=tmp_path, check=True,
                    env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)})
-    library = compiled(MUTANTS / "driver.cpp", tmp_path / "driver.so", "-O0", "-shared",
-                       headers=tmp_path / "kernels")
-    checks = tile_checks if "tile_shuffle.cu" in patch.read_text() else nt_xent_checks
-    caught = (first_failure(Kernels(library), checks, monkeypatch) or
-              address_error(tmp_path / "kernels", tmp_path))
+    caught = source_error(tmp_path / "kernels")
+    if not caught:
+        library = compiled(MUTANTS / "driver.cpp", tmp_path / "driver.so", "-O1", "-shared",
+                           headers=tmp_path / "kernels")
+        checks = tile_checks if "tile_shuffle.cu" in patch.read_text() else nt_xent_checks
+        caught = (first_failure(Kernels(library), checks, monkeypatch) or
+                  address_error(tmp_path / "kernels", tmp_path))
     print(f"{patch.stem}: caught by {caught or 'nothing'}")
     assert caught, f"every check accepts {patch.name}: one of them is blind"
 
@@ -151,40 +257,56 @@ def test_no_access_outside_a_buffer(tmp_path):
     assert address_error(ROOT / "kernels", tmp_path) is None
 
 
-def moved(kernels, *call):
-    """Bytes of global memory read and written by one call."""
-    for count in (kernels.library.read_bytes, kernels.library.written_bytes):
-        count.restype = ctypes.c_longlong
-        count()
-    kernels.call(*call)
-    return kernels.library.read_bytes(), kernels.library.written_bytes()
+def moved(kernels, run, *args):
+    """Bytes of global memory read and written by one call, and what it returns."""
+    kernels.count("read_bytes"), kernels.count("written_bytes")
+    result = run(*args)
+    return kernels.count("read_bytes"), kernels.count("written_bytes"), result
 
 
 @pytest.mark.parametrize("d", [24, 136])
 @pytest.mark.parametrize("m", [64, 130])
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_nt_xent_moves_the_bytes_of_its_header(kernels, kind, m, d):
+@pytest.mark.parametrize("kind", LETTERS, ids=lambda kind: str(kind)[6:])
+def test_nt_xent_moves_the_bytes_of_its_header(kernels, kind, m, d, monkeypatch):
     """A tile loaded twice, or a matrix that spills to memory, shows here and nowhere else."""
-    z, g, out = views(m, d).to(kind), torch.ones(m), torch.empty(3, m)
-    blocks, slabs, simt = math.ceil(m / 64), math.ceil(d / 128), kind == torch.float32
-    letter, size = b"f" if simt else b"b", kind.itemsize
-    read, written = moved(kernels, "forward", letter, m, m, 0, d, 0.5, z, z, *out)
-    products = ((m * blocks if simt else m) + m * blocks) * d
-    assert (read, written) == (products * size, 3 * m * 4)
+    monkeypatch.setenv("CUDA_ON_CPU_MULTIPROCESSORS", "6")
+    z, g, b = views(m, d).to(kind), torch.ones(m), math.ceil(m / 64)
+    simt, size, number = kind == torch.float64, kind.itemsize, 8 if kind == torch.float64 else 4
+    parts = {torch.float64: 0, torch.float32: 2, torch.bfloat16: 1}[kind]
+    narrow = parts == 2 and d > 128          # tiles of 32 columns, slabs of 64 features
+    tiles, f = math.ceil(m / (32 if narrow else 64)), 64 if narrow else 128
+    slabs, wide, threads = math.ceil(d / f), -(-d // 16) * 16, 256 if simt else 128
 
-    d_z = torch.empty_like(z)
-    read, written = moved(kernels, "backward", letter, m, m, 0, d, 0.5, z, z, *out[1:], g, d_z)
-    statistics = slabs * (48 * (m + m * blocks) if simt else 12 * m + 3 * m * blocks)
-    second = m * blocks * d if simt else 0
-    assert (read, written) == ((slabs * products + second) * size + statistics * 4, m * d * size)
+    def shards(slabs):
+        return max(1, min(tiles, 12 // (b * slabs)))
+
+    def products(k):
+        return (m * b + m * b) * d * size if simt else parts * (k * m + m * b) * wide * 2
+
+    k = shards(1)
+    found = (k > 1) * b * k * threads * (12 if simt else 6) * number
+    read, written, (loss, lse, *left) = moved(kernels, kernels.forward, z, 0.5, m, 0)
+    prepared = (0 if simt else m * d * size, 0 if simt else parts * m * wide * 2)
+    assert read == prepared[0] + products(k) + found + 2 * b * number
+    assert written == prepared[1] + found + (2 * m + 2 * b + 1) * number
+
+    k = shards(slabs)
+    width = min(f, 64) if not simt and d <= 64 else f
+    found = (k > 1) * b * slabs * k * 64 * width * number
+    read, written, _ = moved(kernels, kernels.backward, z, 0.5, m, 0, lse, g, *left)
+    statistics = slabs * (48 * (k * m + m * b) if simt else 12 * k * m + 3 * m * b)
+    second = m * b * d * size if simt else 0
+    assert read == slabs * products(k) + second + statistics * number + found
+    assert written == m * d * size + found
 
 
 def test_tile_shuffle_moves_the_bytes_of_its_header(kernels):
     x, perm, offset = inputs(3, 8, 31, 34, kind=torch.float32)
-    out, one = torch.empty(2, 9, 3, 8, 8), torch.ones(3)
-    shape = *x.shape, 3, 8, False
     tables = 2 * 9 * 256 * 24
-    read, written = moved(kernels, "tiles", *shape, x, perm, offset, one, one, out)
-    assert (read, written) == (4 * out.numel() + tables + 2 * 9 * 256 * 3 * 8, 4 * out.numel())
-    read, written = moved(kernels, "tiles_back", *shape, out, perm.argsort(1), offset, one, x)
-    assert (read, written) == (4 * out.numel() + tables + 2 * 9 * 256 * 3 * 4, 4 * x.numel())
+    read, written, out = moved(kernels, kernels.tiles, x, perm, 3, 8, offset, False)
+    assert (read, written) == (4 * out.numel() + tables, 4 * out.numel())
+    color = torch.rand(2, 9, 3, 9)
+    read, written, _ = moved(kernels, kernels.tiles, x, perm, 3, 8, offset, False, color)
+    assert (read, written) == (4 * 4 * out.numel() + tables + 4 * color.numel(), 4 * out.numel())
+    read, written, _ = moved(kernels, kernels.tiles_back, out, perm, 3, 8, offset, False, x.shape)
+    assert (read, written) == (4 * out.numel() + tables, 4 * x.numel())

@@ -1,11 +1,13 @@
 """What a run stands on: schedule, batches, arguments, checkpoint, log, stop."""
 
 import argparse
+import contextlib
 import errno
 import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 
@@ -209,7 +211,7 @@ def test_a_resumed_training_goes_on_to_the_bit(tmp_path):
     wanted, weights = training.steps(5), training.net.state_dict()
     resumed = Training(1)
     resumed.steps(2)
-    assert fgssl.load(tmp_path / "a.pt", resumed.rng, **resumed.state) == 3
+    assert fgssl.load(tmp_path / "a.pt", resumed.rng, **resumed.state)["step"] == 3
     assert resumed.steps(5) == wanted, "some state was not saved, or not put back"
     assert all(torch.equal(resumed.net.state_dict()[k], weights[k]) for k in weights)
     assert fgssl.read_checkpoint(tmp_path / "a.pt")["args"] == vars(ARGS)
@@ -219,6 +221,14 @@ def disk_full(*_):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
+def on_a_full_disk(monkeypatch):
+    """Make every draft a link to a device on which nothing has room."""
+    if not os.path.exists("/dev/full"):
+        pytest.skip("only Linux has /dev/full")
+    monkeypatch.setattr("atomic.locked", lambda draft: contextlib.nullcontext(
+        draft.symlink_to("/dev/full")))
+
+
 @pytest.mark.parametrize("when", ["writing", "renaming"])
 def test_a_save_that_fails_leaves_the_last_checkpoint_and_nothing_else(tmp_path, monkeypatch, when):
     file, training = tmp_path / "checkpoint.pt", Training(0)
@@ -226,21 +236,28 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_and_nothing_else(tmp_path,
     before = file.read_bytes()
     if when == "renaming":
         monkeypatch.setattr(os, "replace", disk_full)
-    elif not os.path.exists("/dev/full"):
-        pytest.skip("only Linux has /dev/full, a disk on which nothing has room")
     else:
-        (tmp_path / "checkpoint.pt.part").symlink_to("/dev/full")
+        on_a_full_disk(monkeypatch)
     with pytest.raises(OSError, match="cannot write .*checkpoint.pt.*untouched"):
         fgssl.save(file, 2, ARGS, training.rng, **training.state)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert file.read_bytes() == before
 
 
-@pytest.mark.parametrize("folder", ["gone", "file"])
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, folder):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(OSError, match=f"cannot write .*{folder}.checkpoint.pt"):
-        fgssl.save(tmp_path / folder / "checkpoint.pt", 1, ARGS, torch.Generator())
+    with pytest.raises(OSError, match="cannot write .*file.checkpoint.pt"):
+        fgssl.save(tmp_path / "file" / "checkpoint.pt", 1, ARGS, torch.Generator())
+
+
+def test_a_folder_that_was_removed_in_mid_run_is_made_again(tmp_path):
+    """An hour of training must not be lost to a tidy hand."""
+    log = start_log(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run")
+    fgssl.save(tmp_path / "run" / "checkpoint.pt", 1, ARGS, torch.Generator())
+    log(1, loss=1.0, lr=0.1)
+    assert fgssl.read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 1
+    assert fgssl.read_log(log.file)[0]["loss"] == 1.0
 
 
 def test_load_names_what_a_checkpoint_lacks_or_what_does_not_fit(tmp_path):
@@ -325,13 +342,11 @@ def test_a_resumed_log_drops_what_came_after_the_checkpoint_and_a_cut_line(tmp_p
     assert len(strict(start_log(tmp_path).file)) == 1, "a new run has nothing of an old one"
 
 
-def test_a_disk_that_is_full_when_a_run_goes_on_does_not_cost_its_log(tmp_path):
+def test_a_disk_that_is_full_when_a_run_goes_on_does_not_cost_its_log(tmp_path, monkeypatch):
     log = start_log(tmp_path)
     log(10, loss=4.8, chance=5.5)
     before = log.file.read_text()
-    if not os.path.exists("/dev/full"):
-        pytest.skip("only Linux has /dev/full, a disk on which nothing has room")
-    (tmp_path / "log.part").symlink_to("/dev/full")
+    on_a_full_disk(monkeypatch)
     with pytest.raises(OSError, match="No space left"):
         start_log(tmp_path, step=10)
     assert log.file.read_text() == before

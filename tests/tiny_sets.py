@@ -144,6 +144,7 @@ def flowers(root):
     """MATLAB files; labels and image numbers count from 1."""
     folder = root / "flowers-102"
     labels = [77, 77, 1, 1, 102, 102] * 4
+    names = {1: "pink primrose", 77: "passion flower", 102: "blackberry lily"}
     write_mat(folder / "imagelabels.mat", labels=np.array([labels], "u1"))
     train, val, test = range(1, 13), range(13, 19), range(19, 25)
     write_mat(folder / "setid.mat", trnid=np.array([train[::-1]], "u2"),
@@ -153,7 +154,7 @@ def flowers(root):
         for i in images:
             path = f"flowers-102/jpg/image_{i:05}.jpg"
             photo(root / path)
-            wanted[path] = f"{labels[i - 1]:03}", split
+            wanted[path] = names[labels[i - 1]], split
     return wanted
 
 

@@ -1,0 +1,154 @@
+"""Which class is this? Photographs named by a classifier: linear_eval.py probe.pt --predict."""
+
+import glob
+import os
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+import fgssl
+import pictures
+from evaluation.classifier import load_all
+from evaluation.probe import Inference, extract_features
+from evaluation.results import write_csv
+from imagesets.files import list_images
+from imagesets.progress import progress
+
+COLUMNS = ("file", "class", "probability", *(f"{what} {i}" for i in range(2, 6)
+                                              for what in ("class", "probability")),
+           "confidence", "nearest training image", "note")
+
+
+def expand(arguments):
+    """The image files that are meant, each once: files, folders with all below them, patterns such
+    as photos/*.jpg where the shell left them, and with "-" a list of files on standard input."""
+    found = []
+    for name in arguments:
+        if name == "-":
+            found += filter(None, sys.stdin.read().splitlines())
+        elif os.path.isdir(name):
+            images = list_images(Path(name), recursive=True)
+            if not images:
+                print(f"{name} holds no images", file=sys.stderr)
+            found += map(str, images)
+        elif glob.has_magic(name) and not os.path.exists(name):
+            found += sorted(glob.glob(name, recursive=True)) or [name]
+        else:
+            found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def read(file, side):
+    """An image as uint8 (3, side, side), or the reason why it cannot be read."""
+    try:
+        return torch.from_numpy(fgssl.decode(file, side).copy())
+    except ValueError as error:
+        return str(error)
+
+
+def read_chunks(files, side, workers=None, chunk=256):
+    """Yield files, at most `chunk` together, each with its image or reason; reads with all cores
+    and reports progress."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        done = progress(range(len(files)), len(files), "photographs", patience=3)
+        for first in range(0, len(files), chunk):
+            part = files[first:first + chunk]
+            yield [(file, image, next(done))[:2]
+                   for file, image in zip(part, pool.map(read, part, [side] * len(part)))]
+        next(done, None)                                     # its last line
+
+
+def predict(checkpoint, arguments, args):
+    """Print the five most probable classes of each image, or write them into --csv.
+
+    arguments: as of `expand`. An image that cannot be read is named on stderr, and the others done;
+    then the exit status is 1.
+    """
+    loaded, files = load_all(checkpoint), expand(arguments)
+    side = fgssl.cache_side(loaded.run["size"])
+    inference = Inference(loaded.run["size"], *fgssl.device_and_precision(args.precision))
+    loaded.model.to(inference.device, memory_format=torch.channels_last)
+    if "accuracy" in loaded.run:
+        also = "; then it learned from those, too" if loaded.run.get("refitted") else ""
+        print(f"{checkpoint}: {loaded.run['accuracy']:.1f} % of its test images were right{also}",
+              file=sys.stderr)
+    rows, failed, unlike = [], 0, 0
+    try:
+        for part in read_chunks(files, side, args.workers):
+            for row in classify(loaded, part, inference):
+                rows.append(row)
+                if not row["class"]:
+                    failed += 1
+                    print(row["note"], file=sys.stderr)
+                    continue
+                if row["note"]:
+                    unlike += 1
+                    if not args.csv:
+                        print(f"{row['file']}: {row['note']}", file=sys.stderr)
+                if not args.csv:
+                    print(row["file"])
+                    for name, probability in row["five"]:
+                        print(f"  {100 * probability:5.1f} %  {name}")
+    finally:                                                 # of a run that was stopped, too
+        if args.csv and rows:
+            write_predictions(Path(args.csv), rows, side)
+    if args.csv or failed or unlike:
+        print(f"{len(rows) - failed} of {len(files)} images classified, {failed} cannot be read, "
+              f"{unlike} are unlike the training images", file=sys.stderr)
+    if failed or not files:
+        raise SystemExit(1)
+
+
+def classify(loaded, part, inference):
+    """A dict for each (file, image or reason) of a chunk; "class" is empty for a reason."""
+    good = [image for _, image in part if not isinstance(image, str)]
+    if good:
+        h = extract_features(loaded.model.layers, torch.stack(good).numpy(), inference, "photos")
+        probability = loaded.model.head.cpu()(h).softmax(1).detach()
+        best = probability.topk(min(5, probability.shape[1]))
+        distance, nearest, confidence = 3 * [None]
+        if loaded.memory:
+            distance, nearest = loaded.memory.nearest(h)
+            confidence = loaded.memory.confidence(best.values[:, 0])
+    i = 0
+    for file, image in part:
+        if isinstance(image, str):
+            yield {"file": file, "class": "", "note": image}
+            continue
+        five = [(loaded.run["class_names"][label], value) for value, label in
+                zip(best.values[i].tolist(), best.indices[i].tolist())]
+        row = {"file": file, "class": five[0][0], "five": five, "note": "",
+               "confidence": "", "nearest": ""}
+        if loaded.memory:
+            row["confidence"] = round(confidence[i].item(), 2)
+            row["nearest"] = loaded.run["files"][nearest[i]]
+            if distance[i] > loaded.memory.far:
+                row["note"] = "unlike every training image: the class is a guess"
+        yield row
+        i += 1
+
+
+def write_predictions(file, rows, side, count=40):
+    """A CSV of the rows of `classify`; beside it a picture of the `count` least certain ones."""
+    def cells(row):
+        five = [cell for name, value in row.get("five", ()) for cell in (name, round(value, 4))]
+        five = [*five, *[""] * 10][:10]
+        return row["file"], *five, row.get("confidence", ""), row.get("nearest", ""), row["note"]
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_csv(file, [COLUMNS, *map(cells, rows)])
+    print(f"wrote {file}")
+    least = sorted((row for row in rows if row["class"]), key=lambda row: row["five"][0][1])
+    shown = [(row, image) for row in least[:count]
+             if not isinstance(image := read(row["file"], side), str)]
+    if shown:
+        lines = [shown[i:i + 8] for i in range(0, len(shown), 8)]
+        pictures.grid(file.with_suffix(".png"), [torch.stack([x for _, x in line]) for line in lines],
+                      side=128, captions=[[f"{100 * row['five'][0][1]:.0f} % {row['class']}"
+                                           for row, _ in line] for line in lines])
+        print(f"wrote {file.with_suffix('.png')}: the least certain")

@@ -1,0 +1,113 @@
+"""metadata.csv and .jsonl: labels, splits and boxes from a table of one's own."""
+
+import json
+import unicodedata
+
+import pytest
+from test_data import put, rows
+
+import fgssl
+import imagesets
+from imagesets.errors import UserError
+
+
+def table(folder, *lines, name="metadata.csv"):
+    (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return folder
+
+
+def read(folder, labels=None):
+    return rows(imagesets.read(folder, ".", labels), folder)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return put(tmp_path / "X", "1.jpg", "2.jpg", "deep/3.jpg", "4.jpg", "5.jpg")
+
+
+def test_a_table_gives_labels_splits_and_boxes(photos):
+    table(photos, "file_name,label,split,x,y,width,height", "1.jpg,ash,train,0,0,2,1",
+          "2.jpg,oak,Training,0,0,1,1", "deep\\3.jpg,ash,valid,0,1,2,1",
+          '4.jpg," oak ",test,0,0,2,2')
+    records = imagesets.read(photos, ".")
+    assert rows(records, photos) == [
+        ("1.jpg", "ash", "train"), ("2.jpg", "oak", "train"), ("deep/3.jpg", "ash", "val"),
+        ("4.jpg", "oak", "test")]
+    assert records.boxes.tolist() == [[0, 0, 2, 1], [0, 0, 1, 1], [0, 1, 2, 1], [0, 0, 2, 2]]
+    assert records.left_out == {"not in the table": 1}, "5.jpg"
+    assert records.notes == ("labels are 'label' of X/metadata.csv",)
+    assert fgssl.load_data(photos, bbox=True).cached("train", 8).images.shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_spreadsheet_of_any_country_is_read(separator, photos):
+    """Excel writes semicolons where the comma is in numbers, and a byte order mark."""
+    lines = [separator.join(cells) for cells in (
+        ("\ufefffile_name", "species", "genus"), ("1.jpg", '"Malus"" x"', "Malus"),
+        ("2.jpg", "Pyrus", "Pyrus"), ("", "", ""))]
+    table(photos, *lines)
+    assert dict(row[:2] for row in read(photos, "species")) == {"1.jpg": 'Malus" x',
+                                                                "2.jpg": "Pyrus"}
+    assert {name for _, name, _ in read(photos, "genus")} == {"Malus", "Pyrus"}
+    with pytest.raises(UserError, match="no column label. Pass --labels with one of species, gen"):
+        read(photos)
+    with pytest.raises(UserError, match="no labels 'family'. Expected one of species, genus"):
+        read(photos, "family")
+
+
+def test_json_lines_of_hugging_face_lie_in_each_split(tmp_path):
+    for split, name in (("train", "1.png"), ("test", "2.png")):
+        put(tmp_path / "data" / split, name, "a/" + name)
+        table(tmp_path / "data" / split, json.dumps({"file_name": name, "label": 3}),
+              json.dumps({"file_name": "a/" + name, "label": 10, "text": None}),
+              name="metadata.jsonl")
+    assert read(tmp_path) == [
+        ("data/test/2.png", "3", "test"), ("data/test/a/2.png", "10", "test"),
+        ("data/train/1.png", "3", "train"), ("data/train/a/1.png", "10", "train")]
+    put(tmp_path / "data", "extra/7.png")
+    with pytest.raises(UserError, match="says nothing of the folders beside it"):
+        read(tmp_path)
+
+
+def test_an_empty_label_is_unknown_and_no_label_column_means_none(photos):
+    table(photos, "file_name,label,split", "1.jpg,ash,train", "2.jpg,,train", "4.jpg,,val",
+          "5.jpg,oak,train")
+    assert read(photos)[1] == ("2.jpg", None, "train")
+    assert imagesets.read(photos, ".").left_out == {"unlabelled, in val": 1, "not in the table": 1}
+    table(photos, "file_name", "1.jpg", "2.jpg")
+    assert read(photos) == [("1.jpg", None, "train"), ("2.jpg", None, "train")]
+
+
+def test_a_table_goes_before_class_folders_and_needs_its_header(tmp_path):
+    put(tmp_path, "a/1.jpg", "b/2.jpg")
+    table(tmp_path, "isic_id,diagnosis", "1,x")
+    assert {name for _, name, _ in read(tmp_path)} == {"a", "b"}, "another metadata.csv"
+    table(tmp_path, "file_name,label", "a/1.jpg,ash", "b/2.jpg,oak")
+    assert {name for _, name, _ in read(tmp_path)} == {"ash", "oak"}
+
+
+def test_names_of_macos_are_found(tmp_path):
+    put(tmp_path, unicodedata.normalize("NFD", "Möwe.jpg"), "b.jpg")
+    table(tmp_path, "file_name,label", unicodedata.normalize("NFC", "Möwe.jpg,Möwe"), "b.jpg,auk")
+    assert imagesets.read(tmp_path, ".").classes == ["Möwe", "auk"]
+
+
+@pytest.mark.parametrize("lines, problem", [
+    (["file_name,label", "1.jpg,ash", "9.jpg,oak"], "no image .*9.jpg, which .*metadata.csv lists"),
+    (["file_name,label", "1.jpg,ash", "../X/2.jpg,oak"], "outside"),
+    (["file_name,label", "1.jpg,ash", "1.jpg,oak"], "line 3: '1.jpg' is listed twice"),
+    (["file_name,label", "1.jpg,ash", "2.jpg"], "line 3: 1 values for 2 columns"),
+    (["file_name,label,label", "1.jpg,ash,oak"], "line 1: two columns of one name"),
+    (["file_name,label,split", "1.jpg,ash,fold1"], "line 2: cannot use the split 'fold1'"),
+    (["file_name,label,split", "1.jpg,ash,train", "2.jpg,oak,"], "for some images only"),
+    (["file_name,label,x,y,width,height", "1.jpg,ash,0,0,0,4"], "line 2: cannot use the box"),
+    (["file_name,label,x,y,width,height", "1.jpg,ash,0,0,nan,4"], "line 2: cannot use the box"),
+    (["file_name,label,x,y,width,height", "1.jpg,ash,0,0,1,1", "2.jpg,oak,,,,"], "for some images"),
+    (["file_name,label", '1.jpg,"ash'], "line"),
+    (["file_name,label", "notes.txt,ash"], "cannot be read as an image"),
+    (["file_name,label", "1.jpg,ash", "2.jpg,Ash"], "one class or two"),
+    (["file_name,label", "1.jpg,ash", "2.jpg,ash"], "one class only")])
+def test_a_line_that_does_not_fit_is_named(lines, problem, photos):
+    (photos / "notes.txt").touch()
+    with pytest.raises((UserError, FileNotFoundError), match=problem):
+        read(table(photos, *lines))
