@@ -61,7 +61,7 @@ EXERCISES = (
              "why the gradient over several processes needs what the others know",
              "your rows are columns for the others: whose g and log-sum do those terms take?"),
     Exercise(("gather_forward",), "test_kernels_tiles.py",
-             "equals_the_loops and torch or normalised and torch", 45,
+             "equals_the_loops and torch or normalised and torch or recolours and torch", 60,
              "indexing that replaces four loops",
              "unfold twice: a view of every place where a tile could be", ("tiles_forward",)),
     Exercise(("gather_backward",), "test_kernels_tiles.py",
@@ -100,7 +100,7 @@ HUNT_TESTS = {
                    "emulated or same_bits and emulated or special and emulated or "
                    "rows_of_one and emulated or test_layouts and emulated"),
     "tile_shuffle.cu": ("test_kernels_tiles.py", "equals_the_loops and emulated or normalised and "
-                        "emulated or adjoint and emulated or to_the_bit and emulated or "
+                        "emulated or adjoint and emulated or recolours and emulated or "
                         "test_layouts and emulated")}
 HUNT_RUBRIC = "the line; a case in which it shows and one in which it does not; why a GPU might " \
               "not show it at all"
