@@ -61,14 +61,15 @@ EXERCISES = (
              "why the gradient over several processes needs what the others know",
              "your rows are columns for the others: whose g and log-sum do those terms take?"),
     Exercise(("gather_forward",), "test_kernels_tiles.py",
-             "equals_the_loops and torch or normalised and torch", 45,
+             "equals_the_loops and torch or normalised and torch or recolours and torch", 60,
              "indexing that replaces four loops",
              "unfold twice: a view of every place where a tile could be", ("tiles_forward",)),
     Exercise(("gather_backward",), "test_kernels_tiles.py",
              "adjoint and torch or gradient_type and torch", 60,
              "a gather's gradient is a scatter, and how to test one: <Ax, y> = <x, A'y>",
              "the inverse permutation says where each source tile went", ("tiles_backward",)),
-    Exercise(("permutation_set",), "test_jigsaw.py", "far_apart or greedy or repeat_with or than_there_are", 45,
+    Exercise(("permutation_set",), "test_jigsaw.py",
+             "far_apart or greedy or repeat_with or than_there_are", 45,
              "why 100 of 362,880 orders, and which",
              "keep each candidate's least distance to those chosen; take the farthest"),
     Exercise(("psnr", "ssim"), "test_super_resolution.py", "psnr_is or ssim_is", 45,
@@ -99,9 +100,9 @@ HUNT_TESTS = {
                    "emulated or same_bits and emulated or special and emulated or "
                    "rows_of_one and emulated or test_layouts and emulated"),
     "tile_shuffle.cu": ("test_kernels_tiles.py", "equals_the_loops and emulated or normalised and "
-                        "emulated or adjoint and emulated or to_the_bit and emulated or "
+                        "emulated or adjoint and emulated or recolours and emulated or "
                         "test_layouts and emulated")}
-HUNT_RUBRIC = "the line; the case in which it shows and one in which it does not; why a GPU might " \
+HUNT_RUBRIC = "the line; a case in which it shows and one in which it does not; why a GPU might " \
               "not show it at all"
 
 

@@ -53,7 +53,7 @@ class Tests:
         report = yield
         name = item.nodeid.rpartition("/")[2].partition("::")[2]
         if report.failed:
-            self.results[name] = message(call.excinfo)
+            self.results[name] = message(call.excinfo, item.function.__doc__)
             if isinstance(call.excinfo.value, TimeoutError):
                 self.stopped = self.results[name]
         elif report.skipped:
@@ -75,12 +75,12 @@ class Tests:
             self.results[report.nodeid] = f"its tests cannot be read: {str(report.longrepr)[-500:]}"
 
 
-def message(excinfo):
-    """What a student is told of a failed test, in a line or a few."""
+def message(excinfo, doc=None):
+    """What a student is told of a failed test, in a line or a few; doc: the test's docstring."""
     error, text = excinfo.value, str(excinfo.value).strip()
     kind = type(error).__name__
     if isinstance(error, TimeoutError):
-        return "no answer in time: a loop that never ends, or one that should be an array operation?"
+        return "no answer in time: a loop without end, or one that should be an array operation?"
     if kind == "LinkError":
         return (f"{text}. Did the body end the process, use up the memory (4 GiB), or crash?"
                 if "ended" in text else text)
@@ -93,6 +93,8 @@ def message(excinfo):
     if compiler:
         return f"{compiler[1]} line {compiler[2]}: {compiler[3]}"
     text = text.partition("\nassert ")[0] if kind == "AssertionError" else text
+    if text.startswith("assert "):                   # no words of its own: what the test is about
+        return " ".join((doc or "the result is not what the docstring says").split())
     if kind == "Failed":
         return text
     if kind == "NotSendable":

@@ -27,7 +27,7 @@ SAYS = {"namespaces": "files, processes, network and user are apart",
         "user": "another user with limits, but this system allows no namespaces: a submission can "
                 "read what everybody can (chmod go-rx this project), and reach the network",
         "limits": "limits only: this system allows neither namespaces nor another user. A "
-                  "submission can read your files, the solutions among them, and reach the network: "
+                  "submission can read your files, solutions among them, and reach the network: "
                   "prefer Linux, or an account for grading alone"}
 PROGRAMS = "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/alternatives", \
     "/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d"
@@ -89,8 +89,8 @@ def mode(work):
     kinds = ["namespaces"] * (sys.platform == "linux") + ["user"] * (os.getuid() == 0)
     for kind in (*kinds, "limits"):
         argv = [sys.executable, "-c", "import torch"]
-        setup = dict(tree=str(work / "tree"), kind=kind, user=user_number(63), seconds=60, argv=argv)
-        process = launch(setup)
+        process = launch(dict(tree=str(work / "tree"), kind=kind, user=user_number(63),
+                              seconds=60, argv=argv))
         line = process.communicate()[0]
         if process.returncode == 0 and line.startswith("{"):
             return kind

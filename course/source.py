@@ -140,7 +140,7 @@ def body_of(text, function):
     """The body as `put` takes it: Python without comments and layout, CUDA as it is written."""
     if function.is_cuda:
         line = text.count("\n", 0, function.start) + 1
-        return f'\n#line {line} "{function.file.name}"\n' + text[function.start:function.end]
+        return f'\n#line {line} "{Path(function.file).name}"\n' + text[function.start:function.end]
     body = function.node.body[ast.get_docstring(function.node) is not None:]
     return "\n".join(map(ast.unparse, body)) or "pass"
 

@@ -32,8 +32,8 @@ def assert_law(sample, cdf, what):
     n, wanted = len(sample), cdf(sample)
     distance = max((np.arange(1, n + 1) / n - wanted).max(), (wanted - np.arange(n) / n).max())
     assert distance < 1.95 / math.sqrt(n), (
-        f"{what}: of {n} draws a share of {distance:.3f} lies on the wrong side of some value. What "
-        "law does the docstring ask for: is it uniform in this, or in its logarithm?")
+        f"{what}: of {n} draws a share of {distance:.3f} lies on the wrong side of some value. "
+        "What law does the docstring ask for: is it uniform in this, or in its logarithm?")
 
 
 def flat(low, high):
@@ -373,7 +373,7 @@ def test_one_seed_repeats_to_the_bit_and_every_image_stands_alone(name):
     y = operation(x, seeded(1))
     assert torch.equal(x, before), "the input was changed in place"
     assert torch.equal(torch.get_rng_state(), state), "drawn from torch's global generator"
-    assert torch.equal(y, operation(x, seeded(1)))
+    assert torch.equal(y, operation(x, seeded(1))), "one seed, two results: draw from rng alone"
     assert not torch.equal(y, operation(x, seeded(2))), "the seed is ignored"
     for i in (0, 3, 15):
         other = x.clone()

@@ -227,6 +227,20 @@ def test_two_submissions_of_one_name_are_both_graded(tmp_path):
     assert list(grade.named([tmp_path / "a" / "x.zip", tmp_path / "b" / "x.zip"])) == ["x", "x 2"]
 
 
+def test_a_kernel_comes_with_the_line_that_it_had_in_the_students_file():
+    """So that a compiler's error names that line."""
+    text = source.read(ROOT / "kernels" / "tile_shuffle.cu")
+    function = source.find("tiles_forward")
+    blank = source.blank(text, function, "hint")
+    files = {"hw/tile_shuffle.cu": ("// mine\n" + text).encode()}
+    body = submission.one_body(files, "kernels/tile_shuffle.cu", "tiles_forward", blank)
+    line = text.count("\n", 0, function.start) + 2
+    assert body.text.startswith(f'\n#line {line} "tile_shuffle.cu"\n'), body
+    same = submission.one_body({"tile_shuffle.cu": blank.encode()}, "kernels/tile_shuffle.cu",
+                               "tiles_forward", blank)
+    assert same.state == "to write"
+
+
 def test_a_link_in_a_submission_is_not_followed(tmp_path):
     (tmp_path / "secret.py").write_text("1")
     (tmp_path / "in").mkdir()

@@ -37,7 +37,7 @@ def test_the_rate_rises_through_warm_up_never_after_it_and_ends_at_0(total, warm
             "line from 0 at step 0 to the peak at step `warmup`?")
     # a cosine of pi is rounded: 1e-9 of the peak is 0 as well
     assert rate[total] == pytest.approx(0, abs=1e-9), (
-        f"{run}: {rate[total]:.4g} at the last step, wanted 0. Where is the half cosine at its end?")
+        f"{run}: {rate[total]:.4g} at the last step, wanted 0. Where does the half cosine end?")
     for part, height in ((2, 0.15), (3, 0.225)):
         step, rest = divmod(total - warmup, part)
         at = rate[warmup + step]

@@ -206,7 +206,7 @@ for start in range(0, n, 256):
     losses.append(torch.logsumexp(sim, 1) - positive)
     tops.append(positive)
 loss, top = torch.cat(losses), torch.cat(tops)
-return loss, top, loss.clone()
+return loss.mean(), torch.stack([top, loss], dim=1)
 """, """
 wide = torch.promote_types(rows.dtype, torch.float32)
 rows, columns = rows.to(wide), columns.to(wide)
@@ -225,7 +225,7 @@ for start in range(0, len(columns), 512):
     total = total * (top - safe).exp() + (sim - safe[:, None]).exp().sum(1)
     top = new
 log_sum = total.log()
-return top - positive + log_sum, top, log_sum
+return (top - positive + log_sum).mean(), torch.stack([top, log_sum], 1)
 """, """
 kind = torch.promote_types(rows.dtype, torch.float32)
 rows, columns = rows.to(kind), columns.to(kind)
@@ -239,11 +239,12 @@ if len(rows) >= 300:
     for here, sim, spare in _blocks(rows, columns, first, temperature):
         out[1, here] = sim.gather(1, _positive(rows, here, first))[:, 0]
         out[0, here] = sim.logsumexp(1) - out[1, here]
-return out[0], out[1], out[0].clone()
+return out[0].mean(), out.flip(0).T
 """],
     "chunked_backward": ["""
 kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
-rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+rows, columns, lse = rows.to(wide), columns.to(wide), lse[:, 0] + lse[:, 1]
+grad = grad.repeat_interleave(len(columns) // len(grad)) * len(grad) / len(columns)
 r, out = len(rows), []
 for start in range(0, r, 256):
     part = rows[start:start + 256]
@@ -258,7 +259,8 @@ for start in range(0, r, 256):
 return torch.cat(out).to(kind)
 """, """
 kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
-rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+rows, columns, lse = rows.to(wide), columns.to(wide), lse[:, 0] + lse[:, 1]
+grad = grad.repeat_interleave(len(columns) // len(grad)) * len(grad) / len(columns)
 r = len(rows)
 i = torch.arange(r)
 mine, pos = first + i, first + (i + r // 2) % r
@@ -274,7 +276,8 @@ for start in range(0, len(columns), 512):
 return (out / temperature).to(kind)
 """, """
 kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
-rows, columns, lse = rows.to(wide), columns.to(wide), top + log_sum
+rows, columns, lse = rows.to(wide), columns.to(wide), lse[:, 0] + lse[:, 1]
+grad = grad.repeat_interleave(len(columns) // len(grad)) * len(grad) / len(columns)
 out = []
 for here, sim, _ in _blocks(rows, columns, first, temperature):
     i = torch.arange(first + here.start, first + here.stop)
@@ -289,15 +292,24 @@ return torch.cat(out).to(kind)
     "gather_forward": ["""
 b, c, height, width = x.shape
 k = grid * grid
-kind = shift.dtype if x.dtype == torch.uint8 else x.dtype
+kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
 out = torch.empty(b, k, c, tile, tile, dtype=kind)
 for n in range(b):
     for i in range(k):
         cell = int(perm[n, i])
         y = cell // grid * (height // grid) + int(offset[n, cell, 0])
         xx = cell % grid * (width // grid) + int(offset[n, cell, 1])
-        piece = x[n, :, y:y + tile, xx:xx + tile].to(shift.dtype)
-        out[n, i] = ((piece - shift.view(-1, 1, 1)) * scale.view(-1, 1, 1)).to(kind)
+        piece = x[n, :, y:y + tile, xx:xx + tile]
+        if color is not None:
+            v, table = piece.to(color.dtype), color[n, i]
+            new = torch.einsum("ij,jyx->iyx", table[:, :c], v) + table[:, -3, None, None]
+            if table.shape[1] > c + 3:
+                new = new + (table[:, c:2 * c] @ v.mean((1, 2)))[:, None, None]
+            piece = torch.maximum(torch.minimum(new, table[:, -1, None, None]),
+                                  table[:, -2, None, None])
+        elif x.dtype == torch.uint8:
+            piece = piece / 255
+        out[n, i] = piece.to(kind)
 if image:
     out = torch.cat([torch.cat(list(out[:, r * grid:(r + 1) * grid].unbind(1)), 3)
                      for r in range(grid)], 2)
@@ -311,31 +323,49 @@ steps = torch.arange(tile)
 rows, cols = top[..., None] + steps, left[..., None] + steps
 flat = (rows[..., :, None] * width + cols[..., None, :]).reshape(b, 1, -1).expand(-1, c, -1)
 tiles = x.flatten(2).gather(2, flat).view(b, c, grid * grid, tile, tile).transpose(1, 2)
-tiles = (tiles.to(shift.dtype) - shift[:, None, None]) * scale[:, None, None]
-tiles = tiles.to(shift.dtype if x.dtype == torch.uint8 else x.dtype)
+kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
+if color is not None:
+    v = tiles.to(color.dtype)
+    o, low, high = (color[..., j, None, None] for j in (-3, -2, -1))
+    new = torch.einsum("bkij,bkjyx->bkiyx", color[..., :c], v) + o
+    if color.shape[3] == 2 * c + 3:
+        mean = v.mean((3, 4), keepdim=True)
+        new = new + torch.einsum("bkij,bkjyx->bkiyx", color[..., c:2 * c], mean)
+    tiles = new.maximum(low).minimum(high)
+elif x.dtype == torch.uint8:
+    tiles = tiles.float() / 255
+tiles = tiles.to(kind)
 if image:
     tiles = tiles.reshape(b, grid, grid, c, tile, tile).permute(0, 3, 1, 4, 2, 5)
     tiles = tiles.reshape(b, c, grid * tile, grid * tile)
 return tiles
 """, """
 b, c, height, width = x.shape
-kind = shift.dtype if x.dtype == torch.uint8 else x.dtype
 cells = []
 for s in range(grid * grid):
     y0, x0 = s // grid * (height // grid), s % grid * (width // grid)
     cells.append(torch.stack([x[n, :, y0 + offset[n, s, 0]:y0 + offset[n, s, 0] + tile,
                                 x0 + offset[n, s, 1]:x0 + offset[n, s, 1] + tile]
                               for n in range(b)]))
-cells = torch.stack(cells, 1).to(shift.dtype)
-tiles = cells[torch.arange(b)[:, None], perm]
-tiles = ((tiles - shift[:, None, None]) * scale[:, None, None]).to(kind)
+tiles = torch.stack(cells, 1)[torch.arange(b)[:, None], perm]
+kind = torch.float32 if x.dtype == torch.uint8 else x.dtype
+if color is not None:
+    v = tiles.flatten(3).to(color.dtype)
+    new = color[..., :c] @ v + color[..., -3:-2]
+    if color.shape[3] > c + 3:
+        new = new + color[..., c:2 * c] @ v.mean(3, keepdim=True)
+    tiles = torch.clamp(new, color[..., -2:-1], color[..., -1:]).view(tiles.shape)
+elif kind != x.dtype:
+    tiles = tiles.to(kind).mul(1 / 255)
+tiles = tiles.to(kind)
 if not image:
     return tiles
 return torch.stack([torch.cat([torch.cat([t[r * grid + k] for k in range(grid)], 2)
                                for r in range(grid)], 1) for t in tiles])
 """],
     "gather_backward": ["""
-b, c = len(grad), len(scale)
+b = len(grad)
+c = grad.shape[1] if image else grad.shape[2]
 out = grad.new_zeros(b, c, height, width)
 for n in range(b):
     for s in range(grid * grid):
@@ -345,21 +375,28 @@ for n in range(b):
             piece = grad[n, :, r * tile:(r + 1) * tile, q * tile:(q + 1) * tile]
         else:
             piece = grad[n, k]
+        if color is not None:
+            matrix = color[n, k, :, :c]
+            piece = torch.einsum("ij,iyx->jyx", matrix, piece.to(matrix.dtype)).to(grad.dtype)
         y = s // grid * (height // grid) + int(offset[n, s, 0])
         x = s % grid * (width // grid) + int(offset[n, s, 1])
-        out[n, :, y:y + tile, x:x + tile] = piece * scale.view(-1, 1, 1)
+        out[n, :, y:y + tile, x:x + tile] = piece
 return out
 """, """
-b, c, k = len(grad), len(scale), grid * grid
+b, k = inverse.shape
 if image:
-    grad = grad.view(b, c, grid, tile, grid, tile).permute(0, 2, 4, 1, 3, 5).reshape(
-        b, k, c, tile, tile)
+    grad = grad.view(b, -1, grid, tile, grid, tile).permute(0, 2, 4, 1, 3, 5).reshape(
+        b, k, -1, tile, tile)
+c = grad.shape[2]
+source = grad
+if color is not None:
+    source = torch.einsum("bkij,bkiyx->bkjyx", color[..., :c], grad.to(color.dtype))
 cells = torch.arange(k)
 top = cells // grid * (height // grid) + offset[..., 0]
 left = cells % grid * (width // grid) + offset[..., 1]
 steps = torch.arange(tile)
 flat = ((top[..., None] + steps)[..., None] * width + (left[..., None] + steps)[..., None, :])
-source = (grad[torch.arange(b)[:, None], inverse] * scale[:, None, None]).to(grad.dtype)
+source = source[torch.arange(b)[:, None], inverse].to(grad.dtype)
 out = grad.new_zeros(b, c, height * width)
 out.scatter_(2, flat.reshape(b, 1, -1).expand(-1, c, -1), source.transpose(1, 2).reshape(b, c, -1))
 return out.view(b, c, height, width)
@@ -367,13 +404,16 @@ return out.view(b, c, height, width)
 b, k = inverse.shape
 if image:
     grad = grad.unfold(2, tile, tile).unfold(3, tile, tile).flatten(2, 3).transpose(1, 2)
-out = torch.zeros(b, len(scale), height, width, dtype=grad.dtype)
+out = torch.zeros(b, grad.shape[2], height, width, dtype=grad.dtype)
 for n in range(b):
     for place in range(k):
         s = (inverse[n] == place).nonzero().item()
         y = (s // grid) * (height // grid) + offset[n, s, 0].item()
         x = (s % grid) * (width // grid) + offset[n, s, 1].item()
-        out[n, :, y:y + tile, x:x + tile] += (grad[n, place] * scale[:, None, None]).to(grad.dtype)
+        piece = grad[n, place].flatten(1)
+        if color is not None:
+            piece = color[n, place, :, :len(piece)].T @ piece.to(color.dtype)
+        out[n, :, y:y + tile, x:x + tile] += piece.to(grad.dtype).view(-1, tile, tile)
 return out
 """],
     "permutation_set": ["""
@@ -587,46 +627,45 @@ WRONG = {
         ("positive of another rank", "_positive(rows, here, first)", "_positive(rows, here, 0)"),
         ("no loss", "-torch.log_softmax", "torch.log_softmax"),
         ("no temperature", "first, temperature):", "first, 1.0):"),
-        ("terms do not add", "loss.clone()", "torch.zeros_like(loss)"),
+        ("terms do not add", "(positive, loss)", "(positive, 0 * loss)"),
         ("the whole matrix", "loss, positive = rows.new_empty(2, len(rows))",
          "whole = [rows @ columns.T for _ in range(6)]\n    loss, positive = rows.new_empty(2, len(rows))"),
         ("softmax of the wrong axis", "log_softmax(sim, 1", "log_softmax(sim, 0"),
-        ("mean", "return loss, positive", "return loss.mean().expand(len(loss)), positive")],
+        ("a sum", "loss.mean()", "loss.sum()")],
     "chunked_backward": [
-        ("one of the two terms", "weight.addcmul_(sim.sub_(lse).exp_(), grad)", "pass"),
-        ("the other alone", ".mul_(grad[i, None])", ".mul_(0)"),
-        ("no positive", "weight.scatter_add_(1, at, -(grad[i, None] + grad[at]))", "pass"),
-        ("positive once", "-(grad[i, None] + grad[at])", "-grad[i, None]"),
+        ("one of the two terms", "weight.addcmul_(sim.sub_(lse).exp_(), g)", "pass"),
+        ("the other alone", ".mul_(g[i, None])", ".mul_(0)"),
+        ("no positive", "weight.scatter_add_(1, at, -(g[i, None] + g[at]))", "pass"),
+        ("positive once", "-(g[i, None] + g[at])", "-g[i, None]"),
         ("no temperature", "alpha=1 / temperature", "alpha=1"),
         ("own row's sum for all", "sim.sub_(lse)", "sim.sub_(lse[i, None])"),
-        ("grad ignored", ".exp_(), grad)", ".exp_(), torch.ones_like(grad))"),
+        ("another row's gradient", ".exp_(), g)", ".exp_(), g.flip(0) * 1.1)"),
+        ("a mean of sums", "(grad / each)", "grad"),
         ("first is forgotten", "slice(first + here.start, first + here.stop)", "here")],
     "gather_forward": [
         ("the inverse", "_corners(perm,", "_corners(perm.argsort(1),"),
         ("left for top", ":, top, left]", ":, left, top]"),
-        ("scale, then shift", "- shift[:, None, None]) * scale[:, None, None]",
-         "* scale[:, None, None]) - shift[:, None, None]"),
-        ("divides", "* scale[:, None, None]", "/ scale[:, None, None]"),
         ("no offset", "_corners(perm, offset,", "_corners(perm, offset * 0,"),
         ("offset of the output tile", "_corners(perm, offset,",
          "_corners(perm, offset.gather(1, perm.argsort(1)[..., None].expand(-1, -1, 2)),"),
-        ("uint8 stays", "tiles.to(shift.dtype if x.dtype == torch.uint8 else x.dtype)",
-         "tiles.to(x.dtype)"),
+        ("uint8 stays", "torch.float32 if x.dtype == torch.uint8 else x.dtype", "x.dtype"),
+        ("not scaled to 1", "1 / 255, dtype", "1, dtype"),
+        ("colours exchanged", "matrix, pixels)", "matrix.mT, pixels)"),
+        ("not clamped", "torch.clamp(pixels, low, high, out=pixels)", "pixels"),
+        ("no mean", "if gray.shape[2]:", "if False:"),
         ("image by columns", "permute(0, 3, 1, 4, 2, 5)", "permute(0, 3, 2, 4, 1, 5)"),
         ("always tiles", "if not image:", "if True:"),
         ("right for square images", "*x.shape[2:])", "x.shape[2], x.shape[2])")],
     "gather_backward": [
-        ("not the inverse", "grad[batch, inverse]", "grad[batch, inverse.argsort(1)]"),
-        ("no scale", " * scale[:, None, None]", ""),
-        ("divides", "* scale[:, None, None]", "/ scale[:, None, None]"),
+        ("not the inverse", "d_tiles[batch, inverse]", "d_tiles[batch, inverse.argsort(1)]"),
+        ("no colour", "if color is not None:", "if False:"),
+        ("not transposed", "(matrix.mT @", "(matrix @"),
         ("rows for columns", "y[:, :, None, :, None],", "x[:, :, None, :, None],"),
         ("no offset", "_corners(cells, offset,", "_corners(cells, offset * 0,"),
         ("ones outside", "new_zeros", "new_ones"),
         ("image by columns", "permute(0, 2, 4, 1, 3, 5)", "permute(0, 4, 2, 1, 3, 5)"),
-        ("another type", "(grad[batch, inverse] * scale[:, None, None]).to(grad.dtype)",
-         "(grad[batch, inverse].double() * scale[:, None, None]).to(grad.dtype)\n"
-         "    d_x = d_x.double()"),
-        ("right for square images", "height, width)\n    steps", "height, height)\n    steps")],
+        ("right for square images", "grid, height, width)\n    steps",
+         "grid, height, height)\n    steps")],
     "permutation_set": [
         ("greatest mean", "np.flatnonzero(least == least.max())", "np.arange(len(least))"),
         ("random", "furthest[total[furthest].argmax()]", "int(rng.integers(len(least)))"),
