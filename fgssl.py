@@ -856,6 +856,7 @@ def main(argv=None):
     args = p.parse_args(argv)
     if args.command == "cache":
         return list_cache(args.clear)
+    sys.stdout.reconfigure(errors="backslashreplace")        # some files' names are not UTF-8
     survey.survey(load_data_for(args), Path(args.out))
 
 

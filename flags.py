@@ -9,7 +9,7 @@ from pathlib import Path
 import imagesets
 import parallel
 from imagesets.decode import FITS
-from runfiles import read_checkpoint, script_name
+from runfiles import read_checkpoint
 
 
 def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
@@ -176,8 +176,6 @@ def resumed(p, argv, args, file):
         p.error(f"cannot resume: {file} is no checkpoint of a trainer")
     if wrong := [*invalid_arguments(p, saved)]:
         p.error(f"cannot resume: {file} has {', '.join(wrong)}")
-    if checkpoint.get("script", script_name()) != script_name():
-        p.error(f"cannot resume: {file} is of {checkpoint['script']}, not of {script_name()}")
     named = argparse.Namespace(**{**saved, "out": args.out})  # the folder may have moved since
     args = p.parse_args(argv, named)  # argparse keeps what is there and not given
     for name, value in vars(args).items():

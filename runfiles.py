@@ -43,7 +43,7 @@ def save(file, step, args, rng, data=None, **parts):
     """
     if parallel.rank() == 0:
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.update(step=step, args=vars(args).copy(), script=script_name(), rng={
+        checkpoint.update(step=step, args=vars(args).copy(), rng={
             "views": rng.get_state(), "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
         if data:
@@ -56,10 +56,6 @@ def save(file, step, args, rng, data=None, **parts):
             raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched."
                           ) from error
     parallel.wait()
-
-
-def script_name():
-    return Path(sys.argv[0]).name
 
 
 def read_checkpoint(file):
@@ -131,7 +127,8 @@ def load_optimizer(optimizer, state, what):
 
 
 def load_weights(module, state, what):
-    """module.load_state_dict; UserError names the first keys that do not fit or are not finite."""
+    """module.load_state_dict, but with every key that does not fit, or whose numbers are not
+    finite, listed in one UserError."""
     own = module.state_dict()
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise UserError(f"{what} is no state dict of tensors")
@@ -142,9 +139,8 @@ def load_weights(module, state, what):
     problems += [f"{k} holds NaN or infinity: the run diverged" for k in own
                  if k in state and not state[k].isfinite().all()]
     if problems:
-        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise UserError(f"{what} does not fit this {type(module).__name__}: "
-                        f"{', '.join(problems[:3])}{more}")
+        raise UserError(f"{what} does not fit this {type(module).__name__}, "
+                        f"{len(problems)} keys differ:\n  " + "\n  ".join(problems))
     module.load_state_dict(state)
 
 

@@ -31,7 +31,7 @@ def expand(arguments):
         if name == "-":
             found += filter(None, sys.stdin.read().splitlines())
         elif os.path.isdir(name):
-            images = list_images(Path(name), recursive=True)
+            images = list_images(Path(name))
             if not images:
                 print(f"{name} holds no images", file=sys.stderr)
             found += map(str, images)

@@ -56,7 +56,11 @@ def differences(before, now):
 def require_same(before, now, name, out):
     """UserError where the run in the folder `out` was trained on other images than those of the set
     `name` are now; before may be None, of older checkpoints."""
-    changed = differences(before, now) if before else ""
+    if before is None:
+        return
+    if not isinstance(before, dict) or before.keys() != now.keys():
+        raise UserError(f"{out}/checkpoint.pt was changed or damaged: its data is {before!r:.60}")
+    changed = differences(before, now)
     if changed:
         raise UserError(f"the images of {name} are not those of the run in {out}: {changed}. Put "
                         "them back, name the folder that has them with --data, or start a run with "

@@ -110,19 +110,23 @@ def _backward_rows(function):
 
 
 def _no_second_derivative(ctx, *grads):
-    """The autograd formula of all backward functions. Without it a second derivative would be
-    silently wrong."""
+    """The autograd formula of the kernels' backward functions. Without it a second derivative would
+    be silently wrong."""
     raise RuntimeError("the kernels have no second derivative. For nt_xent use nt_xent_dense, for "
                        "tile_shuffle indexing.")
 
 
 def _differentiable_once(function):
-    """A function of tensors whose derivative raises."""
+    """A function of tensors whose derivative raises; where torch.compile traces it, which cannot
+    trace that, it is the function itself."""
     class Once(torch.autograd.Function):
         forward = staticmethod(function)
         setup_context = staticmethod(lambda ctx, inputs, output: None)
         backward = staticmethod(_no_second_derivative)
-    return Once.apply
+
+    def call(*tensors):
+        return (function if torch.compiler.is_compiling() else Once.apply)(*tensors)
+    return call
 
 
 class Chunked(torch.autograd.Function):

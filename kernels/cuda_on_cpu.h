@@ -348,9 +348,10 @@ template <typename T> T atomicAdd(T* to, T value) {
 
 inline void __threadfence() {}
 
-// As far off as CUDA allows: 2 ulp and 2^-22 |x|, always upwards, so that it shows.
+// As far off as CUDA allows: 2 ulp and 2^-22 |x|, always upwards, so that it shows; but exp(0) is
+// 1, as ex2.approx has it.
 inline float __expf(float x) {
-    float off = std::isfinite(x) ? 1 + 0x1p-22f * (1 + std::fabs(x)) : 1;
+    float off = std::isfinite(x) && x != 0 ? 1 + 0x1p-22f * (1 + std::fabs(x)) : 1;
     return std::exp(x) * off;
 }
 

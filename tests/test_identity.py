@@ -95,7 +95,7 @@ def test_an_evaluation_counts_test_images_that_pretraining_saw(mine, tmp_path, c
     """44 of 60 test images had been trained on, and the table looked like any other."""
     train(mine, tmp_path / "out")
     linear_eval.main([str(tmp_path / "out" / "checkpoint.pt")])
-    assert "pretraining saw 0 of the last" in capsys.readouterr().out
+    assert "pretraining saw 0 of the 8 test images" in capsys.readouterr().out
     seen = tmp_path / "seen"
     for split in ("train", "val", "test"):                   # renamed, and all of it three times
         for path in mine.glob("*/*.png"):
@@ -107,7 +107,7 @@ def test_an_evaluation_counts_test_images_that_pretraining_saw(mine, tmp_path, c
     with pytest.raises(fgssl.UserError, match="trained on 28 of the 40 test images.*--allow-seen"):
         linear_eval.main(command)
     linear_eval.main([*command, "--allow-seen"])
-    assert "pretraining saw 28 of the last" in capsys.readouterr().out
+    assert "pretraining saw 28 of the 40 test images" in capsys.readouterr().out
 
 
 def test_older_checkpoints_say_nothing_of_their_images(mine, tmp_path):

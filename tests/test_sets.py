@@ -414,11 +414,12 @@ def test_resume_keeps_the_subset(photos, tmp_path, capsys):
 def test_an_evaluation_uses_the_labels_and_subset_of_its_run(root, tmp_path):
     train_simclr.main(["--data", "grocery", "--root", str(root), "--labels", "coarse", "--size",
                        "16", "--batch", "4", "--epochs", "1", "--out", str(tmp_path)])
-    checkpoint, out = str(tmp_path / "checkpoint.pt"), str(tmp_path / "eval")
+    checkpoint = str(tmp_path / "checkpoint.pt")
 
     def result(*flags):
-        linear_eval.main([checkpoint, "--out", out, *flags])
-        return results.read_result(tmp_path / "eval" / "eval.json")
+        out = tmp_path / "-".join(["eval", *flags])
+        linear_eval.main([checkpoint, "--out", str(out), *flags])
+        return results.read_result(out / "eval.json")
 
     with pytest.raises(ValueError, match="holds no classifier"):
         linear_eval.main([checkpoint, "--predict", "photo.jpg"])  # --classes does not name classes
