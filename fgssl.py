@@ -807,9 +807,8 @@ class StopSignal:
         self.signal = caught
         for each in self.numbers:
             signal.signal(each, signal.SIG_DFL)
-        if caught == getattr(signal, "SIGHUP", None):        # the terminal is gone: nobody reads
+        if caught == getattr(signal, "SIGHUP", None):
             signal.signal(caught, signal.SIG_IGN)            # shells may send it twice
-            sys.stdout = sys.stderr = open(os.devnull, "w")
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
 
     def __bool__(self):

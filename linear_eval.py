@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import atomic
 import fgssl
 from evaluation import page
 from evaluation.classifier import Classifier, Memory, load_init, refit, save_classifier
@@ -37,7 +38,7 @@ from evaluation.explain import grad_cam_study
 from evaluation.explore import explore
 from evaluation.few_labels import finished_cells, run_cells
 from evaluation.predict import predict
-from evaluation.probe import SPLITS, Inference, evaluate, layer_names
+from evaluation.probe import SPLITS, Inference, evaluate, labelled_splits, layer_names
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
     Extras, compare_results, count_seen, digest_data, digest_weights, earlier_result,
@@ -140,7 +141,7 @@ def fill_in(args, run):
     """What is not given is as in the run of the checkpoint, or a default."""
     wrong = [*fgssl.invalid_arguments(fgssl.parser("", training=False), run | {"arch": None})]
     if wrong:
-        raise fgssl.UserError(f"{args.checkpoint} has {', '.join(wrong)}: it was changed or damaged")
+        raise fgssl.UserError(f"{args.checkpoint} was changed or damaged: {', '.join(wrong)}")
     defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
     if args.data is None:                                    # another set has other labels, boxes
         defaults |= dict.fromkeys(fgssl.DATA_FLAGS)
@@ -176,21 +177,6 @@ def resolve_layers(args, encoder):
 
 
 # The study ----------------------------------------------------------------------------------------
-
-
-def labelled_splits(data, size):
-    """The train, val and test Splits of a set. Raises UserError where they cannot be used."""
-    splits = [data.cached(name, fgssl.cache_side(size), labelled=True) for name in SPLITS]
-    for name, split in zip(SPLITS, splits):
-        if not len(split.labels):
-            raise fgssl.UserError(
-                f"{data.name} has no {name} images, or only some without labels. Evaluation needs "
-                "labels: name a labelled set with --data, or put images into one folder a class; "
-                'see README, "Your own images".')
-    if len(data.classes) < 2:
-        raise fgssl.UserError(f"{data.name} has one class only, {data.classes[0]}: there is "
-                              "nothing to classify. Name a set of two or more with --data.")
-    return splits
 
 
 def study(args, encoders, out, init_name):
@@ -285,7 +271,8 @@ def main(argv=None):
         encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
     if args.export:
         Path(args.export).parent.mkdir(parents=True, exist_ok=True)
-        torch.save(encoder.state_dict(), args.export)
+        with atomic.replacing(args.export) as draft:
+            torch.save(encoder.state_dict(), draft)
         return print(f"wrote {args.export}")
     args.data = args.explore or args.data
     fill_in(args, run)

@@ -192,7 +192,8 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
         if len(missed):
             mistakes.append([(show(k), f"{names[i]}, taken for {names[predicted[k]]}")
                              for k in missed])
-    per_class = [["class", "images", "recall, %", "precision, %", "F1, %", "taken for", "times"]] + [
+    head = ["class", "images", "recall, %", "precision, %", "F1, %", "taken for", "times"]
+    per_class = [head] + [
         [row["class"], row["images"],
          *("" if row[key] is None else f"{row[key]:.1f}" for key in ("recall", "precision", "f1")),
          row.get("taken_for", ""), row.get("times", "")] for row in classes]
@@ -205,10 +206,10 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
                 + image_of(out / "compare.png"))
         if (out / "curves.png").is_file() or (out / "compare.png").is_file() else None,
         Section("Worst classes", "Their mistakes", rows=mistakes),
-        Section(f"Confusion{only}", "Rows are true classes. Blue: right; orange: taken for another, "
-                "darker for a larger part of the class. Hover for numbers, click for images.",
-                body=f'<p class="buttons">Order: {buttons}</p><div id="cell"></div><div class="wide">'
-                     '<table class="matrix" id="matrix"></table></div>'),
+        Section(f"Confusion{only}", "Rows are true classes. Blue: right; orange: taken for "
+                "another, darker for a larger part of the class. Hover for numbers, click for images.",
+                body=f'<p class="buttons">Order: {buttons}</p><div id="cell"></div>'
+                     '<div class="wide"><table class="matrix" id="matrix"></table></div>'),
         Section("Classes", "Click a heading to sort.", body=html_table(per_class, sort=True)),
         *(Section(title, note, body=body) for title, note, body in (
             ("Retrieval", "Test images and their nearest others; a green frame: the same class.",

@@ -148,7 +148,7 @@ def write_predictions(file, rows, side, count=40):
              if not isinstance(image := read(row["file"], side), str)]
     if shown:
         lines = [shown[i:i + 8] for i in range(0, len(shown), 8)]
-        pictures.grid(file.with_suffix(".png"), [torch.stack([x for _, x in line]) for line in lines],
-                      side=128, captions=[[f"{100 * row['five'][0][1]:.0f} % {row['class']}"
+        x = [torch.stack([image for _, image in line]) for line in lines]
+        pictures.grid(file.with_suffix(".png"), x, side=128, captions=[[f"{100 * row['five'][0][1]:.0f} % {row['class']}"
                                            for row, _ in line] for line in lines])
         print(f"wrote {file.with_suffix('.png')}: the least certain")

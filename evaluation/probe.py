@@ -30,6 +30,21 @@ class Inference(NamedTuple):
     autocast: torch.autocast
 
 
+def labelled_splits(data, size):
+    """The train, val and test Splits of a set. Raises UserError where they cannot be used."""
+    splits = [data.cached(name, fgssl.cache_side(size), labelled=True) for name in SPLITS]
+    for name, split in zip(SPLITS, splits):
+        if not len(split.labels):
+            raise fgssl.UserError(
+                f"{data.name} has no {name} images, or only some without labels. Evaluation needs "
+                "labels: name a labelled set with --data, or put images into one folder a class; "
+                'see README, "Your own images".')
+    if len(data.classes) < 2:
+        raise fgssl.UserError(f"{data.name} has one class only, {data.classes[0]}: there is "
+                              "nothing to classify. Name a set of two or more with --data.")
+    return splits
+
+
 def layer_names(stages, layer="best"):
     """The layers that --layer stands for, of an encoder with so many stages: one, or with "best"
     all, the last stage first. Raises UserError for a layer that the encoder lacks."""

@@ -68,7 +68,7 @@ def write_confusion(out, name, confusion, names, worst=20):
     small = fractions(slice(None)) if block == 1 else np.concatenate([
         pictures.shrink_matrix(fractions(slice(first, first + block)), 640).max(0, keepdims=True)
         for first in range(0, len(names), block)])
-    about = f"{confusion.sum():,} test images of {len(names):,} classes: fraction of each true class"
+    about = f"{confusion.sum():,} test images of {len(names):,} classes: fraction of each true one"
     panels = [pictures.heat_picture(small, "true class", "taken for", names, about)]
     if len(names) > 64:
         recall = np.where(confusion.sum(1), np.diag(confusion) / total, np.inf)

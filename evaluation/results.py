@@ -277,6 +277,8 @@ def few_label_scores(runs):
 def few_label_curves(runs, majority):
     """A picture of few_label_scores: a panel a method, a curve a name, bars of one std."""
     (few, methods, ks), panels = few_label_scores(runs), []
+    n = next(iter(runs.values()))[0].get("n")                # reproduce.py has its own
+    about = f": {n['test']:,} test images" if n else ""
     for method in methods:
         curves = {}
         for i, name in enumerate(runs):
@@ -288,6 +290,6 @@ def few_label_curves(runs, majority):
                              for _, scores in points])
         panels.append(pictures.curve(
             curves, {"majority class": majority}, "labels of each class", xnames=[*map(str, ks)],
-            title=f"Few labels, {method}: {next(iter(runs.values()))[0]['n']['test']:,} test images",
+            title=f"Few labels, {method}{about}",
             ylabel="right, %; bars: one standard deviation"))
     return pictures.stack(panels)

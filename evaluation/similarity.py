@@ -33,8 +33,8 @@ def neighbours(x, k=NEAR):
 
 
 def duplicates(images, side=16):
-    """Pairs (i, j, difference), i < j, of uint8 images (N, 3, C, C) that are one picture, resized or
-    saved again.
+    """Pairs (i, j, difference), i < j, of uint8 images (N, 3, C, C) that are one picture, resized
+    or saved again.
 
     Compared are the images at 16 x 16 pixels, without their mean brightness: the root mean square
     difference, of values in [0, 1], is below 0.02, and the correlation above 0.985, unless there is

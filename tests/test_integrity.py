@@ -88,7 +88,7 @@ def test_evaluation_checks_the_arguments_of_the_run_too(run, tmp_path):
     checkpoint = torch.load(run[0] / "checkpoint.pt", weights_only=True)
     checkpoint["args"]["size"] = "16"
     torch.save(checkpoint, tmp_path / "checkpoint.pt")
-    with pytest.raises(fgssl.UserError, match="checkpoint.pt has --size '16'"):
+    with pytest.raises(fgssl.UserError, match="checkpoint.pt was changed or damaged: --size '16'"):
         linear_eval.main([str(tmp_path / "checkpoint.pt")])
 
 

@@ -2,13 +2,17 @@
 
 import math
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from conftest import ROOT
+from PIL import Image, ImageCms
 from test_srgan import noise, run, srgan, trained_like  # noqa: F401
 
+import fgssl
 import pictures
 from methods.super_resolution import enlarge, luma_bt601, psnr, shrink, ssim, to_8_bits
 from methods.srgan import Generator
@@ -135,3 +139,57 @@ def test_the_enlarged_image_is_that_of_the_average(run, tmp_path):
         wanted = pictures.to_image(ema(low)[0])
     found = Image.open(tmp_path / "small_x4.png")
     assert np.abs(np.asarray(found, int) - np.asarray(wanted, int)).max() <= 1, "float rounding"
+
+
+def test_alpha_and_profile_are_kept(run, tmp_path):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    image = Image.new("RGBA", (8, 6), (255, 0, 0, 255))
+    image.paste((0, 0, 255, 0), (0, 0, 4, 6))
+    image.save(tmp_path / "a.png", icc_profile=profile)
+    srgan.main(["--upscale", str(tmp_path / "a.png"), "--from", str(run[0] / "checkpoint.pt")])
+    high = Image.open(tmp_path / "a_x4.png")
+    assert high.mode == "RGBA" and high.size == (32, 24) and high.info["icc_profile"] == profile
+    alpha = np.asarray(high)[..., 3]
+    assert alpha[12, 2] == 0 and alpha[12, 29] == 255
+
+
+def test_no_two_images_share_an_output_and_a_bad_one_ends_nothing(run, tmp_path, capsys):
+    for name in ("a.png", "a.jpg", "b/a.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (5, 4), "red").save(tmp_path / name)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    files = [str(tmp_path / name) for name in ("bad.png", "a.png", "a.jpg", "b/a.png", "a.png")]
+    with pytest.raises(fgssl.UserError, match="1 of 4 images are not enlarged.*bad.png"):
+        srgan.main(["--upscale", *files, "--from", str(run[0] / "checkpoint.pt"), "--out",
+                    str(tmp_path / "out")])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_x4.png", "a_x4_2.png",
+                                                                    "a_x4_3.png"]
+
+
+def test_an_image_that_is_too_large_is_refused_by_its_limit(tmp_path, monkeypatch):
+    """"could be decompression bomb DOS attack" is no help."""
+    Image.new("L", (60, 60)).save(tmp_path / "a.png")
+    assert Image.MAX_IMAGE_PIXELS * 2 == 500_000_000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(fgssl.UserError, match="more than 500 megapixels"):
+        fgssl.decode(tmp_path / "a.png", 32)
+
+
+def test_an_enlarged_image_does_not_live_in_memory_as_numbers(tmp_path):
+    """A photograph of 12 MP took 7.2 GB: here 3 MP, beyond what was there before."""
+    code = ("import resource, sys; sys.path.insert(0, sys.argv[1])\n"
+            "import numpy as np, torch\n"
+            "from PIL import Image\n"
+            "from methods import upscale\n"
+            "class Fast(torch.nn.Module):\n"
+            "    scale, reach = 4, 2\n"
+            "    def forward(self, x): return torch.nn.functional.interpolate(x, scale_factor=4.)\n"
+            "Image.new('RGB', (2000, 1500)).save(sys.argv[2])\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "from pathlib import Path\n"
+            "upscale.enlarge_file(Fast(), sys.argv[2], Path(sys.argv[2] + '_x4.png'),"
+            " torch.device('cpu'))\n"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)")
+    found = subprocess.run([sys.executable, "-c", code, ROOT, tmp_path / "a.png"], text=True,
+                           capture_output=True, check=True).stdout.split()[-1]
+    assert int(found) < 350_000, "48 MP at 4 bytes, in kB, and a tile; as float32 it is 576 MB"
