@@ -134,7 +134,7 @@ def make_template(handout, entries, out):
             text = source.define_exercise(text)
         function.file.write_text(text)
     if not any(e["cuda"] for e in entries):
-        for file in (out / "kernels").glob("*.cu"):      # they compute the same as reference.py
+        for file in (out / "kernels").glob("*.cu*"):      # they compute the same as reference.py
             file.unlink()
     (out / "course").mkdir()
     for name in ("__init__.py", "link.py", "seam.py", "worker.py"):

@@ -114,12 +114,13 @@ def submission_tree(spec, files, work):
         path.chmod(0o755 if path.is_dir() else 0o644)
     texts, bodies = {}, {}
     for exercise in spec["exercises"]:
+        if exercise["bug"]:
+            old = {place: source.read(tree / place) for place in exercise["files"]}
+            bodies[exercise["names"][0]], new = submission.whole_files(files, old)
+            texts |= new
+            continue
         for name, place in zip(exercise["names"], exercise["files"]):
             old = texts.setdefault(place, source.read(tree / place))
-            if exercise["bug"]:
-                body = bodies[name] = submission.whole_file(files, place, old)
-                texts[place] = body.text or old
-                continue
             body = bodies[name] = submission.one_body(files, place, name, old)
             if body.text is not None:
                 function, = (f for f in source.functions(place, old) if f.name == name)

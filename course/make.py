@@ -49,7 +49,7 @@ def make(out, names, student=None):
     out = Path(out)
     if out.exists():
         raise FileExistsError(f"{out} is there already: name a new folder")
-    names = [drawn_bug(name, student) if name in exercises.HUNT_TESTS else name for name in names]
+    names = [drawn_bug(name, student) if name in exercises.HUNTED else name for name in names]
     chosen = list(dict.fromkeys(map(exercise_for, names)))
     shutil.copytree(ROOT, out, ignore=UNWANTED)
     try:
@@ -74,8 +74,10 @@ def fill(out, chosen):
         of_file = [task for task in tasks if task[0].file == file]
         (out / file.relative_to(ROOT)).write_text(blanked(source.read(file), of_file))
     bugs = [e.names[0] for e in chosen if is_bug(e)]
-    if len({exercises.patched_file(name) for name in bugs}) < len(bugs):
-        raise ValueError("plant one bug in a file: two hide each other")
+    kernels = [exercises.patched_kernel(name) for name in bugs]
+    kernels += {exercises.kernel_of(f.file) for f, _ in tasks if f.is_cuda and bugs}
+    if len(set(kernels)) < len(kernels):
+        raise ValueError("plant one bug in a kernel, and none in one that is to be written")
     for name in bugs:
         subprocess.run(["git", "apply", "--unidiff-zero", str(patch(name))], cwd=out, check=True,
                        env=os.environ | {"GIT_CEILING_DIRECTORIES": str(out.resolve().parent)})
@@ -101,7 +103,7 @@ def describe(out, chosen):
     (out / GRADING).write_text(json.dumps(grading, indent=1))
     places = []
     for exercise, e in zip(chosen, grading):
-        where = e["files"][0] if e["bug"] else ", ".join(
+        where = ", ".join(e["files"]) if e["bug"] else ", ".join(
             f"{file}:{source.find(f'{file}:{name}', out).line}"
             for name, file in zip(e["names"], e["files"]))
         places.append((exercise, where))
@@ -109,10 +111,10 @@ def describe(out, chosen):
 
 
 def entry(exercise):
-    """An exercise as assignment.json has it. Of a bug it names the file alone."""
+    """An exercise as assignment.json has it. Of a bug it names the kernel alone."""
     bug = is_bug(exercise)
     if bug:
-        files = [exercises.patched_file(exercise.names[0])]
+        files = exercises.kernel_files(exercises.patched_kernel(exercise.names[0]))
     else:
         found = [source.find(name) for name in exercise.names]
         files = [f.file.relative_to(ROOT).as_posix() for f in found]
@@ -120,13 +122,12 @@ def entry(exercise):
     return {"title": title, "names": [title] if bug else [f.name for f in found], "files": files,
             "tests": exercise.tests, "match": exercise.match, "hint": exercise.hint,
             "command": command(exercise), "points": 10, "weights": {}, "bug": bug,
-            "cuda": files[0].endswith(".cu"), "withheld": list(exercise.withheld)}
+            "cuda": bug or files[0].endswith(".cu"), "withheld": list(exercise.withheld)}
 
 
 def drawn_bug(file, student):
-    """The name of a bug in this .cu file; each student's own."""
-    found = sorted(f.stem for f in exercises.MUTANTS.glob("*.patch")
-                   if exercises.patched_file(f.stem).endswith(f"/{file}"))
+    """The name of a bug of this kernel; each student's own."""
+    found = exercises.HUNTED[file][2]
     return found[int(hashlib.sha256(f"{file} {student}".encode()).hexdigest(), 16) % len(found)]
 
 
@@ -176,7 +177,7 @@ def write_key(key, made):
     for student, names in made:
         text += f"# {student}\n\n" if student else ""
         for exercise in dict.fromkeys(exercise_for(drawn_bug(n, student)
-                                                   if n in exercises.HUNT_TESTS else n)
+                                                   if n in exercises.HUNTED else n)
                                       for n in names):
             text += f"## {exercises.public_title(exercise)}\n\nRubric\n\n"
             text += "* the tests pass: 10 points, in part for a part of them\n"
@@ -196,7 +197,7 @@ def main(argv=None):
                                 formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("out", nargs="?", help="a new folder")
     p.add_argument("names", nargs="*", help="functions (NAME or FILE:NAME), kernels, bugs; "
-                                            "nt_xent.cu or tile_shuffle.cu: any bug in it")
+                                            "nt_xent.cu or tile_shuffle.cu: some bug of it")
     p.add_argument("--students", nargs="+", default=[], help="one handout each, in OUT/STUDENT")
     p.add_argument("--key", help="a new folder for solutions and rubric")
     p.add_argument("--list", action="store_true", help="show the suggested exercises")

@@ -113,13 +113,17 @@ def bare(body):
     return "".join(line for line in body.splitlines() if not line.startswith("#line")).split()
 
 
-def whole_file(files, place, old_text):
-    """Of a bug hunt: the bodies of all kernels, and the rest of the file, as handed in."""
-    path = choose(files, place, PurePosixPath(place).stem)
-    if path is None:
-        return Body(None, "missing", f"wanted {place}; found {', '.join(sorted(files)[:4])}")
-    text = source.decode(files[path])
-    return Body(None, "to write") if text.split() == old_text.split() else Body(text)
+def whole_files(files, old):
+    """Of a bug hunt, in which any line may change: (Body, {place: text}); old has what was handed
+    out. Files that are not handed in stay as they were."""
+    paths = {place: choose(files, place, PurePosixPath(place).stem) for place in old}
+    new = {place: source.decode(files[path]) for place, path in paths.items()
+           if path and PurePosixPath(path).name == PurePosixPath(place).name}
+    if not new:
+        return Body(None, "missing", f"wanted {', '.join(old)}; found "
+                                     f"{', '.join(sorted(files)[:4])}"), new
+    same = all(text.split() == old[place].split() for place, text in new.items())
+    return Body(None, "to write") if same else Body("the files as handed in"), new
 
 
 def syntax(path, error):
