@@ -843,9 +843,10 @@ def main(argv=None):
     from imagesets import survey
     p = argparse.ArgumentParser(description="look at a data set, or at the cache")
     commands = p.add_subparsers(dest="command", required=True)
-    data = commands.add_parser("data", formatter_class=flags.Help, help="what is in a set, and what "
-                               "is wrong with it", description="Print its splits, classes, sizes, "
-                               "unreadable, near-black and duplicate files; draw some of it.")
+    data = commands.add_parser("data", formatter_class=flags.Help,
+                               help="what is in a set, and what is wrong with it",
+                               description="Print its splits, classes, sizes, unreadable, "
+                               "near-black and duplicate files; draw some of it.")
     data.add_argument("data", metavar="SET", type=path, help=flags.DATA_HELP)
     flags.add_data_flags(data)
     data.add_argument("--out", type=path, default="out/data", help="folder for the picture")

@@ -187,6 +187,6 @@ def resumed(p, argv, args, file):
                     "a resumed run keeps its arguments" + ", or gets more epochs"
                     * (name == "epochs"))
     if args.epochs > saved["epochs"]:
-        print(f"epochs raised from {saved['epochs']} to {args.epochs}: the learning rate now follows "
-              "the longer schedule, and may jump up")
+        print(f"epochs raised from {saved['epochs']} to {args.epochs}: the learning rate now "
+              "follows the longer schedule, and may jump up")
     return args

@@ -184,7 +184,8 @@ class Log:
         """Log numbers of training, with the rate since the last record and the time left."""
         steps_per_s = (step - self.step) / max(time.monotonic() - self.time, 1e-9)
         rate = round(steps_per_s * self.per_step, 1)
-        tail = [f"{rate:.0f} {self.unit}/s", f"eta {format_time((self.total - step) / steps_per_s)}"]
+        left = format_time((self.total - step) / steps_per_s)
+        tail = [f"{rate:.0f} {self.unit}/s", f"eta {left}"]
         if torch.cuda.is_available():
             tail.append(f"mem {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         self.note(step, tail, **values, **{f"{self.unit}_per_s": rate})

@@ -98,7 +98,7 @@ def main(argv=None):
     encoder, head = discriminator.encoder, discriminator.head
     generator = Generator(args.blocks, args.width, args.scale)
     generator.to(run.device, memory_format=torch.channels_last)
-    ema = freeze(copy.deepcopy(generator))                   # exponential moving average of its weights
+    ema = freeze(copy.deepcopy(generator))                   # moving average of its weights
     content = encoder
     if args.content_from:
         content = freeze(load_content_encoder(args.content_from, args.arch)).to(run.device)

@@ -49,7 +49,8 @@ def differences(before, now):
                                       ("new", ids[1], {*ids[0]}, now["files"])):
         names = [file for file, each in zip(files, ours) if each not in theirs]
         if names:
-            changes.append(f"{len(names)} {word} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})")
+            more = ", ..." * (len(names) > 3)
+            changes.append(f"{len(names)} {word} ({', '.join(names[:3])}{more})")
     return ", ".join(changes) or "the same images in another order or other splits"
 
 
