@@ -16,6 +16,8 @@ import pytest
 
 from course import grade, make, sandbox, source, submission
 
+pytestmark = pytest.mark.course  # minutes: .ci/run has them
+
 ROOT = source.ROOT
 RIGHT = """\
 if step < warmup:

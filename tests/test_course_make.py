@@ -12,6 +12,8 @@ from test_kernels_emulator import CXX
 from course import exercises, make, progress, source
 from course.exercises import EXERCISES, ROOT
 
+pytestmark = pytest.mark.course  # minutes: .ci/run has them
+
 # Those whose tests would stop at another exercise, or at the bug, have a copy of their own.
 SECOND = [e for e in EXERCISES if set(e.names) & {"gather_backward", "_backward_rows.backward",
                                                     "forward_simt"}]
