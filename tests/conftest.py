@@ -37,7 +37,7 @@ def photos(tmp_path_factory):
         (folder / name).mkdir()
         for i in range(20):
             pixels = rng.integers(0, 256, (24, 30, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(folder / name / f"ab{i}.png")
+            Image.fromarray(pixels).save(folder / name / f"dl{i}.png")
     return folder
 
 
