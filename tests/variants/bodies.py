@@ -604,7 +604,7 @@ WRONG = {
         ("one neighbour fewer", "min(k, len(train_h))", "max(1, min(k, len(train_h)) - 1)"),
         ("k above n crashes", "min(k, len(train_h))", "k"),
         ("the nearest alone", "votes.argmax(1)", "train_labels[nearest[:, 0]]"),
-        ("every class, no neighbours", "return votes.argmax(1)", "return votes.argmin(1)")],
+        ("every class, no neighbours", "votes.argmax(1)", "votes.argmin(1)")],
     "nt_xent_dense": [
         ("normalises", "sim = z @ z.T", "z = F.normalize(z)\n    sim = z @ z.T"),
         ("keeps the diagonal", "sim = sim.fill_diagonal_(-torch.inf)", "pass"),
