@@ -307,9 +307,10 @@ def _blur_taps(n, device):
 
 
 def normalize(x):
-    """Subtract ImageNet's mean colour and divide by its std: what every encoder here expects."""
+    """Subtract ImageNet's mean colour and divide by its std, in the memory layout channels_last:
+    what every encoder here expects."""
     mean, std = _mean_and_std(x.device)
-    return (x - mean).div_(std)
+    return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def denormalize(x):
@@ -515,14 +516,11 @@ def features(encoder, images, size, device, autocast=contextlib.nullcontext(), b
     out = []
     for first in range(0, len(images), batch):
         x = fetch(images, slice(first, first + batch), device)
-        x = normalize(evaluation_view(x, size)).contiguous(memory_format=torch.channels_last)
+        x = normalize(evaluation_view(x, size))
         with autocast:
             out.append(encoder(x).float().cpu())
     encoder.train(was_training)
     return torch.cat(out) if out else torch.empty(0, encoder.dim)
-
-
-MOST = 2 ** 24  # numbers in one table of similarities or scores: 64 MiB
 
 
 MOST = 2 ** 24  # similarities or scores that are held at once: 64 MiB

@@ -62,9 +62,8 @@ class ProjectionHead(nn.Sequential):
 
 def embed(encoder, head, x, autocast):
     """Views (B, 3, S, S) in [0, 1] -> z (B, 128), L2-normalised."""
-    x = fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
     with autocast:
-        z = head(encoder(x))
+        z = head(encoder(fgssl.normalize(x)))
     return F.normalize(z.float(), dim=1)
 
 

@@ -124,7 +124,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
         x = fgssl.map_chunks(training_view, fgssl.fetch(train.images, index, device), args, rng)
         learning_mode(model, args.batch_norm)
         with autocast:
-            scores = model(x.contiguous(memory_format=torch.channels_last))
+            scores = model(x)
         label = fgssl.fetch(train.labels, index, device)
         loss = F.cross_entropy(scores.float(), label, weight)
         optimizer.zero_grad(set_to_none=True)

@@ -69,7 +69,7 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, run.total, run.total // 20, args.lr)
         fgssl.set_lr(optimizer, lr)
         x = fgssl.map_chunks(random_view, x.repeat(2, 1, 1, 1), args, run.rng)
-        x = fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
+        x = fgssl.normalize(x)
         with run.autocast:
             p, z = predict(embed(x)), target(x)              # (2N, 128)
         loss = byol_loss(p, z)
