@@ -574,6 +574,14 @@ def cosine_lr(step, total, warmup, peak):
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
+def view_size(step, total, first, last):
+    """The side of the views at step 1..total: from `first` to `last` pixels, reached after 70 % of
+    the steps, by eights. Small views cost less and teach early what large ones would (as in Tan &
+    Le 2021); docs/speed.md has what that gains."""
+    progress = step / (0.7 * total)
+    return last if progress >= 1 else first + int((last - first) * progress) // 8 * 8
+
+
 def parser(doc, training=True, **defaults):
     """An argparse parser with the flags that every script shares: see flags.py."""
     return flags.parser(doc, ENCODERS, training, **defaults)
