@@ -303,7 +303,7 @@ def _blur_taps(n, device):
     radius = min(max(1, n // 20), n - 1)
     source = torch.arange(n) + torch.arange(-radius, radius + 1)[:, None]
     source = (n - 1) - ((n - 1) - source.abs()).abs()  # mirrored at 0 and at n - 1
-    return F.one_hot(source, n).float().to(device)
+    return to_device(F.one_hot(source, n).float(), device)
 
 
 def normalize(x):

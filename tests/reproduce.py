@@ -93,6 +93,16 @@ TABLES = {
         Run("SimCLR", "train_simclr.py", (FEW,), 1),
         Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
         Run("SRGAN", "train_srgan.py", (FEW,), 1))),
+    "speed": Table("toy", 1, {"core minutes": "log core_minutes"} | NEAREST, (
+        Run("random weights", "", seeds=1),
+        *(Run(f"{what}, `{flags}`", f"train_simclr.py {flags}", seeds=seeds)
+          for what, flags, seeds in (
+              ("AdamW, views of one size", "--optimizer adamw --lr 1e-3 --first-size 64 --epochs 80",
+               5),
+              ("views that grow", "--optimizer adamw --lr 1e-3 --epochs 80", 1),
+              ("and in fewer epochs", "--optimizer adamw --lr 2e-3 --epochs 40", 1),
+              ("Muon, views of one size", "--first-size 64 --epochs 40", 1),
+              ("Muon, views that grow: the default", "--epochs 40", 5))))),
     "views-grocery": Table("grocery", 1, NEAREST,
                            views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08"), "original"),
     "views-toy": Table("toy", 1, NEAREST, views("--epochs 20"), "original"),
