@@ -66,6 +66,7 @@ STEPS = {f"{title}, {steps} steps": f"{i} fine-tuned {shots}" for title, shots i
 FEW = "--shots 1 5 10 all --draws 2 --finetune"
 LONG = "--shots 1 5 10 all --draws 1 --finetune --steps 4800"
 NEAREST = {"linear": "linear", "k-NN": "knn"}
+FORMER = "--optimizer adamw --lr 1e-3 --first-size 64 --temperature 0.2"    # SimCLR's defaults once
 VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
 
 
@@ -97,18 +98,21 @@ TABLES = {
         Run("random weights", "", seeds=1),
         *(Run(f"{what}, `{flags}`", f"train_simclr.py {flags}", seeds=seeds)
           for what, flags, seeds in (
-              ("AdamW, views of one size", "--optimizer adamw --lr 1e-3 --first-size 64 --epochs 80",
-               5),
-              ("views that grow", "--optimizer adamw --lr 1e-3 --epochs 80", 1),
-              ("and in fewer epochs", "--optimizer adamw --lr 2e-3 --epochs 40", 1),
-              ("Muon, views of one size", "--first-size 64 --epochs 40", 1),
-              ("Muon, views that grow: the default", "--epochs 40", 5))))),
+              ("AdamW", f"{FORMER} --epochs 80", 2),
+              ("AdamW, temperature 0.1",
+               "--optimizer adamw --lr 1e-3 --first-size 64 --epochs 80", 1),
+              ("AdamW, growing views",
+               "--optimizer adamw --lr 1e-3 --temperature 0.2 --epochs 80", 1),
+              ("Muon", "--first-size 64 --temperature 0.2", 1),
+              ("Muon, growing views", "--temperature 0.2", 1),
+              ("Muon, growing views, temperature 0.1: the defaults", "--epochs 30", 5))))),
     "views-grocery": Table("grocery", 1, NEAREST,
-                           views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08"), "original"),
-    "views-toy": Table("toy", 1, NEAREST, views("--epochs 20"), "original"),
+                           views(f"--epochs 10 --color 0.1 --gray 0 --min-crop 0.08 {FORMER}"),
+                           "original"),
+    "views-toy": Table("toy", 1, NEAREST, views(f"--epochs 20 {FORMER}"), "original"),
     "moved-simclr": Table("grocery", 1, NEAREST, (
         Run("random weights", "", seeds=1),
-        *variants("train_simclr.py --epochs 20", {
+        *variants(f"train_simclr.py --epochs 20 {FORMER}", {
             "MoCo v2's, for ImageNet": "--color 0.5 --gray 0.2 --blur 0.5 --min-crop 0.2",
             "without blur": "--color 0.5 --gray 0.2 --min-crop 0.2",
             "and with colours kept": "--color 0.1 --gray 0 --min-crop 0.2",
