@@ -405,13 +405,13 @@ def test_rows_of_one_rank_against_columns_of_all(impl, kind):
 
 
 def rank_of_two(rank, port, impl, report):
-    """One of two processes: its rows, then the loss and gradient that DDP would average."""
+    """One of two processes: its rows, then its loss and gradient, which DDP would average."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
     z = views(20, 6).view(2, 2, 5, 6)[:, rank].reshape(10, 6).requires_grad_()
     loss = nt_xent(z, 0.3, impl, group=torch.distributed.group.WORLD)
-    loss.backward()
+    loss.backward(torch.tensor(rank + 1., dtype=z.dtype))    # each rank's loss has a weight
     report.put((rank, loss.item(), z.grad.tolist()))
     torch.distributed.destroy_process_group()
 
@@ -429,12 +429,14 @@ def test_two_ranks_equal_one_process(impl):
     torch.multiprocessing.spawn(rank_of_two, (port, impl, report), nprocs=2)
     parts = sorted(report.get() for _ in range(2))
     z = views(20, 6).requires_grad_()
-    loss = nt_xent_dense(z, 0.3)
-    loss.backward()
+    losses = dense_rows(z, 0.3).view(2, 2, 5).mean((0, 2))   # of each rank
+    (losses[0] + 2 * losses[1]).backward()
     grad = torch.tensor([part[2] for part in parts], dtype=torch.float64).view(2, 2, 5, 6)
-    assert math.isclose(sum(part[1] for part in parts) / 2, loss.item(), rel_tol=1e-12)
-    assert error(grad.transpose(0, 1).reshape(20, 6) / 2, z.grad) <= 1e-12, (
-        "half the sum of the ranks' gradients is not the gradient of the global mean")
+    for part, loss in zip(parts, losses):
+        assert math.isclose(part[1], loss.item(), rel_tol=1e-12), "the mean of this rank's rows"
+    assert error(grad.transpose(0, 1).reshape(20, 6), z.grad) <= 1e-12, (
+        "the ranks' gradients are not those of loss 0 + 2 * loss 1. Whose cotangent and whose "
+        "log-sums belong to a term in which your row is another rank's column?")
 
 
 def test_chunked_form_keeps_no_square_matrix():

@@ -289,6 +289,140 @@ for here, sim, _ in _blocks(rows, columns, first, temperature):
     out.append(w @ columns / temperature)
 return torch.cat(out).to(kind)
 """],
+    "_backward_rows.backward": ["""
+saved = ctx.saved_tensors
+rows, columns, lse, left = saved[0], saved[1], saved[2], saved[3:]
+weight = grad.reshape(1)
+if ctx.group:
+    lse = _gather(lse, ctx.group)
+    weight = _gather(weight, ctx.group)
+return (function(rows, columns, *ctx.settings, lse, weight, *left),) + (None,) * 4
+""", """
+# one message for both
+rows, columns, lse, *left = ctx.saved_tensors
+grad = grad[None]
+if ctx.group:
+    both = _gather(torch.cat([lse.flatten(), grad.to(lse)]), ctx.group).view(-1, lse.numel() + 1)
+    lse, grad = both[:, :-1].reshape(-1, 2), both[:, -1].to(grad)
+return function(rows, columns, *ctx.settings, lse, grad, *left), None, None, None, None
+""", """
+# a cotangent for each row
+rows, columns, lse, *left = ctx.saved_tensors
+first, temperature = ctx.settings
+every = grad.expand(len(rows)) / len(rows)
+if ctx.group:
+    lse, every = [_gather(mine.contiguous(), ctx.group) for mine in (lse, every)]
+return function(rows, columns, first, temperature, lse, every, *left), None, None, None, None
+"""],
+    "tiles_forward": ["""
+    int tiles = at.grid * at.grid, k = blockIdx.x % tiles, area = at.tile * at.tile;
+    int64_t b = blockIdx.x / tiles, corner = at.source(b, k, perm, offset);
+    int thread = threadIdx.y * blockDim.x + threadIdx.x, threads = blockDim.x * blockDim.y;
+    for (int n = thread; n < at.channels * area; n += threads) {
+        int c = n / area, y = n / at.tile % at.tile, x = n % at.tile;
+        auto value = widen(load_global(in + at.in(b, c) + corner + int64_t(y) * at.width + x));
+        if (sizeof(In) == 1) value *= Wide<In>(1) / 255;
+        store_global(out + at.out(b, k, c) + int64_t(y) * at.out_stride() + x, narrow<Out>(value));
+    }
+""", """
+    const int64_t grid = at.grid, tiles = grid * grid, b = blockIdx.x / tiles;
+    const int64_t k = blockIdx.x - b * tiles, cell = load_global(perm + b * tiles + k);
+    require(cell >= 0 && cell < tiles, "perm names a tile that does not exist");
+    const int64_t dy = load_global(offset + 2 * (b * tiles + cell));
+    const int64_t dx = load_global(offset + 2 * (b * tiles + cell) + 1);
+    const int64_t top = cell / grid * (at.height / grid) + dy;
+    const int64_t left = cell % grid * (at.width / grid) + dx;
+    require(dy >= 0 && dx >= 0 && dy + at.tile <= at.height / grid &&
+            dx + at.tile <= at.width / grid, "an offset leaves its cell");
+    for (int x = threadIdx.x; x < at.tile; x += blockDim.x)
+        for (int y = threadIdx.y; y < at.tile; y += blockDim.y)
+            for (int c = 0; c < at.channels; c++) {
+                int64_t from = ((b * at.channels + c) * at.height + top + y) * at.width + left + x;
+                int64_t to = ((b * tiles + k) * at.channels + c) * at.tile * at.tile +
+                             y * at.tile + x;
+                if (at.image)
+                    to = ((b * at.channels + c) * grid * at.tile + k / grid * at.tile + y) *
+                             grid * at.tile + k % grid * at.tile + x;
+                Wide<In> value = widen(load_global(in + from));
+                store_global(out + to, narrow<Out>(sizeof(In) == 1 ? value * (Wide<In>(1) / 255)
+                                                                   : value));
+            }
+""", """
+    // a warp owns whole rows, of all channels
+    int tiles = at.grid * at.grid, k = blockIdx.x % tiles;
+    int64_t b = blockIdx.x / tiles, corner = at.source(b, k, perm, offset);
+    for (int row = threadIdx.y; row < at.channels * at.tile; row += blockDim.y) {
+        int c = row / at.tile, y = row - c * at.tile;
+        const In* from = in + at.in(b, c) + corner + int64_t(y) * at.width;
+        Out* to = out + at.out(b, k, c) + int64_t(y) * at.out_stride();
+        int x = threadIdx.x;
+        while (x < at.tile) {
+            Wide<In> unit = sizeof(In) == 1 ? Wide<In>(1) / 255 : Wide<In>(1);
+            store_global(to + x, narrow<Out>(unit * widen(load_global(from + x))));
+            x += blockDim.x;
+        }
+    }
+"""],
+    "forward_simt": ["""
+    using W = Wide<T>;
+    DYN_SMEM(W, shared);
+    int i0 = blockIdx.x * TILE, end = shard_begin(p.m, TILE, blockIdx.y + 1);
+    Row<W> row[4];
+    for (int j0 = shard_begin(p.m, TILE, blockIdx.y); j0 < end; j0 += TILE) {
+        W s[4][4];
+        similarities(p, i0, j0, shared, s);
+        for (int r = 0; r < 4; r++) {
+            int at = p.positive(i0 + 4 * threadIdx.y + r) - j0 - 4 * int(threadIdx.x);
+            for (int c = 0; c < 4; c++) {  // the running sum by hand, one column at a time
+                if (c == at) row[r].positive = s[r][c];
+                W best = s[r][c] > row[r].top ? s[r][c] : row[r].top;
+                row[r].sum = row[r].sum * exponential(row[r].top - best) +
+                             exponential(s[r][c] - best);
+                row[r].top = best;
+            }
+        }
+    }
+    finish<16>(row, p.r, out, shared, [](int r) { return 4 * threadIdx.y + r; });
+""", """
+    using W = Wide<T>;
+    DYN_SMEM(W, shared);
+    int i0 = blockIdx.x * TILE, begin = shard_begin(p.m, TILE, blockIdx.y);
+    int end = shard_begin(p.m, TILE, blockIdx.y + 1);
+    Row<W> row[4];
+    W s[4][4];
+    for (int j0 = begin; j0 < end; j0 += TILE) {  // first the maximum, then the sum
+        similarities(p, i0, j0, shared, s);
+        for (int r = 0; r < 4; r++)
+            for (int c = 0; c < 4; c++)
+                if (s[r][c] > row[r].top) row[r].top = s[r][c];
+    }
+    for (int j0 = begin; j0 < end; j0 += TILE) {
+        similarities(p, i0, j0, shared, s);
+        for (int r = 0; r < 4; r++)
+            for (int c = 0; c < 4; c++) {
+                row[r].sum += exponential(s[r][c] - row[r].top);
+                if (j0 + 4 * int(threadIdx.x) + c == p.positive(i0 + 4 * threadIdx.y + r))
+                    row[r].positive = s[r][c];
+            }
+    }
+    finish<16>(row, p.r, out, shared, [](int r) { return 4 * threadIdx.y + r; });
+""", """
+    DYN_SMEM(Wide<T>, shared);
+    int i0 = blockIdx.x * TILE, mine = i0 + 4 * threadIdx.y;
+    Row<Wide<T>> row[4];
+    int j0 = shard_begin(p.m, TILE, blockIdx.y);
+    while (j0 < shard_begin(p.m, TILE, blockIdx.y + 1)) {
+        Wide<T> s[4][4];
+        similarities(p, i0, j0, shared, s);
+        for (int n = 0; n < 16; n++) {  // a column is a row of one column: join them
+            int r = n / 4, j = j0 + 4 * threadIdx.x + n % 4;
+            bool pair = j == p.positive(mine + r);
+            row[r].join(s[r][n % 4], 1, pair ? s[r][n % 4] : Wide<T>(0));
+        }
+        j0 += TILE;
+    }
+    finish<16>(row, p.r, out, shared, [](int r) { return 4 * threadIdx.y + r; });
+"""],
     "gather_forward": ["""
 b, c, height, width = x.shape
 k = grid * grid
@@ -642,6 +776,48 @@ WRONG = {
         ("another row's gradient", ".exp_(), g)", ".exp_(), g.flip(0) * 1.1)"),
         ("a mean of sums", "(grad / each)", "grad"),
         ("first is forgotten", "slice(first + here.start, first + here.stop)", "here")],
+    "_backward_rows.backward": [
+        ("nothing is gathered", "if ctx.group:", "if False:"),
+        ("own log-sums for all", "_gather(lse, ctx.group)", "lse.repeat(2, 1)"),
+        ("own gradient for all", "_gather(grad, ctx.group)", "grad"),
+        ("the mean of the gradients", "_gather(grad, ctx.group)",
+         "_gather(grad, ctx.group).mean().view(1)"),
+        ("the sum of the gradients", "_gather(grad, ctx.group)",
+         "_gather(grad, ctx.group).sum().view(1)"),
+        ("the incoming gradient is ignored", "grad.view(1)", "torch.ones_like(grad).view(1)"),
+        ("averaged over the ranks", "return d_rows", "return d_rows / 2"),
+        ("log-sums of the ranks exchanged", "_gather(lse, ctx.group)",
+         "_gather(lse, ctx.group).roll(len(lse), 0)"),
+        ("gradients of the ranks exchanged", "_gather(grad, ctx.group)",
+         "_gather(grad, ctx.group).flip(0)"),
+        ("the gradient of the columns", "return d_rows, None", "return None, d_rows")],
+    "tiles_forward": [
+        ("bytes not scaled", "value * unit", "value"),
+        ("divided by 256", "/ 255", "/ 256"),
+        ("division of integers", "Wide<In>(1) / 255", "1 / 255"),
+        ("rows for columns", "int64_t(y) * at.width + x", "int64_t(x) * at.width + y"),
+        ("right for square images", "int64_t(y) * at.width", "int64_t(y) * at.height"),
+        ("rows of a tile in the image", "at.out_stride()", "at.tile"),
+        ("the first channel alone", "at.in(b, c)", "at.in(b, 0)"),
+        ("the first image alone", "at.in(b, c)", "at.in(0, c)"),
+        ("the cell of the output tile", "perm, offset)", "perm, offset) * 0 + at.top(k) * "
+         "at.width + at.left(k)"),
+        ("no row beyond the block's threads", "y += blockDim.y", "y += at.tile"),
+        ("the last column is left out", "x < at.tile", "x < at.tile - 1")],
+    "forward_simt": [
+        ("one tile alone", "j0 += TILE", "j0 = end"),
+        ("every other tile", "j0 += TILE", "j0 += 2 * TILE"),
+        ("each shard sees all columns", "int j0 = shard_begin(p.m, TILE, blockIdx.y)", "int j0 = 0"),
+        ("a sum of similarities", "exponential(x)", "x"),
+        ("powers of 2", "exponential(x)", "W(exp2(x))"),
+        ("one row for all four", "add(s[r]", "add(s[0]"),
+        ("itself for the positive", "p.positive(", "p.self("),
+        ("similarity of another row", "row[r].positive = s[r][c]", "row[r].positive = s[c][r]"),
+        ("positive not divided by t", "row[r].positive = s[r][c]",
+         "row[r].positive = s[r][c] / p.inverse_t"),
+        ("columns 16 apart", "4 * int(threadIdx.x) + c ==", "int(threadIdx.x) + 16 * c =="),
+        ("rows 16 apart", "return 4 * threadIdx.y + r;", "return threadIdx.y + 16 * r;"),
+        ("eight of sixteen threads", "finish<16>", "finish<8>")],
     "gather_forward": [
         ("the inverse", "_corners(perm,", "_corners(perm.argsort(1),"),
         ("left for top", ":, top, left]", ":, left, top]"),
