@@ -303,13 +303,14 @@ def _blur_taps(n, device):
     radius = min(max(1, n // 20), n - 1)
     source = torch.arange(n) + torch.arange(-radius, radius + 1)[:, None]
     source = (n - 1) - ((n - 1) - source.abs()).abs()  # mirrored at 0 and at n - 1
-    return F.one_hot(source, n).float().to(device)
+    return to_device(F.one_hot(source, n).float(), device)
 
 
 def normalize(x):
-    """Subtract ImageNet's mean colour and divide by its std: what every encoder here expects."""
+    """Subtract ImageNet's mean colour and divide by its std, in the memory layout channels_last:
+    what every encoder here expects."""
     mean, std = _mean_and_std(x.device)
-    return (x - mean).div_(std)
+    return (x - mean).div_(std).contiguous(memory_format=torch.channels_last)
 
 
 def denormalize(x):
@@ -515,14 +516,11 @@ def features(encoder, images, size, device, autocast=contextlib.nullcontext(), b
     out = []
     for first in range(0, len(images), batch):
         x = fetch(images, slice(first, first + batch), device)
-        x = normalize(evaluation_view(x, size)).contiguous(memory_format=torch.channels_last)
+        x = normalize(evaluation_view(x, size))
         with autocast:
             out.append(encoder(x).float().cpu())
     encoder.train(was_training)
     return torch.cat(out) if out else torch.empty(0, encoder.dim)
-
-
-MOST = 2 ** 24  # numbers in one table of similarities or scores: 64 MiB
 
 
 MOST = 2 ** 24  # similarities or scores that are held at once: 64 MiB
@@ -574,6 +572,14 @@ def cosine_lr(step, total, warmup, peak):
     if step < warmup:
         return peak * step / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def view_size(step, total, first, last):
+    """The side of the views at step 1..total: from `first` to `last` pixels, reached after 70 % of
+    the steps, by eights. Small views cost less and teach early what large ones would (as in Tan &
+    Le 2021); docs/speed.md has what that gains."""
+    progress = step / (0.7 * total)
+    return last if progress >= 1 else first + int((last - first) * progress) // 8 * 8
 
 
 def parser(doc, training=True, **defaults):

@@ -104,12 +104,12 @@ def arguments(argv):
                       help="train the encoder too: for every K of --shots, or on all labels")
     tune.add_argument("--steps", type=fgssl.number(int, 1), default=1200,
                       help="length of training, the same for few labels and for many")
-    tune.add_argument("--lr", type=fgssl.number(float, above=0), default=1e-3,
+    tune.add_argument("--lr", type=fgssl.number(float, above=0), default=0.01,
                       help="peak learning rate, of the head; see --layer-decay")
     tune.add_argument("--batch", type=fgssl.number(int, 2), default=32, help="images a step")
-    tune.add_argument("--head", choices=("probe", "zero"),
-                      help="where the head starts: as the frozen probe (Kumar et al. 2022), the "
-                           "default, or from zeros, the default with --init random")
+    tune.add_argument("--head", choices=("zero", "probe"), default="zero",
+                      help="where the head starts: from zeros, or as the frozen probe (Kumar et "
+                           "al. 2022), which fits at once and teaches the encoder little")
     tune.add_argument("--stages", type=fgssl.number(int, 0),
                       help="how many stages learn, counted back from the one that is read; 0: the "
                            "head alone (default: all)")
@@ -133,7 +133,6 @@ def arguments(argv):
     if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
         p.error("--export would overwrite the checkpoint: name another FILE")
     args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]
-    args.head = args.head or ("zero" if args.init == "random" else "probe")
     return args
 
 

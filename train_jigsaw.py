@@ -25,6 +25,7 @@ from torch import nn
 import fgssl
 import kernels
 import pictures
+from methods.optimizers import Muon
 
 
 def permutation_set(grid, count, seed):
@@ -124,8 +125,7 @@ def main(argv=None):
     encoder = fgssl.ENCODERS[args.arch]().to(run.device, memory_format=torch.channels_last)
     perms = torch.from_numpy(permutation_set(args.grid, args.perms, args.seed))
     head = PuzzleHead(encoder.dim, args.hidden, perms).to(run.device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
-                                  weight_decay=args.weight_decay, fused=run.device.type == "cuda")
+    optimizer = Muon([*encoder.parameters(), *head.parameters()], args.lr, args.weight_decay)
     encode, classify = run.wrap(encoder, head)
     run.start(encoder=encoder, head=head, optimizer=optimizer)
     shown = run.val.images if len(run.val.images) else run.train.images[:1000]
@@ -196,7 +196,7 @@ def draw_solutions(shuffled, target, answer, perms, args, out):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/jigsaw", size=64, arch="resnet10", epochs=80,
-                     batch=64, lr=4e-3, seed=0)
+                     batch=64, lr=0.04, seed=0)
     p.add_argument("--grid", type=fgssl.number(int, 2, 5), default=3, help="tiles a side")
     p.add_argument("--tile", type=fgssl.number(int, 1),
                    help="side of a tile in pixels; the rest of its cell is the gap, without which "
@@ -216,7 +216,8 @@ def arguments(argv):
                    help="normalise each tile by its own mean and std, as the paper does")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
                    help="width of the head's hidden layers")
-    p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4, help="of AdamW")
+    p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4,
+                   help="of the optimizer")
     args = fgssl.parse(p, argv)
     cell = args.size // args.grid
     args.tile = args.tile or cell * 4 // 5

@@ -25,16 +25,17 @@ import fgssl
 import kernels
 import parallel
 import pictures
-from methods.large_batch import LARS, two_pass
+from methods.large_batch import two_pass
+from methods.optimizers import OPTIMIZERS
 from methods.views import VIEWS, distort_one_view
 
 
-def random_view(x, args, rng):
+def random_view(x, args, rng, size=None):
     """One distorted view of every image: uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1].
 
-    The paper's appendix A: crop, mirror, colour jitter, greyscale, blur.
+    The paper's appendix A: crop, mirror, colour jitter, greyscale, blur. size: args.size.
     """
-    x = fgssl.random_resized_crop(x, args.size, rng, scale=(args.min_crop, 1.0))
+    x = fgssl.random_resized_crop(x, size or args.size, rng, scale=(args.min_crop, 1.0))
     x = fgssl.hflip(x, rng)
     s = args.color
     x = fgssl.color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
@@ -42,9 +43,10 @@ def random_view(x, args, rng):
     return fgssl.gaussian_blur(x, rng, p=args.blur)
 
 
-def two_views(x, args, rng):
+def two_views(x, args, rng, size=None):
     """Two views of every image: uint8 (N, 3, C, C) -> (2N, 3, size, size), rows i and i + N."""
-    x = fgssl.map_chunks(random_view, x.repeat(2, 1, 1, 1), args, rng)
+    view = functools.partial(random_view, size=size)
+    x = fgssl.map_chunks(view, x.repeat(2, 1, 1, 1), args, rng)
     return x if args.view == "original" else distort_one_view(x, args.view, rng, args.impl)
 
 
@@ -62,9 +64,8 @@ class ProjectionHead(nn.Sequential):
 
 def embed(encoder, head, x, autocast):
     """Views (B, 3, S, S) in [0, 1] -> z (B, 128), L2-normalised."""
-    x = fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
     with autocast:
-        z = head(encoder(x))
+        z = head(encoder(fgssl.normalize(x)))
     return F.normalize(z.float(), dim=1)
 
 
@@ -74,11 +75,7 @@ def main(argv=None):
     encoder = fgssl.ENCODERS[args.arch]().to(run.device, memory_format=torch.channels_last)
     head = ProjectionHead(encoder.dim, args.hidden, 128).to(run.device)
     parameters = [*encoder.parameters(), *head.parameters()]
-    if args.optimizer == "lars":
-        optimizer = LARS(parameters, args.lr, args.weight_decay)
-    else:
-        optimizer = torch.optim.AdamW(parameters, args.lr, weight_decay=args.weight_decay,
-                                      fused=run.device.type == "cuda")
+    optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, weight_decay=args.weight_decay)
     encode, project = run.wrap(encoder, head)
     nt_xent = functools.partial(kernels.nt_xent, temperature=args.temperature, impl=args.impl,
                                 group=run.group)
@@ -89,7 +86,8 @@ def main(argv=None):
     for step, x in run:                                      # x: uint8 (N, 3, C, C)
         lr = fgssl.cosine_lr(step, run.total, run.total // 20, args.lr)
         fgssl.set_lr(optimizer, lr)
-        x = two_views(x, args, run.rng)                      # (2N, 3, size, size)
+        size = fgssl.view_size(step, run.total, args.first_size, args.size)
+        x = two_views(x, args, run.rng, size)                # (2N, 3, size, size)
         optimizer.zero_grad(set_to_none=True)
         if args.chunk:
             z, loss = two_pass(embed, (encoder, head), (encode, project), x, run.autocast,
@@ -132,9 +130,12 @@ def draw_views(images, args, file):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/simclr", size=64, arch="resnet10", epochs=80,
-                     batch=64, lr=1e-3, seed=0)
+                     batch=64, lr=0.04, seed=0)
     p.add_argument("--temperature", type=fgssl.number(float, above=0), default=0.2,
                    help="of the softmax; small sets want 0.1 to 0.2: at 0.5 the loss hardly moves")
+    p.add_argument("--first-size", type=fgssl.number(int, 8, 1024),
+                   help="side of the first views; they grow to --size, and cost less until then "
+                        "(default: half of --size)")
     p.add_argument("--min-crop", type=fgssl.number(float, 0.01, 1), default=0.4,
                    help="smallest fraction of the image's area that a view shows")
     p.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
@@ -147,15 +148,17 @@ def arguments(argv):
                    help="distort one of the two views further: see methods/views.py")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
                    help="width of the head's hidden layer")
-    p.add_argument("--optimizer", choices=("adamw", "lars"), default="adamw",
-                   help="lars is for batches of 1,024 and more, with --weight-decay 1e-6 and an "
-                        "--lr of 0.3 for every 256 images")
+    p.add_argument("--optimizer", choices=OPTIMIZERS, default="muon",
+                   help="adamw wants an --lr of 1e-3; lars is for batches of 1,024 and more, with "
+                        "--weight-decay 1e-6 and an --lr of 0.3 for every 256 images")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4,
                    help="of the optimizer")
     p.add_argument("--chunk", type=fgssl.number(int, 2),
                    help="views whose graph a process holds at once: large batches in little "
                         "memory, for a third more time; batch-norm sees one chunk at a time")
     args = fgssl.parse(p, argv)
+    if args.first_size is None:                              # an older run had one size
+        args.first_size = args.size if args.resume else args.size // 2
     views = 2 * args.batch // parallel.ranks()
     if args.chunk and views % args.chunk:
         p.error(f"--chunk {args.chunk} does not divide the {views} views of a process")

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 import fgssl
 import kernels
 from methods.srgan import (
-    PAPER, Generator, build_discriminator, freeze, load_content_encoder, normalize, update_ema)
+    PAPER, Generator, build_discriminator, freeze, load_content_encoder, update_ema)
 from methods.super_resolution import (
     draw_samples, enlarge, luma_bt601, psnr, shrink, val_psnr_ssim)
 from methods.upscale import upscale
@@ -65,8 +65,8 @@ def pixel_loss(fake, high):
 def feature_loss(network, fake, high):
     """Mean squared difference of feature maps, averaged over stages: the paper's equation 5."""
     with torch.no_grad():
-        wanted = network.stages(normalize(high))
-    maps = network.stages(normalize(fake))
+        wanted = network.stages(fgssl.normalize(high))
+    maps = network.stages(fgssl.normalize(fake))
     return sum(F.mse_loss(a.float(), b.float()) for a, b in zip(maps, wanted)) / len(maps)
 
 

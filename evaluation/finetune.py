@@ -17,6 +17,7 @@ from evaluation.classifier import predict_scores
 from evaluation.probe import stage_index
 from evaluation.results import digest, digest_weights
 from imagesets.progress import format_time
+from methods.optimizers import Muon
 
 VAL_EVALUATIONS = 20                    # of one fine-tuning; the best one's weights are kept
 RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
@@ -24,8 +25,8 @@ RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm",
 
 
 def recipe(args):
-    """The arguments on which a fine-tuned result depends."""
-    return {name: getattr(args, name) for name in RECIPE}
+    """What a fine-tuned result depends on: the optimizer, once AdamW, and arguments."""
+    return {"optimizer": "muon"} | {name: getattr(args, name) for name in RECIPE}
 
 
 def stages_of_parameters(encoder, size):
@@ -91,7 +92,7 @@ def training_view(x, args, rng):
 def finetune(model, train, val, args, inference, title, file, stop):
     """Train a Classifier on the Split `train`; leaves it with the weights that did best on `val`.
 
-    AdamW, warm-up, cosine. The length is in steps, so that one label a class gets as many as all.
+    Muon, warm-up, cosine. The length is in steps, so that one label a class gets as many as all.
     The model is evaluated on val VAL_EVALUATIONS times; ties keep the latest weights. The run is
     saved in `file` every minute and when `stop` is set; found there, it continues, on a CPU to the
     same bit. The file stays until the results are written. Returns the step that did best.
@@ -102,7 +103,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
             "data": digest(train.images, train.labels, val.images, val.labels)}
     model.to(device, memory_format=torch.channels_last)
     groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=device.type == "cuda")
+    optimizer = Muon(groups, args.lr, weight_decay=1e-4)
     weight = None
     if args.class_weights:
         weight = class_weights(train.labels, model.head.out_features).to(device)
@@ -124,7 +125,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
         x = fgssl.map_chunks(training_view, fgssl.fetch(train.images, index, device), args, rng)
         learning_mode(model, args.batch_norm)
         with autocast:
-            scores = model(x.contiguous(memory_format=torch.channels_last))
+            scores = model(x)
         label = fgssl.fetch(train.labels, index, device)
         loss = F.cross_entropy(scores.float(), label, weight)
         optimizer.zero_grad(set_to_none=True)

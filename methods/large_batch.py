@@ -1,4 +1,4 @@
-"""Large batches for train_simclr.py: the loss in two passes (--chunk), and LARS (--optimizer)."""
+"""Large batches for train_simclr.py: the loss in two passes (--chunk)."""
 
 import torch
 
@@ -30,30 +30,3 @@ def two_pass(embed, networks, ddp_networks, x, autocast, chunk, loss):
         embed(*networks, part, autocast).backward(dz) 
     embed(*ddp_networks, last, autocast).backward(dz_last)
     return z, value
-
-
-class LARS(torch.optim.Optimizer):
-    """SGD with momentum that moves each layer by a fraction of the norm of its weights.
-
-    You, Gitman & Ginsburg 2017, Algorithm 1, for weights w with gradient g:
-        ratio = trust |w| / (|g| + decay |w|);  v = momentum v + lr ratio (g + decay w);  w = w - v
-    As in SimCLR's code, biases and batch-norm (parameters of one dimension) have neither ratio nor
-    decay, and the ratio of weights that are all zero is 1.
-    """
-
-    def __init__(self, parameters, lr, weight_decay, momentum=0.9, trust=1e-3):
-        super().__init__(parameters, dict(lr=lr, weight_decay=weight_decay, momentum=momentum,
-                                          trust=trust))
-
-    @torch.no_grad()
-    def step(self):
-        for group in self.param_groups:
-            for w in group["params"]:
-                g, lr, decay = w.grad, group["lr"], group["weight_decay"]
-                if w.dim() > 1:
-                    norm = w.norm()
-                    ratio = group["trust"] * norm / (g.norm() + decay * norm).clamp(min=1e-30)
-                    lr = lr * torch.where(norm > 0, ratio, 1.0)
-                    g = g + decay * w
-                v = self.state[w].setdefault("momentum", torch.zeros_like(w))
-                w.sub_(v.mul_(group["momentum"]).add_(lr * g))

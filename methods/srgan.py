@@ -141,7 +141,7 @@ class Discriminator(nn.Module):
         self.encoder, self.head = encoder, head
 
     def forward(self, x):
-        return self.head(self.encoder.stages(normalize(x)))
+        return self.head(self.encoder.stages(fgssl.normalize(x)))
 
 
 PAPER = "srgan-vgg"
@@ -153,11 +153,6 @@ def build_discriminator(args):
     encoder = fgssl.ENCODERS[args.arch]()
     widths = fgssl.stage_widths(encoder, args.size)
     return Discriminator(encoder, Head(widths, hidden=1024 if args.arch == PAPER else 0))
-
-
-def normalize(x):
-    """As every encoder here expects its images."""
-    return fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
 
 
 def freeze(network):

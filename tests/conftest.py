@@ -10,6 +10,9 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+# Before torch is imported. Tiny networks gain nothing from threads; two that spin while they wait
+# for one another, on cores that others use as well, took ten times as long.
+os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import json
 import math
+import os
 import shlex
 import shutil
 import subprocess
@@ -45,8 +46,9 @@ class Run(NamedTuple):
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
     evaluation, "1 linear" of its second; "fine-tuned all", "0 frozen 5", ... as `few_labels` has
-    them; "log val_puzzles", what its training wrote last. against: the row with which the others
-    are compared. also: {name: columns} of further tables of these runs."""
+    them; "log val_puzzles", what its training wrote last, "log core_minutes", how much of a core
+    it took. against: the row with which the others are compared. also: {name: columns} of further
+    tables of these runs."""
     data: str
     hours: float
     columns: dict
@@ -91,6 +93,16 @@ TABLES = {
         Run("SimCLR", "train_simclr.py", (FEW,), 1),
         Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
         Run("SRGAN", "train_srgan.py", (FEW,), 1))),
+    "speed": Table("toy", 1, {"core minutes": "log core_minutes"} | NEAREST, (
+        Run("random weights", "", seeds=1),
+        *(Run(f"{what}, `{flags}`", f"train_simclr.py {flags}", seeds=seeds)
+          for what, flags, seeds in (
+              ("AdamW, views of one size", "--optimizer adamw --lr 1e-3 --first-size 64 --epochs 80",
+               5),
+              ("views that grow", "--optimizer adamw --lr 1e-3 --epochs 80", 1),
+              ("and in fewer epochs", "--optimizer adamw --lr 2e-3 --epochs 40", 1),
+              ("Muon, views of one size", "--first-size 64 --epochs 40", 1),
+              ("Muon, views that grow: the default", "--epochs 40", 5))))),
     "views-grocery": Table("grocery", 1, NEAREST,
                            views("--epochs 10 --color 0.1 --gray 0 --min-crop 0.08"), "original"),
     "views-toy": Table("toy", 1, NEAREST, views("--epochs 20"), "original"),
@@ -143,11 +155,24 @@ def execute(name):
             todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
             finished = folder / "finished"                   # written when training is
             if free and todo and train and not finished.exists():
-                python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
-                finished.touch()
+                began = os.times()
+                try:
+                    python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
+                    finished.touch()
+                finally:
+                    add_core_minutes(folder, began)
             for command in todo if free else ():
                 python(*command)
                 record(name, command)
+
+
+def add_core_minutes(folder, began):
+    """Add up, over the resumes of a run, the CPU time of its training since `began`."""
+    file, now = folder / "core_minutes", os.times()
+    before = float(file.read_text()) if file.exists() else 0.0
+    spent = (now.children_user + now.children_system
+             - began.children_user - began.children_system) / 60
+    file.write_text(str(before + spent))
 
 
 @contextlib.contextmanager
@@ -170,9 +195,11 @@ def record(name, command):
     result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
                             for cell in result["few_labels"]]
     result = {key: result[key] for key in KEPT if key in result}
-    log = fgssl.read_log(Path(command[-1]).with_name("log.jsonl"))
-    result["log"] = {key: value for line in log for key, value in line.items()
-                     if isinstance(value, float)}
+    folder = Path(command[-1]).parent
+    result["log"] = {key: value for line in fgssl.read_log(folder / "log.jsonl")
+                     for key, value in line.items() if isinstance(value, float)}
+    if (folder / "core_minutes").exists():
+        result["log"]["core_minutes"] = float((folder / "core_minutes").read_text())
     with locked(OUT / name):
         RECORDS.mkdir(parents=True, exist_ok=True)
         partial = RECORDS / f"{name}.part"

@@ -126,12 +126,13 @@ def test_a_probe_is_evaluated_beside_the_run(checkpoint):
     assert kept == {name: (folder / name).read_bytes() for name in kept}
 
 
-SCRIPT = ("import sys; sys.path.insert(0, sys.argv[1]); import fgssl\n"
+SCRIPT = ("import sys; sys.path.insert(0, sys.argv[1]); import {module}\n"
           "def main():\n"
           "    print('12.0 ± 0.3 Çédille \\u82f9 \\udcff')\n"
           "    print('x' * 100_000, flush=True)\n"
-          "    print('done', file=sys.stderr)\n"
-          "fgssl.launch(main)")
+          "    print('done', file=sys.stderr)\n")
+PRINTED = SCRIPT.format(module="terminal") + "with terminal.tolerant(): main()"
+LAUNCHED = SCRIPT.format(module="fgssl") + "fgssl.launch(main)"
 
 
 @pytest.mark.parametrize("encoding, wanted", [("ascii", b"12.0 +- 0.3 Cedille ? \\xff"),
@@ -139,7 +140,7 @@ SCRIPT = ("import sys; sys.path.insert(0, sys.argv[1]); import fgssl\n"
                                               ("utf-8", "12.0 ± 0.3 Çédille 苹".encode())])
 def test_letters_that_a_terminal_lacks_are_spelled(encoding, wanted):
     """UnicodeEncodeError at the ± of the table, after all the work."""
-    found = subprocess.run([sys.executable, "-c", SCRIPT, ROOT], capture_output=True,
+    found = subprocess.run([sys.executable, "-c", PRINTED, ROOT], capture_output=True,
                            env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"})
     assert found.returncode == 0 and b"done" in found.stderr
     assert found.stdout.startswith(wanted), found.stdout[:60]
@@ -148,7 +149,7 @@ def test_letters_that_a_terminal_lacks_are_spelled(encoding, wanted):
 def test_a_closed_pipe_ends_nothing():
     read_end, write_end = os.pipe()
     os.close(read_end)
-    found = subprocess.run([sys.executable, "-c", SCRIPT, ROOT], stdout=write_end,
+    found = subprocess.run([sys.executable, "-c", LAUNCHED, ROOT], stdout=write_end,
                            stderr=subprocess.PIPE)
     os.close(write_end)
     assert (found.returncode, found.stderr.strip()) == (0, b"done")

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ def first_failure(kernels, checks, monkeypatch):
 
 def address_error(headers, folder):
     """What AddressSanitizer says of the kernels in `headers`, on buffers of just the right size."""
-    flags = "-DMAIN", "-O1", "-g", "-fsanitize=address"
+    flags = "-DMAIN", "-Og", "-fsanitize=address"
     program = compiled(MUTANTS / "driver.cpp", folder / "bounds", *flags, headers=headers)
     run = subprocess.run([program], capture_output=True, text=True)
     found = [line for line in run.stderr.splitlines() if "ERROR" in line]
@@ -225,7 +226,28 @@ def address_error(headers, folder):
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     out = tmp_path_factory.mktemp("driver") / "driver.so"
-    return Kernels(compiled(MUTANTS / "driver.cpp", out, "-O1", "-shared"))
+    return Kernels(compiled(MUTANTS / "driver.cpp", out, "-Og", "-shared"))
+
+
+def broken(patch, folder):
+    """Break a copy of the kernels; returns its folder, what its source shows, or its library."""
+    shutil.copytree(ROOT / "kernels", folder / "kernels")
+    subprocess.run(["git", "apply", "--unidiff-zero", str(patch)], cwd=folder, check=True,
+                   env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)})
+    caught = source_error(folder / "kernels")
+    return folder, caught, caught or compiled(MUTANTS / "driver.cpp", folder / "driver.so", "-Og",
+                                              "-shared", headers=folder / "kernels")
+
+
+@pytest.fixture(scope="module")
+def mutants(request, tmp_path_factory):
+    """{patch: future of `broken`} of those that will be tested, two at a time."""
+    patches = [item.callspec.params["patch"] for item in request.session.items
+               if item.function is test_mutant_is_rejected]
+    pool = ThreadPoolExecutor(2)
+    yield {patch: pool.submit(broken, patch, tmp_path_factory.mktemp("mutant"))
+           for patch in patches}
+    pool.shutdown(cancel_futures=True)
 
 
 def test_the_true_kernels_pass(kernels, monkeypatch):
@@ -237,17 +259,12 @@ def test_the_true_kernels_pass(kernels, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git to apply the patches with")
 @pytest.mark.parametrize("patch", sorted(MUTANTS.glob("*.patch")), ids=lambda patch: patch.stem)
-def test_mutant_is_rejected(patch, tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
-    subprocess.run(["git", "apply", "--unidiff-zero", str(patch)], cwd=tmp_path, check=True,
-                   env={**os.environ, "GIT_CEILING_DIRECTORIES": str(tmp_path.parent)})
-    caught = source_error(tmp_path / "kernels")
+def test_mutant_is_rejected(patch, mutants, tmp_path, monkeypatch):
+    folder, caught, library = mutants[patch].result()
     if not caught:
-        library = compiled(MUTANTS / "driver.cpp", tmp_path / "driver.so", "-O1", "-shared",
-                           headers=tmp_path / "kernels")
         checks = tile_checks if "tile_shuffle.cu" in patch.read_text() else nt_xent_checks
         caught = (first_failure(Kernels(library), checks, monkeypatch) or
-                  address_error(tmp_path / "kernels", tmp_path))
+                  address_error(folder / "kernels", tmp_path))
     print(f"{patch.stem}: caught by {caught or 'nothing'}")
     assert caught, f"every check accepts {patch.name}: one of them is blind"
 

@@ -1,4 +1,4 @@
-"""What train_simclr.py has for large batches: LARS, and the loss of a whole batch in chunks."""
+"""The loss of a whole batch in chunks, and an optimizer for large batches."""
 
 import contextlib
 
@@ -10,55 +10,9 @@ from torch import nn
 import fgssl
 import kernels
 import train_simclr
-from methods.large_batch import LARS, two_pass
+from methods.large_batch import two_pass
 
 PLAIN = contextlib.nullcontext()
-
-# LARS ---------------------------------------------------------------------------------------------
-
-
-def test_lars_steps_as_computed_by_hand():
-    """Lengths 5 and 10: ratio = 0.1 * 5 / (10 + 0.2 * 5) = 1 / 22. A bias takes a plain step."""
-    w = nn.Parameter(torch.tensor([[3.0, 4.0]]))
-    bias = nn.Parameter(torch.tensor([3.0, 4.0]))
-    optimizer = LARS([w, bias], lr=0.5, weight_decay=0.2, momentum=0.9, trust=0.1)
-    w.grad, bias.grad = torch.tensor([[6.0, 8.0]]), torch.tensor([6.0, 8.0])
-    optimizer.step()
-    v = 0.5 / 22 * torch.tensor([[6.0 + 0.2 * 3, 8.0 + 0.2 * 4]])  # lr ratio (g + decay w)
-    torch.testing.assert_close(w.data, torch.tensor([[3.0, 4.0]]) - v)
-    torch.testing.assert_close(bias.data, torch.tensor([0.0, 0.0]))
-    was, length = w.data.clone(), w.data.norm()
-    w.grad, bias.grad = torch.tensor([[0.0, 1.0]]), torch.tensor([0.0, 1.0])
-    optimizer.param_groups[0]["lr"] = 0.25  # momentum keeps steps, not gradients: old at old rates
-    optimizer.step()
-    ratio = 0.1 * length / (1 + 0.2 * length)
-    v = 0.9 * v + 0.25 * ratio * (torch.tensor([[0.0, 1.0]]) + 0.2 * was)
-    torch.testing.assert_close(w.data, was - v)
-    torch.testing.assert_close(bias.data, -torch.tensor([0.9 * 3, 0.9 * 4 + 0.25]))
-
-
-def test_lars_moves_a_layer_alike_whatever_the_scale_of_its_gradient():
-    steps = []
-    for scale in (1e-3, 1.0, 1e3):
-        w = nn.Parameter(torch.ones(3, 2))
-        optimizer = LARS([w], lr=1.0, weight_decay=0.0)
-        w.grad = scale * torch.arange(6.0).view(3, 2)
-        optimizer.step()
-        steps.append(1 - w.data)
-    torch.testing.assert_close(steps[0], steps[1])
-    torch.testing.assert_close(steps[2], steps[1])
-    assert steps[1].norm() == pytest.approx(1e-3 * 6 ** 0.5, rel=1e-4), "trust times |w|"
-
-
-@pytest.mark.parametrize("w, g", [(0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
-def test_lars_of_zeros_is_finite_and_leaves_zero_weights(w, g):
-    p = nn.Parameter(torch.full((2, 2), w))
-    p.grad = torch.full((2, 2), g)
-    LARS([p], lr=0.1, weight_decay=0.0).step()
-    assert torch.equal(p.data, torch.full((2, 2), w - 0.1 * g if w == 0 else w))
-
-
-# Chunks -------------------------------------------------------------------------------------------
 
 
 def networks(batch_norm):

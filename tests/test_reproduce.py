@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import reproduce
@@ -48,6 +51,16 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     assert ran[3:] == ["linear_eval.py"], "what is recorded is not run again, nor what is trained"
     reproduce.main(["tiny", "--again"])
     assert ran[4:] == ["linear_eval.py", "train_simclr.py", "linear_eval.py"], "from scratch"
+
+
+def test_the_core_minutes_of_a_resumed_run_are_added_up(tmp_path):
+    began = os.times()
+    subprocess.run([sys.executable, "-c", "sum(range(10 ** 7))"], check=True)
+    reproduce.add_core_minutes(tmp_path, began)
+    once = float((tmp_path / "core_minutes").read_text())
+    assert 0.05 < 60 * once < 30, "of the child: a tenth of a second or so"
+    reproduce.add_core_minutes(tmp_path, began)
+    assert float((tmp_path / "core_minutes").read_text()) == pytest.approx(2 * once)
 
 
 def test_a_run_of_another_process_is_left_to_it(tiny, capsys):

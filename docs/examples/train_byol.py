@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fgssl
+from methods.optimizers import Muon
 
 
 def random_view(x, args, rng):
@@ -59,8 +60,7 @@ def main(argv=None):
     predictor = mlp(128, args.hidden, 128).to(run.device)
     online = nn.Sequential(encoder, projector)
     target = copy.deepcopy(online).requires_grad_(False)
-    optimizer = torch.optim.AdamW([*online.parameters(), *predictor.parameters()], args.lr,
-                                  weight_decay=1e-4, fused=run.device.type == "cuda")
+    optimizer = Muon([*online.parameters(), *predictor.parameters()], args.lr, weight_decay=1e-4)
     embed, predict = run.wrap(online, predictor)
     run.start(encoder=encoder, head=projector, predictor=predictor, target=target,
               optimizer=optimizer)
@@ -69,8 +69,8 @@ def main(argv=None):
         lr = fgssl.cosine_lr(step, run.total, run.total // 20, args.lr)
         fgssl.set_lr(optimizer, lr)
         x = fgssl.map_chunks(random_view, x.repeat(2, 1, 1, 1), args, run.rng)
-        x = fgssl.normalize(x).contiguous(memory_format=torch.channels_last)
         with run.autocast:
+            x = fgssl.normalize(x)
             p, z = predict(embed(x)), target(x)              # (2N, 128)
         loss = byol_loss(p, z)
         optimizer.zero_grad(set_to_none=True)
@@ -88,7 +88,7 @@ def main(argv=None):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/byol", size=64, arch="resnet10", epochs=80,
-                     batch=64, lr=1e-3, seed=0)
+                     batch=64, lr=0.04, seed=0)
     p.add_argument("--momentum", type=fgssl.number(float, 0, 1), default=0.99,
                    help="of the target's moving average at the start; it rises to 1")
     p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
