@@ -182,11 +182,10 @@ def rows_of(result):
     """{name: [what was measured]} of one eval.json, the controls first."""
     rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
             for name in ("chance", "majority class")} | {"random init": result["random_init"]}
-    if "init" in result:
-        rows[result["init_name"]] = result["init"]
-    if "encoder" in result:
-        file = result["checkpoint"]
-        rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
+    for row, key in (("init", "init_name"), ("encoder", "checkpoint")):
+        if row in result:
+            name = result[key]
+            rows[name if len(name) <= 70 else f"...{name[-67:]}"] = result[row]
     return {name: [row] for name, row in rows.items()}
 
 
