@@ -655,7 +655,8 @@ class Run:
         """Begin, or resume from the checkpoint in the run's folder.
 
         state: name=module or name=optimizer, all that a checkpoint holds; `encoder` is what k-NN
-        evaluates. From here on Ctrl-C saves.
+        evaluates. It gets the weights of --init here: a copy of it is made, or made equal, after.
+        From here on Ctrl-C saves.
         """
         self.state = state
         print(f"{self.args.arch}, {self.args.size} px, "

@@ -31,6 +31,11 @@ def path(text):
     return os.path.expanduser(text)
 
 
+def absolute(text):
+    """An argument's path, for a checkpoint, which is read from any folder."""
+    return os.path.abspath(path(text))
+
+
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """The script's docstring as it stands, and every default but None and False."""
 
@@ -62,7 +67,7 @@ def parser(doc, encoders, training=True, **defaults):
         run.add_argument("--lr", type=number(float, above=0), help="peak learning rate")
         run.add_argument("--eval-every", type=number(int, 1), default=5,
                          help="epochs between evaluations on val")
-        run.add_argument("--init", metavar="FILE",
+        run.add_argument("--init", metavar="FILE", type=absolute,
                          help="start from these weights: torchvision's, of ImageNet, or those of a "
                               "checkpoint, for the same --arch")
     run.add_argument("--seed", type=number(int, 0, 2 ** 31), help="of everything random")

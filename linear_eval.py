@@ -65,7 +65,7 @@ def arguments(argv):
     p.add_argument("checkpoint", nargs="?", type=fgssl.path,
                    help="of a trainer, or a state dict, such as torchvision's, with its --arch")
     what = p.add_argument_group("what is evaluated")
-    what.add_argument("--init", metavar="random|FILE",
+    what.add_argument("--init", metavar="random|FILE", type=fgssl.path,
                       help="random, in place of a checkpoint: an untrained encoder alone; FILE: a "
                            "row for the weights that training began with, such as torchvision's")
     what.add_argument("--encoder", choices=("discriminator", "generator"), default="discriminator",

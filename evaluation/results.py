@@ -50,14 +50,21 @@ def digest_data(data, splits):
 
 
 def count_seen(args, records, rows):
-    """How many of the test images the checkpoint was trained on; None where it does not say.
-    UserError if there are any, unless --allow-seen: they are no test."""
-    trained_on = fgssl.read_checkpoint(args.checkpoint).get("data") if args.checkpoint else None
+    """How many of the test images the checkpoint was trained on, or the one that its training began
+    with; None where it does not say. UserError if there are any, unless --allow-seen: they are no
+    test."""
+    trained_on, file = set(), args.checkpoint
+    while file and Path(file).is_file():
+        checkpoint = fgssl.read_checkpoint(file)
+        data, run = checkpoint.get("data"), checkpoint.get("args")
+        if data:
+            trained_on |= {row.tobytes() for row, split in zip(data["ids"].numpy(), data["splits"])
+                           if split == "train"}
+        file = run.get("init") if isinstance(run, dict) else None
     if not trained_on:
         return None
-    train = {row.tobytes() for row, split in zip(trained_on["ids"].numpy(), trained_on["splits"])
-             if split == "train"}
-    seen = sum(row.tobytes() in train for row in file_ids([records.paths[row] for row in rows]))
+    ids = file_ids([records.paths[row] for row in rows])
+    seen = sum(row.tobytes() in trained_on for row in ids)
     if seen and not args.allow_seen:
         raise fgssl.UserError(f"{args.checkpoint} was trained on {seen} of the {len(rows)} test "
                               "images: choose another test set, or pass --allow-seen")
@@ -175,11 +182,10 @@ def rows_of(result):
     """{name: [what was measured]} of one eval.json, the controls first."""
     rows = {name: dict.fromkeys(("linear", "knn"), result[name.split()[0]])
             for name in ("chance", "majority class")} | {"random init": result["random_init"]}
-    if "init" in result:
-        rows[result["init_name"]] = result["init"]
-    if "encoder" in result:
-        file = result["checkpoint"]
-        rows[file if len(file) <= 70 else f"...{file[-67:]}"] = result["encoder"]
+    for row, key in (("init", "init_name"), ("encoder", "checkpoint")):
+        if row in result:
+            name = result[key]
+            rows[name if len(name) <= 70 else f"...{name[-67:]}"] = result[row]
     return {name: [row] for name, row in rows.items()}
 
 

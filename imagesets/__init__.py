@@ -20,7 +20,7 @@ from pathlib import Path
 from . import downloads, metadata, toybirds
 from .errors import UserError
 from .files import scan
-from .folders import any_folder
+from .folders import any_folder, without_labels
 from .records import Records, complete_splits, describe, smaller
 from .sets import SETS, SetInfo
 
@@ -34,7 +34,8 @@ def read(name_or_folder, root, labels=None):
     of a folder is detected from its files: a named set's, a table of labels (metadata.py), or else
     class folders or loose images (folders.py). A set's name goes before a folder of that name,
     which can be given as ./name.
-    labels: one of the set's levels of labels, or a column of the table; None means the first.
+    labels: one of the set's levels of labels, or a column of the table; None means the first. Of a
+    folder, "none" reads all images at whatever depth, without labels.
     Every file is accounted for: it is in the Records, or counted in their `left_out`.
     FileNotFoundError says what is missing and where to get it; UserError, what cannot be used.
     """
@@ -47,8 +48,11 @@ def read(name_or_folder, root, labels=None):
     else:
         similar = difflib.get_close_matches(name.lower(), SETS, n=1)
         question = f"; did you mean {similar[0]}?" if similar else "."
-        raise FileNotFoundError(f"no folder {folder}{question} Expected a folder of images, or one "
-                                f"of the sets {', '.join(SETS)}.")
+        raise FileNotFoundError(f"no folder {folder}{question} Expected a folder of images (if it was "
+                                "moved, name it with --data), or one of the sets "
+                                f"{', '.join(SETS)}.")
+    if labels == "none" and not is_named:
+        return without_labels(top)._replace(name=name, folder=os.path.abspath(top.path))
     info, found = find_set(top, info) if is_named else detect_layout(top)
     if labels not in (None, *info.levels):
         advice = (f"Expected one of {', '.join(filter(None, info.levels))}." if info.levels
@@ -114,7 +118,7 @@ def detect_layout(top):
         return found[0]
     tables = metadata.find_tables(top)
     if not tables:
-        return SetInfo(any_folder, (), ()), top
+        return SetInfo(functools.partial(any_folder, notes=metadata.unused(top)), (), ()), top
     columns = metadata.label_columns(tables)
     return SetInfo(functools.partial(metadata.read_tables, tables=tables), (), (), columns), top
 

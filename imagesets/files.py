@@ -17,7 +17,10 @@ SYSTEM_FOLDERS = {
     "__macosx", "lost+found", "$recycle.bin", "recycle.bin", "recycler", "found.000", "lost.dir",
     "system volume information", "network trash folder", "temporary items",
     "thevolumesettingsfolder", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "@__thumb",
-    "#recycle", "#snapshot", "captureone", "__pycache__", "node_modules", "thumbnails", "_thumbs"}
+    "#recycle", "#snapshot", "captureone", "__pycache__", "node_modules", "thumb", "thumbs",
+    "thumbnail", "thumbnails", "_thumbs"}
+# Libraries of programs, which are folders, and hold copies of the photographs.
+SYSTEM_SUFFIXES = (".lrdata", ".photoslibrary", ".aplibrary", ".migratedphotolibrary", ".cocatalog")
 # Everyday files that are no images. Any other file that cannot be read is counted by extension.
 NOT_IMAGES = set(
     ".txt .csv .tsv .json .jsonl .xml .md .rst .html .htm .css .js .pdf .doc .docx .xls .xlsx .ods "
@@ -112,7 +115,8 @@ def scan_folder(path, real_paths):
                         "or move it elsewhere.") from error
     for entry in entries:
         if entry.is_dir():
-            if entry.name[0] == "." or entry.name.lower() in SYSTEM_FOLDERS:
+            name = entry.name.lower()
+            if name[0] == "." or name in SYSTEM_FOLDERS or name.endswith(SYSTEM_SUFFIXES):
                 reason = "hidden" if entry.name[0] == "." else "system folder"
                 folder.left_out[reason] += max(1, sum(len(files) for _, _, files in
                                                       os.walk(entry.path)))
@@ -159,17 +163,17 @@ def draw_tree(folder, depth=3, most=5, indent="  "):
 # ------------------------------------------------------------------------------------------------
 
 
-def require_image(folder, name, listing):
+def require_image(folder, name, listing, advice="Unpack the set again."):
     """Return the path folder / name of an image that the file `listing` names.
 
     UserError if the name leads out of the folder, FileNotFoundError if there is no such file.
     """
     if Path(name).anchor or ".." in re.split(r"[/\\]", name):
         raise UserError(f"{listing} lists {name!r}, which lies outside {folder}. Expected paths "
-                        "inside it; unpack the set again.")
+                        f"inside it. {advice}")
     path = folder / name
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
-        raise FileNotFoundError(f"no image {path}, which {listing} lists. Unpack the set again.")
+        raise FileNotFoundError(f"no image {path}, which {listing} lists. {advice}")
     return path
 
 

@@ -4,6 +4,7 @@ The level of the class folders is found where only one reading is possible. Any 
 refused, because a wrong table that looks right is worse than no table.
 """
 
+import functools
 import os
 import re
 import unicodedata
@@ -22,13 +23,16 @@ SPLIT_NAME = re.compile(r"(?:(?P<prefix>.+)[ ._-])?(?P<split>%s)[ ._-]*(set|data
 UNLABELLED = re.compile(r"(?:.+[ ._-])?(pred|prediction|unlabell?ed)", re.IGNORECASE)
 # Names of folders that are no classes: one of the first, or nothing but the first and the second.
 NO_CLASS = {"image", "images", "img", "imgs", "dataset", "masks", "annotations", "extraimages",
-            "unlabeled", "unlabelled"}
+            "unlabeled", "unlabelled", "jpegimages", "segmentationclass", "segmentationobject",
+            "outputs", "plots", "screenshots"}
 VERSIONS = {"color", "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "mask", "raw",
             "original", "originals", "resized", "cropped", "augmented", "small", "medium", "large",
             "data", "jpg", "jpeg", "png", "photos", "pictures", "labels", "groundtruth", "gt"}
+# Folders of a camera (100CANON, of the standard DCF) or of a day (2021-05-01 Kew, 20210501, 2021).
+SESSION = re.compile(r"\d{3}[A-Z_][A-Z0-9_]{4}|(19|20)\d\d([-_. ]?\d\d){0,2}(?!\d).*")
 
 
-def any_folder(folder):
+def any_folder(folder, notes=()):
     """Read loose images, class folders <class>/*, or splits {train,val,test}/<class>/*.
 
     Splits have any of the names in SPLITS, in any case, perhaps with the same prefix. Extra folders
@@ -62,18 +66,23 @@ def any_folder(folder):
         raise FileNotFoundError(f"no images under {where}{counted}. Expected class folders or "
                                 'loose .jpg files; see README, "Your own images".')
     records = make_records(rows)
-    check_classes(records, top)
+    check_classes(records, functools.partial(refuse, top))
+    sessions = [name for name in records.classes if SESSION.fullmatch(name)]
+    if records.classes and sessions == records.classes:
+        refuse(top, f"{', '.join(sessions[:5])}: these are days, or a camera's folders, and no "
+               "classes.", "Expected a folder for each class.")
     expected = [part.path for part in (splits or {"train": top}).values()]
-    notes = () if set(places) <= set(expected) and base is top else (
-        "classes found in " + ", ".join(display(place, top) for place in places),)
-    return records._replace(left_out=left_out, notes=notes * bool(places))
+    if places and not (set(places) <= set(expected) and base is top):
+        places = ", ".join(display(place, top) for place in places)
+        notes = (f"classes found in {places}", *notes)
+    return records._replace(left_out=left_out, notes=notes)
 
 
 def refuse(top, problem, advice):
     """Raise a UserError with the tree."""
     lines = [f"{top.path}: {problem}", f"  {top.name or top.path}/", *draw_tree(top, indent="    "),
-             f"{advice} A table can say it too: metadata.csv with columns file_name and label "
-             '(README, "Your own images").']
+             f"{advice} Or pass --labels none, which takes all images, without labels; or say it in "
+             'a table, metadata.csv with columns file_name and label (README, "Your own images").']
     raise UserError("\n".join(lines))
 
 
@@ -141,19 +150,30 @@ def class_rows(folder, split, top):
     return rows
 
 
-def check_classes(records, top):
-    """UserError for one class, classes that differ in case, and names that are no classes'."""
+def check_classes(records, refuse):
+    """Refuse one class, classes that differ in case or spaces, and names that are no classes'.
+
+    refuse: a function of a problem and an advice that raises UserError.
+    """
     classes = records.classes
     if len(classes) == 1:
-        refuse(top, f"one class only, {classes[0]}.",
-               "Pass the folder of the images itself to use them without labels, or add a class.")
+        refuse(f"one class only, {classes[0]}.", "Expected two or more.")
     spelt = {}
     for name in classes:
-        other = spelt.setdefault(name.strip().casefold(), name)
+        other = spelt.setdefault(" ".join(name.replace("_", " ").casefold().split()), name)
         if other != name:
-            refuse(top, f"{other!r} and {name!r} are two folders: one class or two?",
-                   "Rename one, or move its images.")
+            refuse(f"{other!r} and {name!r}: one class or two?",
+                   "Spell them alike, or less so.")
     odd = [name for name in classes if name.lower() in NO_CLASS]
     if odd or classes and all(name.lower() in VERSIONS for name in classes):
-        refuse(top, f"{', '.join(odd or classes[:5])}: these are not names of classes.",
-               "Pass one folder of the images, or give each class a folder.")
+        refuse(f"{', '.join(odd or classes[:5])}: these are not names of classes.",
+               "Expected a class for each.")
+
+
+def without_labels(folder):
+    """All images below a Folder, without labels, in train."""
+    paths = sorted(folder.image_paths())
+    if not paths:
+        raise FileNotFoundError(f"no images under {folder.path}")
+    return make_records([(Path(path), None, "train") for path in paths])._replace(
+        left_out=folder.total_left_out(), notes=("all images, without labels",))

@@ -1,5 +1,6 @@
 """Which images a run was trained on: their names, splits, and an id of each file's bytes."""
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 
@@ -45,9 +46,12 @@ def differences(before, now):
         return ""
     ids = [[row.tobytes() for row in np.asarray(each["ids"])] for each in (before, now)]
     changes = []
-    for word, ours, theirs, files in (("gone", ids[0], {*ids[1]}, before["files"]),
-                                      ("new", ids[1], {*ids[0]}, now["files"])):
-        names = [file for file, each in zip(files, ours) if each not in theirs]
+    for word, ours, theirs, files in (("gone", ids[0], Counter(ids[1]), before["files"]),
+                                      ("new", ids[1], Counter(ids[0]), now["files"])):
+        names = []
+        for file, each in zip(files, ours):                  # one content may be there twice
+            theirs[each] -= 1
+            names += [file] * (theirs[each] < 0)
         if names:
             more = ", ..." * (len(names) > 3)
             changes.append(f"{len(names)} {word} ({', '.join(names[:3])}{more})")

@@ -6,10 +6,12 @@ file_name is relative to the table's folder; split is a name such as train or va
 height are a box in pixels. A table may also lie in each of the split folders.
 """
 
+import codecs
 import csv
 import json
 import math
 import os
+import re
 import unicodedata
 from collections import Counter
 from pathlib import Path
@@ -21,8 +23,10 @@ from .files import is_image, require_image
 from .folders import check_classes, display, parse_split
 from .records import make_records
 
-NAMES = ("metadata.csv", "metadata.jsonl")
+NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 BOX = ("x", "y", "width", "height")
+KNOWN = {"file_name", "label", "split", *BOX}                # columns, in upper or lower case
+MISSING = {"nan", "na", "n/a", "#n/a", "<na>", "null"}       # how programs write an empty cell
 
 
 def find_tables(top):
@@ -47,62 +51,95 @@ def find_tables(top):
     return [(file, part, split) for file, part, (_, split) in parts]
 
 
+def named_as_tables(folder):
+    """The paths of the files in a Folder that are named as a table is."""
+    return [os.path.join(folder.path, name) for name in folder.others if name.lower() in NAMES]
+
+
 def tables_in(folder):
     """The paths of the tables that lie in a Folder."""
-    files = [os.path.join(folder.path, name) for name in NAMES if name in folder.others]
-    return [file for file in files if "file_name" in columns_of(file)]
+    return [file for file in named_as_tables(folder) if "file_name" in columns_of(file)]
+
+
+def unused(top):
+    """A note on each file of a table's name that is none: another program's, or misspelt."""
+    files = [file for folder in top.walk(1) for file in named_as_tables(folder)]
+    columns = [", ".join(columns_of(file)[:5]) for file in files]
+    return tuple(f"{os.path.relpath(file, top.path)} is not used: "
+                 + (f"no column file_name among {names}" if names else "it has no rows")
+                 for file, names in zip(files, columns))
 
 
 def columns_of(file):
-    """The names of a table's columns."""
+    """The names of a table's columns; none where it has no rows."""
     _, row = next(read_rows(file), (0, {}))
     return list(row)
 
 
 def read_rows(file):
-    """Yield (line number, {column: text}) of a .csv or .jsonl file.
+    """Yield (line number, {column: text}) of a table; of JSON lines, lists and dicts as they are.
 
-    A .csv is separated by commas, semicolons or tabs. UserError names file and line.
+    A .csv is separated by commas, semicolons, tabs or bars, in UTF-8, or UTF-16 with its mark.
+    UserError names file and line.
     """
-    def refuse(line, problem):
-        raise UserError(f"{file}, line {line}: {problem}. Correct the table.")
+    with open(file, "rb") as start:
+        marks = codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE
+        encoding = "utf-16" if start.read(2) in marks else "utf-8-sig"
+    with open(file, encoding=encoding, errors="surrogateescape", newline="") as text:
+        yield from (json_rows if file.lower().endswith(".jsonl") else csv_rows)(text, file)
 
-    with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        if file.endswith(".jsonl"):
-            for line, record in enumerate(text, 1):
-                if record.strip():
-                    try:
-                        row = json.loads(record)
-                    except ValueError as error:
-                        refuse(line, f"no JSON ({error})")
-                    if not isinstance(row, dict):
-                        refuse(line, f"{record.strip()[:40]!r} is no JSON object")
-                    yield line, {str(key).strip(): "" if value is None else str(value).strip()
-                                 for key, value in row.items()}
-            return
-        header = text.readline()
-        separator = max(",;\t", key=header.count)
-        columns = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
-        if len(set(columns)) < len(columns):
-            refuse(1, f"two columns of one name in {', '.join(columns)}")
-        reader = csv.reader(text, delimiter=separator, strict=True)
-        while True:
+
+def refuse(file, line, problem):
+    raise UserError(f"{file}, line {line}: {problem}. Correct the table.")
+
+
+def json_rows(text, file):
+    for line, record in enumerate(text, 1):
+        if record.strip():
             try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                refuse(reader.line_num + 1, error)
-            if any(cell.strip() for cell in cells):
-                if len(cells) != len(columns):
-                    refuse(reader.line_num + 1, f"{len(cells)} values for {len(columns)} columns")
-                yield reader.line_num + 1, dict(zip(columns, (cell.strip() for cell in cells)))
+                row = json.loads(record)
+            except ValueError as error:
+                refuse(file, line, f"no JSON ({error})")
+            if not isinstance(row, dict):
+                refuse(file, line, f"{record.strip()[:40]!r} is no JSON object")
+            yield line, {str(key).strip(): value if isinstance(value, (dict, list)) else
+                         "" if value is None else str(value).strip() for key, value in row.items()}
+
+
+def csv_rows(text, file):
+    header, line, separator = text.readline(), 1, ""
+    while header and (not header.strip() or header.lower().startswith("sep=")):
+        separator = header[4:5].strip("\n")                  # Excel's line "sep=;"
+        header, line = text.readline(), line + 1
+    separator = separator or max(",;\t|", key=header.count)
+    options = dict(delimiter=separator, skipinitialspace=separator != "\t", strict=True)
+    columns = [name.strip() for name in next(csv.reader([header], **options), [])]
+    columns = [name.lower() if name.lower() in KNOWN else name for name in columns]
+    while columns and not columns[-1]:                       # a spreadsheet's empty columns
+        columns.pop()
+    if len(set(columns)) < len(columns):
+        refuse(file, line, f"two columns of one name in {', '.join(columns)}")
+    reader = csv.reader(text, **options)
+    while True:
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            refuse(file, line + reader.line_num, error)
+        while len(cells) > len(columns) and not cells[-1].strip():
+            cells.pop()
+        if any(cell.strip() for cell in cells):
+            if len(cells) != len(columns):
+                refuse(file, line + reader.line_num,
+                       f"{len(cells)} values for {len(columns)} columns")
+            yield line + reader.line_num, dict(zip(columns, (cell.strip() for cell in cells)))
 
 
 def label_columns(tables):
     """The columns that can be labels, `label` first; "" is first if there are only others."""
-    known = {"file_name", "split", *BOX}
-    columns = [name for file, _, _ in tables for name in columns_of(file) if name not in known]
+    columns = [name for file, _, _ in tables for name in columns_of(file)
+               if name == "label" or name not in KNOWN]
     first = ["label"] if "label" in columns else [""] if columns else []
     return tuple(dict.fromkeys(first + columns))
 
@@ -118,23 +155,17 @@ def read_tables(top, column=None, tables=()):
                         f"{', '.join(label_columns(tables)[1:])}.")
     rows, boxes, left_out, listed = [], [], Counter(), set()
     for file, folder, split_of_folder in tables:
-        place = Path(folder.path)
-        images = {unicodedata.normalize("NFC", os.path.relpath(path, place)): path
+        images = {unicodedata.normalize("NFC", os.path.relpath(path, folder.path)): path
                   for path in folder.image_paths()}
         for line, row in read_rows(file):
-            where = f"{file}, line {line}"
-            name = row.get("file_name", "").replace("\\", "/")
-            path = images.get(unicodedata.normalize("NFC", os.path.normpath(name)))
-            if path is None:
-                path = str(require_image(place, name, file))
-                if not is_image(os.path.basename(path)):
-                    raise UserError(f"{where}: {name!r} cannot be read as an image. Convert it to "
-                                    "JPEG or PNG.")
+            path = find_image(row.get("file_name", ""), images, folder, file, line)
             if path in listed:
-                raise UserError(f"{where}: {name!r} is listed twice. Remove one of the lines.")
+                refuse(file, line, f"{row['file_name']!r} is listed twice")
             listed.add(path)
-            split, box = split_of_folder or read_split(row, where), read_box(row, where)
-            label = unicodedata.normalize("NFC", row.get(column, "")) if column else ""
+            split, box = read_split(row, file, line), read_box(row, file, line)
+            if split_of_folder and split not in (None, split_of_folder):
+                refuse(file, line, f"the split is {split}, but the table lies in {folder.name}")
+            split, label = split_of_folder or split, read_label(row.get(column, ""), file, line)
             if not label and split not in (None, "train"):
                 left_out[f"unlabelled, in {split}"] += 1
                 continue
@@ -146,7 +177,11 @@ def read_tables(top, column=None, tables=()):
                         "label of a test image. Expected them for all, or leave the columns out.")
     rows = [(path, label, split or "train") for path, label, split in rows]
     records = make_records(rows)
-    check_classes(records, top)
+
+    def refuse_classes(problem, advice):
+        raise UserError(f"{tables[0][0]}: {problem} {advice}")
+
+    check_classes(records, refuse_classes)
     left_out += Counter({"not in the table": len({*top.image_paths()} - listed)})
     left_out += top.total_left_out() - Counter({"not an image": len(tables)})
     names = ", ".join(display(file, top) for file, _, _ in tables)
@@ -155,25 +190,52 @@ def read_tables(top, column=None, tables=()):
         notes=(f"labels are {column!r} of {names}" if column else f"listed in {names}",))
 
 
-def read_split(row, where):
+def find_image(name, images, folder, file, line):
+    """The path of an image that a table names, in whichever Unicode form. images: {path below the
+    Folder: path}. An absolute path must lead into the folder."""
+    wanted = os.path.normpath(name.replace("\\", "/"))
+    if os.path.isabs(wanted):
+        wanted = os.path.relpath(wanted, os.path.abspath(folder.path))
+    path = images.get(unicodedata.normalize("NFC", wanted))
+    if path is None:
+        listing = f"line {line} of {file}"
+        path = str(require_image(Path(folder.path), wanted, listing, "Correct the table."))
+        if not is_image(os.path.basename(path)):
+            refuse(file, line, f"{name!r} cannot be read as an image: convert it to JPEG or PNG")
+    return path
+
+
+def read_label(label, file, line):
+    """The class of a row, "" if unknown; a name that is none is refused."""
+    if isinstance(label, (dict, list)):
+        refuse(file, line, f"the label is {json.dumps(label)[:40]}, expected a text or a number")
+    if label.lower() in MISSING:
+        refuse(file, line, f"the label is {label}: leave it empty where it is unknown")
+    if re.search("[\ud800-\udfff]", label):
+        refuse(file, line, f"the label {ascii(label)} is not in UTF-8: save the table as \"CSV "
+               "UTF-8\"")
+    return unicodedata.normalize("NFC", label)
+
+
+def read_split(row, file, line):
     """The split that a row names, or None."""
     text = row.get("split", "")
     found = parse_split(text) if text else None
     if text and not found:
-        raise UserError(f"{where}: cannot use the split {text!r}. Expected train, val or test.")
+        refuse(file, line, f"cannot use the split {text!r}, expected train, val or test")
     return found and found[1]
 
 
-def read_box(row, where):
+def read_box(row, file, line):
     """The box of a row as four numbers, or None."""
     texts = [row.get(name, "") for name in BOX]
     if not any(texts):
         return None
     try:
         box = [float(text) for text in texts]
-    except ValueError:
+    except (TypeError, ValueError):
         box = [math.nan]
     if not all(map(math.isfinite, box)) or min(box[2:]) <= 0:
-        raise UserError(f"{where}: cannot use the box {', '.join(texts)}. Expected numbers of "
-                        "pixels, width and height above 0.")
+        refuse(file, line, f"cannot use the box {', '.join(map(str, texts))}, expected numbers of "
+               "pixels, width and height above 0")
     return box

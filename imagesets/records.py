@@ -50,16 +50,24 @@ def printable(text):
 
 def describe(records, name=None):
     """What was read, as text: images, classes, splits; below, how it was read if that was not
-    plain, and what was left out and why. name: in place of the set's."""
+    plain, and what was left out and why. name: in place of the set's.
+
+    Up to four classes are named, in a line of at most 120 columns; the first three of more, where
+    the line stays within 80.
+    """
     counts = {split: int((records.splits == split).sum()) for split in ("train", "val", "test")}
-    classes, unlabelled = records.classes, int((records.labels < 0).sum())
-    names = [name if len(name) < 40 else name[:37] + "..." for name in classes[:4]]
-    names = names if len(classes) < 5 else [*names[:3], "..."]
-    lines = [f"{name or records.name}: {len(records.paths):,} images, {len(classes):,} classes"
-             + (f" ({', '.join(names)})" if names else "") + "; "
-             + " / ".join(f"{number:,} {split}" for split, number in counts.items())
-             + (f"; {unlabelled:,} without a label" if unlabelled else "")]
-    lines += [f"  {note}" for note in records.notes]
+    unlabelled, classes = int((records.labels < 0).sum()), [*map(printable, records.classes)]
+    head = f"{name or records.name}: {len(records.paths):,} images, {len(classes):,} classes"
+    tail = "; " + " / ".join(f"{number:,} {split}" for split, number in counts.items()) + (
+        f"; {unlabelled:,} without a label" if unlabelled else "")
+    if len(classes) < 5:
+        most = max(12, (117 - len(head + tail)) // max(1, len(classes)) - 2)
+        names = [name if len(name) <= most else name[:most - 3] + "..." for name in classes]
+    else:
+        names = [*classes[:3], "..."]
+    names = f" ({', '.join(names)})" if names else ""
+    fits = len(classes) < 5 or len(head + names + tail) <= 80
+    lines = [head + names * fits + tail, *(f"  {note}" for note in records.notes)]
     if records.left_out:
         lines.append(f"  left out: {count_reasons(records.left_out)}")
     return "\n".join(map(printable, lines))

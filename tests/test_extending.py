@@ -108,6 +108,16 @@ def test_the_byol_example_trains_logs_and_resumes(byol, photos, tmp_path, monkey
     stopped_and_resumed(byol, tmp_path / "stopped", whole, monkeypatch, *command)
 
 
+def test_byols_target_begins_as_the_online_network_also_with_init(byol, photos, tmp_path):
+    """The target was copied before --init's weights came, and pulled them back to random ones."""
+    start = tmp_path / "start.pt"
+    torch.save(fgssl.resnet("resnet10").state_dict(), start)
+    byol.main(["--data", str(photos), *TINY, "--epochs", "1", "--lr", "1e-12", "--init", str(start),
+               "--out", str(tmp_path / "out")])
+    target = fgssl.read_checkpoint(tmp_path / "out" / "checkpoint.pt")["target"]["0.conv1.weight"]
+    torch.testing.assert_close(target, torch.load(start, weights_only=True)["conv1.weight"])
+
+
 def test_byol_predicts_the_other_view_and_never_trains_the_target(byol):
     """Rolled by another number of rows, or with a gradient into the target, it still runs."""
     p = torch.randn(6, 4, requires_grad=True)

@@ -1,6 +1,7 @@
 """The data of a run has an identity: resumed on other images it is refused, evaluated on images
 that it has seen it is no test."""
 
+import argparse
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ import fgssl
 import imagesets
 import linear_eval
 import train_simclr
+from evaluation.results import count_seen
 from imagesets.identity import differences, file_ids, identify
 
 
@@ -128,3 +130,19 @@ def test_differences_are_of_content_and_split_and_not_of_names(mine):
     assert differences(before, {**before, "files": ["other"] * 10}) == ""
     assert differences(before, identify(records, np.arange(9, -1, -1))).startswith("the same")
     assert differences(before, identify(records, np.arange(2, 12))).startswith("2 gone (ash/")
+    records.paths[11].write_bytes(records.paths[0].read_bytes())
+    twice = identify(records, np.array([*range(10), 11]))
+    assert differences(before, twice).startswith("1 new (ash/"), "a copy of one that was there"
+
+
+def test_what_the_weights_of_init_saw_counts_as_seen(mine, tmp_path):
+    """A run that began with the weights of another has seen that one's images, too."""
+    train(mine, tmp_path / "first")
+    train(mine, tmp_path / "second", "--init", str(tmp_path / "first" / "checkpoint.pt"))
+    file = tmp_path / "second" / "checkpoint.pt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["data"]["ids"] += 1                           # as if trained on other images
+    torch.save(checkpoint, file)
+    records = imagesets.read(mine, ".")
+    args = argparse.Namespace(checkpoint=str(file), allow_seen=True)
+    assert count_seen(args, records, np.flatnonzero(records.splits == "train")) == 28

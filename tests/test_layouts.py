@@ -11,6 +11,7 @@ import fgssl
 import imagesets
 from imagesets import files
 from imagesets.errors import UserError
+from imagesets.records import make_records
 
 
 def found(top):
@@ -143,6 +144,10 @@ def test_two_unicode_forms_of_a_name_are_one_class(tmp_path):
     (["train/images/1.jpg", "valid/images/2.jpg"], "one class only, images"),
     (["ash/1.jpg", "oak/2.jpg", "images/3.jpg"], "images: these are not names of classes"),
     (["resized/1.jpg", "original/1.jpg"], "these are not names"),
+    (["JPEGImages/1.jpg", "SegmentationClass/2.png"], "these are not names"),
+    (["DCIM/100CANON/1.jpg", "DCIM/101_PANA/2.jpg"], "days, or a camera's folders"),
+    (["2021-05-01 Kew/1.jpg", "20210502/2.jpg", "2022/3.jpg"], "days, or a camera's folders"),
+    (["red oak/1.jpg", "red_oak/2.jpg"], "one class or two"),
     ([f"{copy}/{name}/1.jpg" for copy in ("v1", "v2", "v3") for name in "ab"], "holds folders"),
     (["train1/ash/1.jpg", "train2/ash/1.jpg"], "not clear which folders are splits"),
     (["val/a/1.jpg", "valid/b/1.jpg", "train/a/1.jpg"], "not clear which folders are splits"),
@@ -154,6 +159,26 @@ def test_what_can_be_read_in_two_ways_is_refused_with_its_tree(names, problem, t
     with pytest.raises(UserError, match=problem) as error:
         imagesets.read(put(tmp_path / "X", *names), ".")
     assert "\n  X/\n" in str(error.value) and "metadata.csv" in str(error.value)
+
+
+def test_labels_none_takes_the_images_of_any_tree(tmp_path):
+    """Days, or genus and species, were refused, with no way to train on the photographs."""
+    put(tmp_path / "X", "2021/05/1.jpg", "2021/06/2.jpg", "3.jpg", "@eaDir/4.jpg")
+    records = imagesets.read(tmp_path / "X", ".", "none")
+    assert rows(records, tmp_path / "X") == [(name, None, "train") for name in (
+        "2021/05/1.jpg", "2021/06/2.jpg", "3.jpg")]
+    assert records.classes == [] and records.left_out == {"system folder": 1}
+
+
+def test_the_first_line_fits_a_terminal():
+    def line(*classes):
+        rows = [(f"{i}.jpg", name, "train") for i, name in enumerate(classes)]
+        return imagesets.describe(make_records(rows), "toy")
+
+    assert line("ash", "oak") == "toy: 2 images, 2 classes (ash, oak); 2 train / 0 val / 0 test"
+    assert len(line(*(c * 90 for c in "abcd"))) <= 120
+    assert line(*"abcdef").startswith("toy: 6 images, 6 classes (a, b, c, ...); 6 train")
+    assert line(*(c * 9 for c in "abcdef")).startswith("toy: 6 images, 6 classes; 6 train")
 
 
 @pytest.mark.parametrize("name", ["classes.csv", "hierarchy.txt", "classes.txt", "train.csv",
@@ -187,13 +212,13 @@ def test_every_kind_that_pillow_decodes_is_read(tmp_path):
 def test_what_is_left_out_is_counted_by_extension_and_reason(tmp_path, capsys):
     put(tmp_path, "ash/1.png", "ash/2.png", "ash/3.png", "oak/1.png", "oak/2.png", "oak/3.png",
         *(f"phone/{i}.HEIC" for i in range(6)), "ash/a.cr2", "@eaDir/x.jpg", "ash/@eaDir/y.jpg",
-        "__MACOSX/._1.jpg", "lost+found/z.jpg", "ash/._1.png", "Thumbs.db", "ash/notes.txt",
+        "__MACOSX/._1.jpg", "lost+found/z.jpg", "ash/thumbs/1.jpg", "My Previews.lrdata/a/1.jpg", "ash/._1.png", "Thumbs.db", "ash/notes.txt",
         "ash/2.jpg_large")
     (tmp_path / "linked").symlink_to(tmp_path / "ash")
     fgssl.main(["data", str(tmp_path), "--out", str(tmp_path / "look")])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith(f"{tmp_path.name}: 6 images, 2 classes (ash, oak); ")
-    assert printed[1] == ("  left out: .heic 6, system folder 4, not an image 2, .cr2 1, "
+    assert printed[1] == ("  left out: .heic 6, system folder 6, not an image 2, .cr2 1, "
                           ".jpg_large 1, hidden 1, link to a folder read elsewhere 1")
 
 
@@ -227,6 +252,6 @@ def test_links_are_followed_once(tmp_path):
 
 
 def test_a_name_that_cannot_be_printed_is_escaped(tmp_path, capsys):
-    put(tmp_path, "a\nb/1.jpg", f"{'x' * 99}/1.jpg")
-    printed = imagesets.describe(imagesets.read(tmp_path, "."))
-    assert f"2 classes (a\\nb, {'x' * 37}...)" in printed
+    put(tmp_path / "X", "a\nb/1.jpg", f"{'x' * 99}/1.jpg")
+    printed = imagesets.describe(imagesets.read(tmp_path / "X", "."))
+    assert "2 classes (a\\nb, xxxxxxxxxxxxxxxxxxxxxxxxxxxxx...)" in printed and len(printed.splitlines()[0]) <= 120

@@ -55,6 +55,25 @@ def test_a_spreadsheet_of_any_country_is_read(separator, photos):
         read(photos, "family")
 
 
+@pytest.mark.parametrize("text", [
+    "File_Name,LABEL\n1.jpg,ash\n2.jpg,oak\n",
+    "file_name|label\n1.jpg|ash\n2.jpg|oak\n",
+    "sep=;\r\nfile_name;label\r\n1.jpg;ash\r\n2.jpg;oak\r\n",
+    "\n\nfile_name,label\n1.jpg,ash\n2.jpg,oak",
+    "file_name,label,,\n1.jpg,ash,,\n2.jpg,oak,,,\n,,,\n",
+    'file_name, label\n1.jpg, "ash"\n2.jpg, oak'])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_what_spreadsheets_write_is_one_table(text, encoding, photos):
+    """Each of these was passed over, or its class was called "ash" with the quotes."""
+    (photos / "Metadata.csv").write_bytes(text.encode(encoding))
+    assert read(photos) == [(f"{i}.jpg", name, "train") for i, name in ((1, "ash"), (2, "oak"))]
+
+
+def test_an_absolute_path_may_lead_into_the_folder(photos):
+    table(photos, "file_name,label", f"{photos}/deep/3.jpg,ash", "2.jpg,oak")
+    assert {path: name for path, name, _ in read(photos)} == {"2.jpg": "oak", "deep/3.jpg": "ash"}
+
+
 def test_json_lines_of_hugging_face_lie_in_each_split(tmp_path):
     for split, name in (("train", "1.png"), ("test", "2.png")):
         put(tmp_path / "data" / split, name, "a/" + name)
@@ -82,6 +101,8 @@ def test_a_table_goes_before_class_folders_and_needs_its_header(tmp_path):
     put(tmp_path, "a/1.jpg", "b/2.jpg")
     table(tmp_path, "isic_id,diagnosis", "1,x")
     assert {name for _, name, _ in read(tmp_path)} == {"a", "b"}, "another metadata.csv"
+    note = "metadata.csv is not used: no column file_name among isic_id, diagnosis"
+    assert imagesets.read(tmp_path, ".").notes == (note,), "it must not go unnoticed"
     table(tmp_path, "file_name,label", "a/1.jpg,ash", "b/2.jpg,oak")
     assert {name for _, name, _ in read(tmp_path)} == {"ash", "oak"}
 
@@ -104,6 +125,8 @@ def test_names_of_macos_are_found(tmp_path):
     (["file_name,label,x,y,width,height", "1.jpg,ash,0,0,nan,4"], "line 2: cannot use the box"),
     (["file_name,label,x,y,width,height", "1.jpg,ash,0,0,1,1", "2.jpg,oak,,,,"], "for some images"),
     (["file_name,label", '1.jpg,"ash'], "line"),
+    (["file_name,label", "1.jpg,ash", "/etc/2.jpg,oak"], "line 3 of .* lists .*outside"),
+    (["file_name,label", "1.jpg,ash", "2.jpg,NaN"], "line 3: the label is NaN"),
     (["file_name,label", "notes.txt,ash"], "cannot be read as an image"),
     (["file_name,label", "1.jpg,ash", "2.jpg,Ash"], "one class or two"),
     (["file_name,label", "1.jpg,ash", "2.jpg,ash"], "one class only")])
@@ -111,3 +134,22 @@ def test_a_line_that_does_not_fit_is_named(lines, problem, photos):
     (photos / "notes.txt").touch()
     with pytest.raises((UserError, FileNotFoundError), match=problem):
         read(table(photos, *lines))
+
+
+def test_a_table_in_a_split_may_not_name_another(tmp_path):
+    for split in ("train", "test"):
+        table(put(tmp_path / split, "1.jpg", "2.jpg"), "file_name,label,split", "1.jpg,ash,train",
+              "2.jpg,oak,train")
+    with pytest.raises(UserError, match="line 2: the split is train, but the table lies in test"):
+        read(tmp_path)
+
+
+def test_a_label_is_text_in_utf_8(photos):
+    """A file of Windows-1252 gave classes whose letters no terminal, picture or CSV could write."""
+    (photos / "metadata.csv").write_bytes("file_name,label\n1.jpg,M\xf6we\n".encode("cp1252"))
+    with pytest.raises(UserError, match='line 2: the label .* is not in UTF-8: save the table as'):
+        read(photos)
+    (photos / "metadata.csv").unlink()
+    table(photos, '{"file_name": "1.jpg", "label": ["ash"]}', name="metadata.jsonl")
+    with pytest.raises(UserError, match=r'line 1: the label is \["ash"\], expected a text'):
+        read(photos)

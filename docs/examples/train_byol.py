@@ -64,6 +64,8 @@ def main(argv=None):
     embed, predict = run.wrap(online, predictor)
     run.start(encoder=encoder, head=projector, predictor=predictor, target=target,
               optimizer=optimizer)
+    if run.step == 0:                                        # the encoder may have --init's weights
+        target.load_state_dict(online.state_dict())
 
     for step, x in run:                                      # x: uint8 (N, 3, C, C)
         lr = fgssl.cosine_lr(step, run.total, run.total // 20, args.lr)
