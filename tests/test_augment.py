@@ -44,7 +44,8 @@ def assert_share(hits, p, what):
     """A share of n draws lies within 3.3 standard deviations of p, but once in 1000."""
     share, n = hits.double().mean().item(), len(hits)
     assert abs(share - p) <= 3.3 * math.sqrt(p * (1 - p) / n), (
-        f"{what}: in {share:.3f} of the cases, wanted {p}. Which draw decides it?")
+        f"{what}: in {share:.3f} of the cases, wanted {p}. Which draw decides it, and has "
+        "each image one?")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -374,7 +375,8 @@ def test_one_seed_repeats_to_the_bit_and_every_image_stands_alone(name):
     assert torch.equal(x, before), "the input was changed in place"
     assert torch.equal(torch.get_rng_state(), state), "drawn from torch's global generator"
     assert torch.equal(y, operation(x, seeded(1))), "one seed, two results: draw from rng alone"
-    assert not torch.equal(y, operation(x, seeded(2))), "the seed is ignored"
+    assert not torch.equal(y, operation(x, seeded(2))), (
+        "two seeds, one result for all 16 images: does each image have a draw of its own, of rng?")
     for i in (0, 3, 15):
         other = x.clone()
         other[i] = images(3, 31, 27, seed=i + 9)
