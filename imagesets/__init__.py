@@ -48,8 +48,8 @@ def read(name_or_folder, root, labels=None):
     else:
         similar = difflib.get_close_matches(name.lower(), SETS, n=1)
         question = f"; did you mean {similar[0]}?" if similar else "."
-        raise FileNotFoundError(f"no folder {folder}{question} Expected a folder of images (if it was "
-                                "moved, name it with --data), or one of the sets "
+        raise FileNotFoundError(f"no folder {folder}{question} Expected a folder of images (if it "
+                                "was moved, name it with --data), or one of the sets "
                                 f"{', '.join(SETS)}.")
     if labels == "none" and not is_named:
         return without_labels(top)._replace(name=name, folder=os.path.abspath(top.path))

@@ -225,7 +225,7 @@ def count_steps():
     """Count in the steps from the second to the last but one; those are not logged."""
     import fgssl
     run = fgssl.Run
-    iterate, due, evaluates = run.__iter__, run.due, run.evaluates
+    iterate, due = run.__iter__, run.due
 
     def steps(self):
         global counting

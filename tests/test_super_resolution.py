@@ -63,7 +63,8 @@ def test_psnr_is_of_y_without_the_border_and_with_the_peak_of_255():
     assert found.tolist() == pytest.approx(wanted, abs=1e-3), (               # dB, to three places
         f"{found.tolist()} dB, wanted {wanted}: 10 log10 of 255 squared over the mean square, for "
         "each image alone. Which mean do you take?")
-    assert psnr(x, x).tolist() == pytest.approx([100, 100]), f"{psnr(x, x).tolist()} dB for equal images, wanted 100"
+    found = psnr(x, x).tolist()
+    assert found == pytest.approx([100, 100]), f"{found} dB for equal images, wanted 100"
 
 
 def test_ssim_is_the_papers_formula_written_out():
