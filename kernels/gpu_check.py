@@ -11,6 +11,7 @@ the pretended one (tests/pretend_gpu.py), which shows no times.
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -74,7 +75,8 @@ def profile_steps():
 def summarize(events):
     """Launches a step, and the share of the time in which no kernel or copy ran, of a profile."""
     spans = sorted((event.time_range.start, event.time_range.end) for event in events
-                   if event.device_type == torch.autograd.DeviceType.CUDA)
+                   if event.device_type == torch.autograd.DeviceType.CUDA
+                   and not getattr(event, "is_user_annotation", False))
     if not spans:
         return {}
     busy, end = 0., spans[0][0]
@@ -175,7 +177,10 @@ def line(row):
 def main(out="out/gpu-check"):
     """Run all, print each row as it comes, and write the report. Returns the number of failures."""
     out = (ROOT / out).resolve()
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, out / "cpu"):                        # no trainer overwrites an earlier run
+        folder.mkdir(parents=True, exist_ok=True)
+        for script in TRAINERS:
+            shutil.rmtree(folder / script, ignore_errors=True)
     card = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     rows = []
 
