@@ -1,7 +1,12 @@
 """python -m kernels: which implementation runs here and why, the tools found, the builds kept."""
+import sys
+
 import torch
 
-from . import build, status
+from . import build, gpu_check, status
+
+if sys.argv[1:] == ["gpu-check"]:                # all that a machine with a GPU can say
+    sys.exit(gpu_check.main() > 0)
 
 here = status()
 found = build.toolkit()
