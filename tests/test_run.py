@@ -20,6 +20,17 @@ import fgssl
 import kernels
 from imagesets.progress import format_time
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bf16_takes_fp32(monkeypatch, native):
+    """A T4 says that it supports bf16, unless it is asked for more than emulation."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: native or including_emulation)
+    enabled = {precision: fgssl.device_and_precision(precision)[1]._enabled
+               for precision in ("auto", "bf16", "fp32")}
+    assert enabled == {"auto": native, "bf16": True, "fp32": False}
+
+
 # ------------------------------------------------------------------------------------------------
 # Schedule and batches
 # ------------------------------------------------------------------------------------------------
