@@ -173,6 +173,17 @@ def test_resume_of_a_damaged_or_foreign_checkpoint_is_an_error_with_usage(run, c
     assert "no checkpoint of a trainer" in refused(capsys, run, "--resume")
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_a_gpu_that_only_emulates_bf16_takes_fp32(monkeypatch, native):
+    """A T4 says that it supports bf16, unless it is asked for more than emulation."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported",
+                        lambda including_emulation=True: native or including_emulation)
+    enabled = {precision: fgssl.device_and_precision(precision)[1]._enabled
+               for precision in ("auto", "bf16", "fp32")}
+    assert enabled == {"auto": native, "bf16": True, "fp32": False}
+
+
 # ------------------------------------------------------------------------------------------------
 # Checkpoint
 # ------------------------------------------------------------------------------------------------
