@@ -51,9 +51,9 @@ def save_finetuned(file, model, frozen, args, files, accuracy):
 
 
 def run_cells(frozen, args, out, done=(), extras=None, files=()):
-    """Yield the results of each cell, a dict, that is not in `done`; then write its files, if one is
-    missing also of a cell in `done`. files: the names of the labelled images, which a finetuned.pt
-    tells.
+    """Yield the results of each cell, a dict, that is not in `done`; then write its files, also of
+    a cell in `done` if one is missing. files: the names of the labelled images, which a
+    finetuned.pt tells.
 
     A cell learns from k labels a class of train and chooses (the probe's l2, the step of
     fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
