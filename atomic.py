@@ -40,7 +40,8 @@ def replacing(file):
         if error.filename not in (None, str(draft), draft):  # the block was reading another file
             raise
         reason = error.strerror or str(error)
-        raise OSError(error.errno or errno.EIO, f"{reason}; {file} is as it was", file) from error
+        raise OSError(error.errno or errno.EIO, f"cannot write {file}: {reason}. What was there "
+                      "is untouched") from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink()

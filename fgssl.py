@@ -838,7 +838,8 @@ def launch(main):
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except (UserError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+        about = None if getattr(error, "filename", None) else getattr(error, "strerror", None)
+        sys.exit(f"error: {about or error}")                 # "[Errno 28]" tells nothing more
 
 
 # ------------------------------------------------------------------------------------------------

@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import atomic
 import fgssl
 from evaluation import page
 from evaluation.classifier import Classifier, Memory, load_init, refit, save_classifier
@@ -45,6 +44,7 @@ from evaluation.results import (
     print_grad_cam, print_result, show_few_labels, write_result)
 from evaluation.retrieval import retrieval_sheet
 from methods import srgan  # and its encoder "srgan-vgg"
+from runfiles import save_tensors
 
 # Arguments ----------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ def fill_in(args, run):
     wrong = [*fgssl.invalid_arguments(fgssl.parser("", training=False), run | {"arch": None})]
     if wrong:
         raise fgssl.UserError(f"{args.checkpoint} was changed or damaged: {', '.join(wrong)}")
-    defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0)
+    defaults = dict(data="toy", root=None, size=64, arch="resnet10", seed=0, fit=None)
     if args.data is None:                                    # another set has other labels, boxes
         defaults |= dict.fromkeys(fgssl.DATA_FLAGS)
     for name, default in defaults.items():
@@ -269,9 +269,7 @@ def main(argv=None):
     elif args.checkpoint:
         encoder, run = fgssl.load_encoder(args.checkpoint, args.arch)
     if args.export:
-        Path(args.export).parent.mkdir(parents=True, exist_ok=True)
-        with atomic.replacing(args.export) as draft:
-            torch.save(encoder.state_dict(), draft)
+        save_tensors(args.export, encoder.state_dict())
         return print(f"wrote {args.export}")
     args.data = args.explore or args.data
     fill_in(args, run)

@@ -39,7 +39,7 @@ def save(file, step, args, rng, data=None, **parts):
     rng: the generator of the views; data: which images it was trained on, as imagesets.identity has
     it; parts: name=module or name=optimizer. PyTorch's own generators
     are saved for encoders with dropout. Rank 0 writes, and the others wait. OSError where it cannot
-    be written; then the last checkpoint is as it was.
+    be written; then the last checkpoint is untouched.
     """
     if parallel.rank() == 0:
         checkpoint = {name: part.state_dict() for name, part in parts.items()}
@@ -48,14 +48,22 @@ def save(file, step, args, rng, data=None, **parts):
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
         if data:
             checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
-        try:
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
-            with atomic.replacing(file) as draft:
-                torch.save(checkpoint, draft)
-        except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-            raise OSError(f"cannot write {file}: {error}. The last checkpoint is untouched."
-                          ) from error
+        save_tensors(file, checkpoint)
     parallel.wait()
+
+
+def save_tensors(file, content):
+    """torch.save, whole or not at all. OSError where it cannot be written; a full disk is one, too,
+    which PyTorch's writer reports as a RuntimeError."""
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {file}: {error.strerror}") from error
+    with atomic.replacing(file) as draft, open(draft, "wb") as out:
+        try:
+            torch.save(content, out)
+        except RuntimeError as error:
+            raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
 def read_checkpoint(file):

@@ -20,7 +20,7 @@ import fgssl
 import pictures
 from evaluation import page
 from evaluation.probe import Inference, Layers, extract_features, layer_names
-from evaluation.results import digest, digest_weights, write_csv
+from evaluation.results import Extras, digest, digest_weights, write_csv
 from evaluation.similarity import (
     clusters, duplicates, farthest_first, label_probabilities, neighbours, outlyingness)
 
@@ -51,26 +51,33 @@ def explore(encoder, args, out):
     h = extract_features(Layers(encoder, (layer,)), images, Inference(args.size, *device), "images")
     x = (h - h.mean(0)) / h.std(0).clamp(min=1e-6)
     named = [names[label] if label >= 0 else "" for label in labels]
-    write_embeddings(out, identity, h, files, labels, names, named)
-
-    show = page.Thumbnails(images, args.size)
-    sections = [look_alikes(out, x, files, show),
-                twins(out, images, files, named, show),
-                strangers(out, x, files, named, show),
-                groups(out, x, files, named, images, show)]
-    known = labels >= 0
+    show, known = page.Thumbnails(images, args.size), labels >= 0
+    answers = {
+        "embeddings.csv": lambda: write_embeddings(out, identity, h, files, labels, names, named),
+        "neighbours.csv": lambda: look_alikes(out, x, files, show),
+        "duplicates.csv": lambda: twins(out, images, files, named, show),
+        "outliers.csv": lambda: strangers(out, x, files, named, show),
+        "clusters": lambda: groups(out, x, files, named, images, show)}
     if (np.bincount(labels[known]) > 1).sum() > 1:           # one alone of its class: unknown
-        sections.append(doubtful(out, x, labels, files, names, show))
+        answers["doubtful_labels.csv"] = lambda: doubtful(out, x, labels, files, names, show)
     if not known.all():
-        sections.append(to_label(out, x, known, files, show))
+        answers["label_next.csv"] = lambda: to_label(out, x, known, files, show)
+    sections, extras = [], Extras()
+    for name, answer in answers.items():                     # one that fails does not cost the rest
+        with extras.write(name):
+            sections.append(answer())
+    sections = [section for section in sections if section]
     title = f"{data.name}: {len(files):,} images, {known.sum():,} with a label"
     about = [f"{len(bad)} files cannot be read, see unreadable.csv"] if bad else []
-    page.write(out / "explore.html", title, [*about, f"encoder {args.checkpoint}, layer {layer}"],
-               sections)
+    with extras.write("explore.html"):
+        page.write(out / "explore.html", title,
+                   [*about, f"encoder {args.checkpoint}, layer {layer}"], sections)
     print(f"{title}; {len(bad)} cannot be read")
     for section in sections:
         print(f"  {section.summary}")
-    print(f"look at {out / 'explore.html'}; the tables beside it open in a spreadsheet")
+    if "explore.html" not in extras.failed:
+        print(f"look at {out / 'explore.html'}; the tables beside it open in a spreadsheet")
+    extras.finish()
 
 
 def claim(out, identity):
@@ -134,26 +141,28 @@ def strangers(out, x, files, named, show, count=24):
 
 
 def groups(out, x, files, named, images, show, most=40):
-    """clusters.csv, and a picture of each cluster, named by its medoid."""
+    """clusters.csv, then a picture of each cluster, named by its medoid."""
     k = min(CLUSTERS, len(x) - 1, max(2, round((len(x) / 2) ** 0.5)))
     member, medoids = clusters(x, k)
     sim = F.normalize(x, dim=1)
     titles = [f"{c:02}_{Path(files[m]).stem}" for c, m in enumerate(medoids, 1)]
-    rows, shown = [["file", "label", "cluster", "similarity to its medoid"]], []
-    (out / "clusters").mkdir(exist_ok=True)
+    rows, shown, sheets = [["file", "label", "cluster", "similarity to its medoid"]], [], {}
     for c, (medoid, title) in enumerate(zip(medoids, titles)):
         near = sim @ sim[medoid]
         inside = (member == c).nonzero()[:, 0]
         inside = inside[near[inside].argsort(descending=True)].tolist()
         rows += [[files[i], named[i], title, round(near[i].item(), 4)] for i in inside]
-        sheet = torch.from_numpy(images[inside[:most]])
-        pictures.grid(out / "clusters" / f"{title}.png", [*sheet.split(8)], side=112)
+        sheets[title] = inside[:most]
         common = [named[i] for i in inside if named[i]]
         shown.append([(show(i), "") for i in inside[:8]])
         note = max(set(common), key=common.count) if common else ""
         shown[-1][0] = (shown[-1][0][0], f"{title}, {len(inside)} images" + (f", {note}" if note
                                                                              else ""))
     write_csv(out / "clusters.csv", rows)
+    (out / "clusters").mkdir(exist_ok=True)
+    for title, inside in sheets.items():
+        sheet = torch.from_numpy(images[inside])
+        pictures.grid(out / "clusters" / f"{title}.png", [*sheet.split(8)], side=112)
     return page.Section("Which groups are there?", f"clusters.csv and clusters/: {len(medoids)} "
                         "groups, each named by its most typical image",
                         "The most typical images of each (k-means).", shown)

@@ -16,6 +16,9 @@ from evaluation.probe import SPLITS, choose_linear, extract_features, mean_and_s
 from evaluation.report import class_report, write_confusion
 from evaluation.results import Extras
 
+# What is written of the cell that is fine-tuned on all labels.
+FINETUNED = "finetuned.pt", "confusion-finetuned.csv", "confusion-finetuned.png"
+
 
 def draw_shots(labels, k, draw):
     """Indices of k images of each class, or of all that a smaller one has; k "all": every image.
@@ -48,8 +51,9 @@ def save_finetuned(file, model, frozen, args, files, accuracy):
 
 
 def run_cells(frozen, args, out, done=(), extras=None, files=()):
-    """Yield the results of each cell, a dict, that is not in `done`; then write its files. files:
-    the names of the labelled images, which a finetuned.pt tells.
+    """Yield the results of each cell, a dict, that is not in `done`; then write its files, also of
+    a cell in `done` if one is missing. files: the names of the labelled images, which a
+    finetuned.pt tells.
 
     A cell learns from k labels a class of train and chooses (the probe's l2, the step of
     fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
@@ -71,7 +75,9 @@ def run_cells(frozen, args, out, done=(), extras=None, files=()):
                   f"{fewer[0]}")
     stop = fgssl.StopSignal() if todo else None
     for i, cell in enumerate(todo, 1):
-        if cell in known:
+        tuned, there = cell["method"] == "fine-tuned", cell in known
+        if there and not (tuned and cell["shots"] == "all"
+                          and any(not (out / name).exists() for name in FINETUNED)):
             continue
         if stop:
             exit_interrupted(stop)
@@ -80,11 +86,11 @@ def run_cells(frozen, args, out, done=(), extras=None, files=()):
         cell |= found
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f} % of "
               f"{n_val}, test {cell['test']:.1f} % of {n_test}", flush=True)
-        tuned = cell["method"] == "fine-tuned"
-        if tuned and cell["shots"] == "all":                 # a cell on file is not run again
+        if tuned and cell["shots"] == "all":
             with extras.write("finetuned.pt"):
                 save_finetuned(out / "finetuned.pt", model, frozen, args, files, found["test"])
-        yield cell
+        if not there:
+            yield cell
         if tuned and cell["shots"] == "all":
             with extras.write("confusion-finetuned.png"):
                 write_confusion(out, "confusion-finetuned", confusion, frozen.names)

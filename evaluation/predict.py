@@ -15,6 +15,7 @@ import pictures
 from evaluation.classifier import load_all
 from evaluation.probe import Inference, extract_features
 from evaluation.results import write_csv
+from imagesets.decode import FITS
 from imagesets.files import list_images
 from imagesets.progress import progress
 
@@ -42,24 +43,25 @@ def expand(arguments):
     return list(dict.fromkeys(found))
 
 
-def read(file, side):
+def read(source, side):
     """An image as uint8 (3, side, side), or the reason why it cannot be read."""
     try:
-        return torch.from_numpy(fgssl.decode(file, side).copy())
+        return torch.from_numpy(fgssl.decode(source, side).copy())
     except ValueError as error:
         return str(error)
 
 
-def read_chunks(files, side, workers=None, chunk=256):
+def read_chunks(files, side, fit, workers=None, chunk=256):
     """Yield files, at most `chunk` together, each with its image or reason; reads with all cores
-    and reports progress."""
+    and reports progress. fit: as of a Source."""
     with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         done = progress(range(len(files)), len(files), "photographs", patience=3)
         for first in range(0, len(files), chunk):
             part = files[first:first + chunk]
+            sources = [fgssl.Source(Path(file), fit=fit) for file in part]
             yield [(file, image, next(done))[:2]
-                   for file, image in zip(part, pool.map(read, part, [side] * len(part)))]
+                   for file, image in zip(part, pool.map(read, sources, [side] * len(part)))]
         next(done, None)                                     # its last line
 
 
@@ -70,38 +72,51 @@ def predict(checkpoint, arguments, args):
     then the exit status is 1.
     """
     loaded, files = load_all(checkpoint), expand(arguments)
-    side = fgssl.cache_side(loaded.run["size"])
+    side, fit = fgssl.cache_side(loaded.run["size"]), loaded.run.get("fit") or FITS[0]
     inference = Inference(loaded.run["size"], *fgssl.device_and_precision(args.precision))
     loaded.model.to(inference.device, memory_format=torch.channels_last)
     if "accuracy" in loaded.run:
         also = "; then it learned from those, too" if loaded.run.get("refitted") else ""
         print(f"{checkpoint}: {loaded.run['accuracy']:.1f} % of its test images were right{also}",
               file=sys.stderr)
+    if loaded.run.get("bbox"):
+        print(f"{checkpoint} learned from images cropped to their boxes, and reads these whole: "
+              "crop them to the object first", file=sys.stderr)
     rows, failed, unlike = [], 0, 0
     try:
-        for part in read_chunks(files, side, args.workers):
+        for part in read_chunks(files, side, fit, args.workers):
             for row in classify(loaded, part, inference):
                 rows.append(row)
                 if not row["class"]:
                     failed += 1
                     print(row["note"], file=sys.stderr)
                     continue
-                if row["note"]:
-                    unlike += 1
-                    if not args.csv:
-                        print(f"{row['file']}: {row['note']}", file=sys.stderr)
+                unlike += bool(row["note"])
                 if not args.csv:
-                    print(row["file"])
-                    for name, probability in row["five"]:
-                        print(f"  {100 * probability:5.1f} %  {name}")
+                    print_prediction(row)
     finally:                                                 # of a run that was stopped, too
         if args.csv and rows:
-            write_predictions(Path(args.csv), rows, side)
+            try:
+                write_predictions(Path(args.csv), rows, side, fit)
+            except OSError:                                  # a full disk does not cost the answers
+                for row in rows:
+                    print_prediction(row)
+                raise
     if args.csv or failed or unlike:
         print(f"{len(rows) - failed} of {len(files)} images classified, {failed} cannot be read, "
               f"{unlike} are unlike the training images", file=sys.stderr)
     if failed or not files:
         raise SystemExit(1)
+
+
+def print_prediction(row):
+    """The five most probable classes of a row of `classify`."""
+    if row["note"]:
+        print(f"{row['file']}: {row['note']}", file=sys.stderr)
+    if row["class"]:
+        print(row["file"])
+        for name, probability in row["five"]:
+            print(f"  {100 * probability:5.1f} %  {name}")
 
 
 def classify(loaded, part, inference):
@@ -133,7 +148,7 @@ def classify(loaded, part, inference):
         i += 1
 
 
-def write_predictions(file, rows, side, count=40):
+def write_predictions(file, rows, side, fit, count=40):
     """A CSV of the rows of `classify`; beside it a picture of the `count` least certain ones."""
     def cells(row):
         five = [cell for name, value in row.get("five", ()) for cell in (name, round(value, 4))]
@@ -144,8 +159,8 @@ def write_predictions(file, rows, side, count=40):
     write_csv(file, [COLUMNS, *map(cells, rows)])
     print(f"wrote {file}")
     least = sorted((row for row in rows if row["class"]), key=lambda row: row["five"][0][1])
-    shown = [(row, image) for row in least[:count]
-             if not isinstance(image := read(row["file"], side), str)]
+    shown = [(row, image) for row in least[:count] if not isinstance(
+        image := read(fgssl.Source(Path(row["file"]), fit=fit), side), str)]
     if shown:
         lines = [shown[i:i + 8] for i in range(0, len(shown), 8)]
         x = [torch.stack([image for _, image in line]) for line in lines]

@@ -143,7 +143,8 @@ class Extras:
             self.failed.append(name)
             if not isinstance(error, (OSError, MemoryError)):
                 traceback.print_exc()
-            print(f"{name} is not written: {error or type(error).__name__}", file=sys.stderr)
+            reason = getattr(error, "strerror", None) or error or type(error).__name__
+            print(f"{name} is not written: {reason}", file=sys.stderr)
 
     def finish(self):
         if self.failed:

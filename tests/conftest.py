@@ -56,3 +56,33 @@ def shades(tmp_path_factory):
                 pixels = (level + rng.normal(0, 20, (24, 24, 3))).clip(0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return top
+
+
+@pytest.fixture(scope="session")
+def splits(shades):
+    """The train, val and test Splits of the shades."""
+    import fgssl
+    from evaluation import probe
+    return probe.labelled_splits(fgssl.load_data(shades), 24)
+
+
+@pytest.fixture(scope="session")
+def frozen(splits):
+    """An untrained encoder with a probe of the shades; its weights and features are for all."""
+    import torch
+
+    import fgssl
+    from evaluation import probe
+    from tiny_study import INFERENCE, NAMES
+    torch.manual_seed(0)
+    return probe.evaluate(fgssl.resnet("resnet10"), splits, NAMES, INFERENCE, ("4",))[1]
+
+
+@pytest.fixture(scope="session")
+def evaluated(shades, tmp_path_factory):
+    """The folder of an evaluation of the shades, with its probe.pt."""
+    import linear_eval
+    from tiny_study import PLAIN
+    out = tmp_path_factory.mktemp("evaluated")
+    linear_eval.main([*PLAIN, "--data", str(shades), "--out", str(out)])
+    return out

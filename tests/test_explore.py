@@ -1,27 +1,16 @@
 """A folder explored: each question against its definition, and all of them on a tiny folder."""
 
-import csv
+import errno
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_study import table
 
 import fgssl
 import linear_eval
 from evaluation import similarity
-
-
-@pytest.fixture(scope="module")
-def evaluated(shades, tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluated")
-    linear_eval.main(["--init", "random", "--size", "24", "--precision", "fp32", "--data",
-                      str(shades), "--out", str(out)])
-    return out
-
-
-def table(file):
-    return list(csv.DictReader(open(file, encoding="utf-8-sig", newline="")))
 
 
 def blobs(classes=4, each=30, dim=16, seed=0):
@@ -100,3 +89,18 @@ def test_a_folder_is_explored(shades, evaluated, tmp_path, capsys):
     linear_eval.main(argv)                                   # again: the folder's own
     with pytest.raises(fgssl.UserError, match="in another folder.*--out"):
         linear_eval.main([*argv[:2], str(folder / "dark"), *argv[3:]])
+
+
+def test_a_picture_that_cannot_be_written_does_not_cost_the_tables(shades, evaluated, tmp_path,
+                                                                   monkeypatch, capsys):
+    """A full disk at the first picture of a cluster ended it: no doubtful label was named."""
+    def disk_full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pictures.grid", disk_full)
+    with pytest.raises(SystemExit, match="not written: clusters; all else is done"):
+        linear_eval.main([str(evaluated / "probe.pt"), "--explore", str(shades), "--out",
+                          str(tmp_path)])
+    assert "clusters is not written: No space left on device" in capsys.readouterr().err
+    for name in ("clusters", "doubtful_labels", "embeddings"):
+        assert len(table(tmp_path / f"{name}.csv")) == 81, name

@@ -1,5 +1,6 @@
 """Few labels: which images are drawn, what a cell learns from and chooses on, how a run goes on."""
 
+import errno
 import json
 import shlex
 import sys
@@ -8,31 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_study import INFERENCE, NAMES, TINY, arguments
 
 import fgssl
 import linear_eval
-from evaluation import classifier, few_labels, probe
+from evaluation import classifier, few_labels, probe, results
 
-NAMES = ["ash", "elm", "oak"]
-INFERENCE = probe.Inference(24, *fgssl.device_and_precision("fp32"))
-TINY = ["--init", "random", "--size", "24", "--precision", "fp32", "--batch", "8", "--steps", "6"]
-
-
-def arguments(*more):
-    args = linear_eval.arguments([*TINY, "--finetune", *more])
-    args.seed, args.stages = 0, 4 if args.stages is None else args.stages
-    return args
-
-
-@pytest.fixture(scope="module")
-def splits(shades):
-    return linear_eval.labelled_splits(fgssl.load_data(shades), 24)
-
-
-@pytest.fixture(scope="module")
-def frozen(splits):
-    torch.manual_seed(0)
-    return probe.evaluate(fgssl.resnet("resnet10"), splits, NAMES, INFERENCE, ("4",))[1]
+def disk_full(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def run(shades, out, *more):
@@ -181,3 +165,16 @@ def test_a_class_with_fewer_images_is_said_and_used(shades, tmp_path, capsys):
     assert result["few_labels"][0]["images"] == 36
     said = "shots 20: all images of the 3 classes that have fewer, such as ash"
     assert said in capsys.readouterr().out
+
+
+def test_a_file_of_a_cell_that_a_full_disk_kept_out_is_written_by_the_same_command(
+        frozen, tmp_path, monkeypatch):
+    """The cell was in eval.json, so it was never run again, and finetuned.pt never came."""
+    args, saved = arguments(), few_labels.save_classifier
+    monkeypatch.setattr(few_labels, "save_classifier", disk_full)
+    cells = [*few_labels.run_cells(frozen, args, tmp_path, extras=results.Extras())]
+    monkeypatch.setattr(few_labels, "save_classifier", saved)
+    assert [*few_labels.run_cells(frozen, args, tmp_path, cells)] == [], "eval.json has it"
+    assert (tmp_path / "finetuned.pt").is_file()
+    monkeypatch.setattr(few_labels, "run_cell", disk_full)
+    assert [*few_labels.run_cells(frozen, args, tmp_path, cells)] == [], "nothing is missing"

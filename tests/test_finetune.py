@@ -5,31 +5,10 @@ import copy
 import numpy as np
 import pytest
 import torch
+from tiny_study import INFERENCE, arguments
 
 import fgssl
-import linear_eval
-from evaluation import classifier, finetune, probe
-
-NAMES = ["ash", "elm", "oak"]
-INFERENCE = probe.Inference(24, *fgssl.device_and_precision("fp32"))
-TINY = ["--init", "random", "--size", "24", "--precision", "fp32", "--batch", "8", "--steps", "6"]
-
-
-def arguments(*more):
-    args = linear_eval.arguments([*TINY, "--finetune", *more])
-    args.seed, args.stages = 0, 4 if args.stages is None else args.stages
-    return args
-
-
-@pytest.fixture(scope="module")
-def splits(shades):
-    return linear_eval.labelled_splits(fgssl.load_data(shades), 24)
-
-
-@pytest.fixture(scope="module")
-def frozen(splits):
-    torch.manual_seed(0)
-    return probe.evaluate(fgssl.resnet("resnet10"), splits, NAMES, INFERENCE, ("4",))[1]
+from evaluation import classifier, finetune
 
 
 def fresh(frozen):

@@ -1,6 +1,6 @@
 """Photographs named by a classifier: which files, what is written, and how sure it is."""
 
-import csv
+import errno
 import io
 import json
 import sys
@@ -9,22 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_study import table
 
 import fgssl
 import linear_eval
 from evaluation import classifier, predict
-
-
-@pytest.fixture(scope="module")
-def evaluated(shades, tmp_path_factory):
-    out = tmp_path_factory.mktemp("evaluated")
-    linear_eval.main(["--init", "random", "--size", "24", "--precision", "fp32", "--data",
-                      str(shades), "--out", str(out)])
-    return out
-
-
-def table(file):
-    return list(csv.DictReader(open(file, encoding="utf-8-sig", newline="")))
+from imagesets.decode import PADDING
 
 
 def test_files_folders_patterns_and_standard_input(shades, tmp_path, monkeypatch):
@@ -85,3 +75,41 @@ def test_confidence_is_how_many_such_were_right():
     memory = classifier.Memory((h, h, h), scores, labels)
     low, high = memory.confidence(torch.tensor([0.5, 0.99]), count=20).tolist()
     assert (low, high) == (0, 1)
+
+
+def test_answers_that_cannot_be_written_are_printed(shades, evaluated, tmp_path, monkeypatch,
+                                                    capsys):
+    """A full disk cost the classes of all photographs."""
+    def disk_full(file, rows):
+        raise OSError(errno.ENOSPC, f"cannot write {file}: No space left on device")
+
+    monkeypatch.setattr(predict, "write_csv", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        linear_eval.main([str(evaluated / "probe.pt"), "--predict", str(shades / "test"), "--csv",
+                          str(tmp_path / "a.csv")])
+    assert capsys.readouterr().out.count(" %  oak") == 27, "one line for each of 27 images"
+
+
+def test_a_photograph_is_shown_as_the_labelled_ones_were(shades, evaluated, tmp_path, monkeypatch,
+                                                        capsys):
+    """A probe of whole pictures (--fit pad) was given their centres; one of boxes, no word."""
+    wide = np.full((24, 72, 3), 200, np.uint8)
+    wide[:, 24:48] = 40                                      # the centre alone is dark
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    shown, load = [], predict.load_all
+
+    def load_as(file):
+        loaded = load(file)
+        loaded.run.update(fit="pad", bbox=True)
+        return loaded
+
+    def show(loaded, part, inference):
+        shown.extend(image for _, image in part)
+        return iter(())
+
+    monkeypatch.setattr(predict, "load_all", load_as)
+    monkeypatch.setattr(predict, "classify", show)
+    linear_eval.main([str(evaluated / "probe.pt"), "--predict", str(tmp_path / "wide.png")])
+    top = shown[0][0, :shown[0].shape[1] // 4]               # the margin above the picture
+    assert (top == PADDING[0]).all()
+    assert "cropped to their boxes" in capsys.readouterr().err

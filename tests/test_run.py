@@ -249,7 +249,7 @@ def test_a_save_that_fails_leaves_the_last_checkpoint_and_nothing_else(tmp_path,
         monkeypatch.setattr(os, "replace", disk_full)
     else:
         on_a_full_disk(monkeypatch)
-    with pytest.raises(OSError, match="cannot write .*checkpoint.pt.*untouched"):
+    with pytest.raises(OSError, match="cannot write .*checkpoint.pt: No space left.*untouched"):
         fgssl.save(file, 2, ARGS, training.rng, **training.state)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.pt"]
     assert file.read_bytes() == before
