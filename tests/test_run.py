@@ -401,3 +401,14 @@ def test_the_first_signal_sets_a_flag_and_the_second_kills(handlers, capsys, num
                                            (3599.7, "1:00:00"), (3661, "1:01:01")])
 def test_times_carry_over(seconds, text):
     assert format_time(seconds) == text
+
+
+@pytest.mark.parametrize("first, last", [(32, 64), (8, 16), (112, 224), (50, 75), (64, 64),
+                                         (64, 32)])
+def test_views_grow_by_eights_to_their_full_side(first, last):
+    """Full views from 70 % of the run on; a side never beyond either end."""
+    sides = [fgssl.view_size(step, 100, first, last) for step in range(1, 101)]
+    assert sides[0] == first or last < first and first - sides[0] == 8
+    assert sides[69:] == [last] * 31 and sides == sorted(sides, reverse=last < first)
+    assert all(side == last or (side - first) % 8 == 0 for side in sides)
+    assert min(first, last) <= min(sides) and max(sides) <= max(first, last)
