@@ -381,3 +381,5 @@ inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even
     if (x != x) return {0x7fff};
     return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
 }
+
+#include "cuda_words.h"
