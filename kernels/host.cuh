@@ -16,9 +16,7 @@ template <typename T> struct Array {
 
     Array(const char* name, int64_t count) : name(name), count(count) {
         cudaMallocManaged(&data, count * sizeof(T));
-#ifndef __CUDACC__
-        cuda_on_cpu::name_memory(data, name, sizeof(T));
-#endif
+        WATCH(add_memory(data, count * sizeof(T), name, sizeof(T)));
     }
     template <typename Of> Array(const char* name, int64_t count, Of of) : Array(name, count) {
         for (int64_t i = 0; i < count; i++) data[i] = of(i);
@@ -31,10 +29,12 @@ template <typename T> struct Array {
 // What the header of a kernel's file says that its launches so far move: bytes of global memory
 // read and written. `python -m kernels profile` prints it beside what was counted.
 inline void formula(const char* kernel, double bytes_read, double bytes_written) {
-#ifndef __CUDACC__
-    cuda_on_cpu::formula(kernel, bytes_read, bytes_written);
-#endif
+    WATCH(add_formula(kernel, bytes_read, bytes_written));
 }
+
+#ifndef __CUDACC__
+template <typename T> T* argument(const Array<T>& array) { return array.data; }  // of a launch
+#endif
 
 inline int blocks_of(int64_t count, int size) { return int((count + size - 1) / size); }
 
