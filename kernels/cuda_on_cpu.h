@@ -95,6 +95,7 @@ void block_begins(const Block& block);
 void barrier_opens();
 void warp_synced(unsigned warp, unsigned mask);
 void fence();
+void changed();
 void access(uintptr_t at, size_t bytes, Mode mode, uint32_t pc);
 void copy_begins(const Copy& copy, uint32_t pc);
 void copy_ends(const Copy& copy);
@@ -430,7 +431,7 @@ inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
 }
 
 // The arguments of a launch, evaluated once, as on a GPU. An Array is passed by its address.
-template <typename T> T argument(const T& value) { return value; }
+template <typename T> std::decay_t<T> argument(const T& value) { return (std::decay_t<T>)value; }
 template <typename... T> auto arguments(const T&... values) {
     return std::make_tuple(argument(values)...);
 }

@@ -20,7 +20,7 @@ constexpr int warpSize = 32;
 #define __syncthreads_count(holds) cuda_on_cpu::count(CUDA_ON_CPU_SITE, holds)
 #define __syncthreads_or(holds) (cuda_on_cpu::count(CUDA_ON_CPU_SITE, holds) > 0)
 #define __syncthreads_and(holds) (cuda_on_cpu::count(CUDA_ON_CPU_SITE, !(holds)) == 0)
-#define __syncwarp(...) cuda_on_cpu::sync_warp(CUDA_ON_CPU_SITE, ##__VA_ARGS__)
+#define __syncwarp(...) cuda_on_cpu::sync_warp(CUDA_ON_CPU_SITE __VA_OPT__(, ) __VA_ARGS__)
 #define assert_failed_(text, file, line) \
     cuda_on_cpu::refuse(std::string("assert(") + text + ") fails at " + file + ":" + \
                         std::to_string(line))
@@ -132,8 +132,9 @@ template <typename T, typename Change>
 [[gnu::noinline, gnu::no_sanitize("thread")]] T change(T* at, Change change) {
     WATCH(access(reinterpret_cast<uintptr_t>(at), sizeof(T), ATOMIC, CUDA_ON_CPU_PC));
     std::lock_guard<std::mutex> lock(atomics);
-    T old = *at;
-    *at = change(old);
+    T old = *at, now = change(old);
+    *at = now;
+    if (memcmp(&old, &now, sizeof(T))) WATCH(changed());
     return old;
 }
 template <typename T, typename... Types> constexpr bool among = (std::is_same_v<T, Types> || ...);

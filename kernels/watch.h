@@ -36,7 +36,7 @@ namespace cuda_on_cpu::watch {
 
 using Address = uintptr_t;
 constexpr unsigned NOBODY = 0, HOST = 1, PENDING = (1 << 21) - 1;
-constexpr unsigned SPIN = 10000, SPINS = 30000, SECONDS = 10;  // see spin() and too_long()
+constexpr unsigned SPIN = 10000, SPINS = 3000, SECONDS = 5;  // see spin() and on_signal()
 
 struct Access {                      // by whom, when, and where in the program
     uint32_t block = NOBODY, pc = 0;  // blocks are numbered through all launches
@@ -76,6 +76,7 @@ std::vector<uint32_t> fenced;                         // [rank]: the epoch of it
 std::map<uint32_t, std::vector<Known>> known;
 std::vector<Known> acquired;
 std::map<Address, std::vector<Known>> released;
+const void* dynamic = nullptr;                        // the launch's shared memory
 bool instrumented = false, counting = false;
 unsigned busy = 0, spins = 0;
 uint32_t last_pc = 0;
@@ -145,7 +146,8 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     Access last;
     last.pc = last_pc, last.rank = self ? self->rank : 0, last.block = number;
     if (signal == SIGPROF)
-        fault("hang", pc, "it has run for " + text(SECONDS) + " s", &last);
+        fault("hang", pc, "one block has run for " + text(SECONDS) + " s" +
+              (self && *self->site ? std::string(", and last waited at ") + self->site : ""), &last);
     else
         fault("crash", pc, signal == SIGFPE ? "division of an integer by zero"
                                             : "access to the address " +
@@ -180,7 +182,10 @@ void add_memory(const void* at, size_t bytes, const char* name, unsigned element
 }
 
 void free_memory(const void* at) {
-    if (Memory* memory = find(Address(at))) memory->freed = true;
+    Memory* memory = find(Address(at));
+    if (!memory) return;
+    by_address.erase(memory->begin);
+    memory->freed = true, memory->cells.clear();
 }
 
 // Of what lies at an address: its name, and which element or byte.
@@ -193,7 +198,7 @@ std::string place(Address at) {
         if (m.bytes && (!best || distance(m) < distance(*best))) best = &m;
     if (at < 4096) return "a null pointer";
     if (!best || distance(*best) > 1 << 20)
-        return "an address of no array: memory of the CPU's, or a wrong pointer";
+        return "no array: the CPU's own memory, or a wild pointer";
     long long offset = at - best->begin, size = best->element;
     std::string text = size && offset % size == 0 ? "[" + std::to_string(offset / size) + "]"
                                                   : " + " + std::to_string(offset) + " bytes";
@@ -276,7 +281,7 @@ void publish(Address at) {
 void spin(uint32_t pc) {
     busy = 0;
     if (++spins > SPINS) {
-        fault("hang", pc, "no thread of the block writes anything or goes on");
+        fault("hang", pc, "it waits for what no thread of its block writes");
         stop();
     }
     yield();
@@ -293,7 +298,8 @@ void race(const char* mine, const Access& other, bool other_writes, uint32_t pc,
 void access(Address at, size_t bytes, Mode mode, uint32_t pc) {
     Fibre* me = self;
     if (me) {
-        if (at - Address(me->stack.get()) < STACK || me->quiet) return;  // a local variable
+        auto local = [&](Address p) { return p - Address(me->stack.get()) < STACK; };
+        if (local(at) || me->quiet || !local(Address(__builtin_frame_address(0)))) return;
         if (at - Address(&self) < sizeof(self) ||
             at - Address(me->block) < sizeof(Block) ||
             at - Address(me->block->fibres.data()) < me->block->fibres.size() * sizeof(Fibre))
@@ -305,17 +311,19 @@ void access(Address at, size_t bytes, Mode mode, uint32_t pc) {
     Memory* memory = site.memory;
     if (!memory || at - memory->begin >= memory->bytes || memory->freed)
         memory = site.memory = find(at);
+    const char* outside = mode == READ ? "read outside" : "write outside";
     if (!memory) {
         if (!me || at - Address(&__executable_start) < size_t(&end - &__executable_start)) return;
-        fault(mode == READ ? "read outside" : "write outside", pc, place(at));
+        fault(outside, pc, place(at));
         stop();
     }
     if (at + bytes > memory->begin + memory->bytes) {
-        fault(mode == READ ? "read outside" : "write outside", pc, place(at + bytes - 1));
+        fault(outside, pc, place(at + bytes - 1));
         stop();
     }
     if (me && counting) count(site, me->rank, at, bytes, mode, memory->is_shared);
-    if (mode != READ) spins = 0;
+    if (mode == WRITE) spins = 0;
+    if (me && mode == ATOMIC) publish(at);
     if (memory->unit > 1 && (bytes % memory->unit || (at - memory->begin) % memory->unit))
         refine(*memory, bytes % 2 || (at - memory->begin) % 2 ? 1 : 2);
     Access now;
@@ -336,7 +344,9 @@ void access(Address at, size_t bytes, Mode mode, uint32_t pc) {
         bool stale = memory->is_shared && unwritten;  // of another block
         const char* word = mode == READ ? "read" : mode == WRITE ? "write" : "atomic";
         if (!stale && !before(cell.write)) race(word, cell.write, true, pc, here);
-        for (int k = 0; k < 3; k++)
+        // After its own atomic operation a thread sees the others' on the same word.
+        bool follows = by[0].atomic && by[0].block == number && by[0].rank == now.rank;
+        for (int k = 0; k < 3 && !follows; k++)
             if (by[k].block >= first && (mode == WRITE || by[k].atomic != now.atomic) &&
                 !(memory->is_shared && by[k].block != number) && !before(by[k]))
                 race(word, by[k], false, pc, here);
@@ -359,9 +369,18 @@ void access(Address at, size_t bytes, Mode mode, uint32_t pc) {
     }
 }
 
+// A GPU loads and stores 2, 4, 8 or 16 bytes at multiples of as many.
+void misaligned(Address at, unsigned alignment, uint32_t pc) {
+    if (!self || self->quiet) return;
+    fault("misaligned", pc, place(at) + ", not at a multiple of " + text(alignment) + " bytes");
+    stop();
+}
+
+void changed() { spins = 0; }  // by an atomic operation
+
 // A cp.async has begun: what it writes is nobody's until it is waited for.
 void copy_begins(const Copy& copy, uint32_t pc) {
-    access(Address(copy.from), copy.valid, READ, pc);
+    if (copy.valid) access(Address(copy.from), copy.valid, READ, pc);
     access(Address(copy.to), 16, WRITE, pc);
     Memory& memory = *find(Address(copy.to));
     for (size_t i = 0; i < 16; i += memory.unit)
@@ -431,20 +450,22 @@ void launch_ends() {
             mine = Totals();
         }
     used_sites.clear();
+    free_memory(dynamic);
+    dynamic = nullptr;
     on_time();
 }
 
 void block_begins(const Block& now) {
     block = &now, number++, epoch = 1, spins = busy = 0;
     indices.push_back(now.index);
-    clocks.assign(now.dim.count() * 32 + 32 * 32, 1), fenced.assign(now.dim.count(), 0);
+    clocks.assign((now.dim.count() + 31) / 32 * 32 * 32, 0), fenced.assign(now.dim.count(), 0);
+    for (unsigned rank = 0; rank < now.dim.count(); rank++) clocks[rank * 32 + rank % 32] = 1;
     known.clear(), acquired.clear();
-    Memory* dynamic = find(Address(now.shared.get()));
-    if (now.shared_bytes && (!dynamic || dynamic->bytes != now.shared_bytes))
-        add(now.shared.get(), now.shared_bytes, "shared memory", 0, true, HOST);
-    for (Memory& memory : memories)
-        if (memory.is_shared && memory.name != "shared memory")
-            memset(reinterpret_cast<void*>(memory.begin), 0xff, memory.bytes);
+    if (now.shared_bytes && !dynamic)
+        add(dynamic = now.shared.get(), now.shared_bytes, "shared memory", 0, true, HOST);
+    for (auto [begin, memory] : by_address)
+        if (memory->is_shared && begin != Address(dynamic))
+            memset(reinterpret_cast<void*>(begin), 0xff, memory->bytes);
     on_time();
 }
 
@@ -476,14 +497,16 @@ struct Start {
 using cuda_on_cpu::Mode;
 #define PC CUDA_ON_CPU_PC
 namespace {
+template <unsigned alignment = 1>
 void touch(const void* at, size_t bytes, Mode mode, uint32_t pc) {
     cuda_on_cpu::watch::access(uintptr_t(at), bytes, mode, pc);
+    if (uintptr_t(at) % alignment) cuda_on_cpu::watch::misaligned(uintptr_t(at), alignment, pc);
 }
 }
 extern "C" {
 #define ACCESS(n)                                                                             \
-    void __tsan_read##n(void* at) { touch(at, n, cuda_on_cpu::READ, PC); }                    \
-    void __tsan_write##n(void* at) { touch(at, n, cuda_on_cpu::WRITE, PC); }                  \
+    void __tsan_read##n(void* at) { touch<n>(at, n, cuda_on_cpu::READ, PC); }                 \
+    void __tsan_write##n(void* at) { touch<n>(at, n, cuda_on_cpu::WRITE, PC); }               \
     void __tsan_unaligned_read##n(void* at) { touch(at, n, cuda_on_cpu::READ, PC); }          \
     void __tsan_unaligned_write##n(void* at) { touch(at, n, cuda_on_cpu::WRITE, PC); }
 ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)

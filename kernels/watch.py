@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from . import build
 
 HERE = Path(__file__).parent
 ORDERS = "forward", "reverse", "random:1"
+NAMES = {order: order.split(":")[0] for order in ORDERS}    # of files
 COMMON = "-std=c++17", "-g", "-w", "-DCUDA_ON_CPU_WATCH", f"-I{HERE}"
 WATCHED = "-O1", "-fsanitize=thread", "-fsanitize=bounds"
 HEADERS = "cuda_on_cpu.h", "cuda_words.h", "profile.h", "watch.h"
@@ -45,6 +47,8 @@ WHY = {
                "tail of the array guarded, and is the index in the right unit?",
     "hang": "On a GPU it would run until the driver kills it.",
     "refused": "CUDA forbids it: the result is undefined, or the launch fails.",
+    "misaligned": "A GPU stops the kernel there: float4 and the like need addresses that are "
+                  "multiples of their size.",
     "crash": "It does not survive on the CPU, nor would it on a GPU.",
     "wrong": "The watch saw no reason for it: this is arithmetic, or an index that is wrong but "
              "inside the array.",
@@ -69,7 +73,8 @@ class Place:
     source: str
 
     def __str__(self):
-        return f"  {Path(self.file).name}:{self.line}: {self.source}\n      {self.verb} by {self.who}"
+        where = f"  {Path(self.file).name}:{self.line}: {self.source}\n" if self.line else ""
+        return f"{where}      {self.verb}{self.who}"
 
 
 @dataclass
@@ -164,20 +169,24 @@ def runtime(cxx, folder):
 
 
 def explain(errors, file):
-    """g++'s errors, each line with what to do about it."""
-    told = []
-    for where, line, what in re.findall(r"^(\S+?):(\d+):(?:\d+:)? (?:fatal )?error: (.*)", errors, re.M):
-        source = source_line(where, int(line))
+    """g++'s errors, each with its line in the student's file, and what to do about it."""
+    told, parts = [], re.split(r"^(\S+?):(\d+):(?:\d+:)? (?:fatal )?error: ", errors, flags=re.M)
+    for before, where, line, after in zip(parts[::3], parts[1::3], parts[2::3], parts[3::3]):
+        if Path(where).name in EMULATOR:         # which macro or template of the file led there?
+            near = re.findall(r"^(\S+?):(\d+):\S*\s+(?:required from here|note: in expansion of)",
+                              before + after, re.M)
+            where, line = next((at for at in near if Path(at[0]).name not in EMULATOR), (where, line))
+        what, source = after.splitlines()[0], source_line(where, int(line))
         hint = next((hint for pattern, hint in HINTS if re.search(pattern, source)), None)
-        word = re.search(r"[‘'](\w+)[’'] (?:was not declared|has not been declared|is not a member|does "
-                         r"not name a type)", what) or re.search(r"^(\S+\.h\S*): No such file", what)
+        word = re.search(r"[‘'](\w+)[’'] (?:was not declared|has not been declared|is not a member|"
+                         r"does not name a type)", what) or re.search(r"^(\S+): No such file", what)
         if word and not hint:
-            hint = (f"{word[1]} is not among the words of CUDA that the emulator has, or is misspelt; "
-                    "see kernels/cuda_words.h")
-        told.append(f"{where}:{line}: {source.strip()}\n    {hint or what}")
+            hint = (f"{word[1]} is misspelt, or not among the words of CUDA that the emulator has: "
+                    "kernels/cuda_words.h")
+        told.append(f"{where}:{line}: {source}\n    {hint or what}")
     if "undefined reference to `main'" in errors:
         told.append(f"{file} has no main() that launches its kernels; see kernels/host.cuh")
-    return "\n".join(dict.fromkeys(told[:8])) or errors[-2000:]
+    return "it does not compile:\n" + ("\n".join(dict.fromkeys(told[:8])) or errors[-2000:])
 
 
 def compile_program(file, folder):
@@ -237,6 +246,11 @@ def source_line(file, line):
         return ""
 
 
+def is_own(file):
+    """Whether a student may have written it: it is not the emulator's or the compiler's."""
+    return bool(file) and Path(file).name not in EMULATOR and not file.startswith("/usr")
+
+
 def locate(program, addresses):
     """{address: (file, line)} of return addresses, in the file that a student wrote."""
     addresses = sorted(addresses)
@@ -247,7 +261,7 @@ def locate(program, addresses):
     for address, part in zip(addresses, re.split(r"^0x\w+\n", out, flags=re.M)[1:]):
         frames = re.findall(r"^(.*):(\d+)", part, re.M)
         frames = [(file, int(line)) for file, line in frames if not file.startswith("?")]
-        own = [f for f in frames if Path(f[0]).name not in EMULATOR and not f[0].startswith("/usr")]
+        own = [frame for frame in frames if is_own(frame[0])]
         found[address] = (own or frames or [("", 0)])[0]
     return found
 
@@ -263,20 +277,28 @@ def read_fault(cells, located, order):
 
     if " and " in kind:
         first, second = kind.split(" and ")
-        places = [place(first, other_who, other_pc), place(second, who, pc)]
+        places = [place(f"{first} by ", other_who, other_pc), place(f"{second} by ", who, pc)]
         block = re.compile(r"block (\(.*?\))")
         kind = ("race with cp.async" if "cp.async" in first else "race of blocks" if
                 block.search(who)[1] != block.search(other_who)[1] else "race")
-        return Fault(kind, kernel, f"two threads at {text}", places, [order])
+        return Fault(kind, kernel, f"at {text}", places, [order])
     if kind == "refused":                        # the sentence names the lines
-        text = text.split(": ", 1)[-1]
-        places = [Place("", who, file, int(line), source_line(file, int(line)))
-                  for file, line in re.findall(r"(\S+?):(\d+)", text)]
-        return Fault(kind, kernel, text, places, [order])
-    if kind in ("hang", "crash") and not located[pc][0].endswith((".cu", ".cuh", ".cpp")):
-        pc = other_pc or pc
-    verb = kind.split()[0] if "outside" in kind else "read" if kind == "unwritten" else kind
+        return Fault(kind, kernel, *sites(text, who), [order])
+    if kind in ("hang", "crash") and not is_own(located[pc][0]):
+        if not is_own(located[other_pc][0]):
+            return Fault(kind, kernel, *sites(text, who), [order])
+        pc = other_pc
+    verb = (kind.split()[0] + " by " if "outside" in kind else "read by " if kind == "unwritten"
+            else "at ")
     return Fault(kind.split()[-1], kernel, text, [place(verb, who, pc)], [order])
+
+
+def sites(text, who):
+    """A sentence with file:line in it, with the names of files alone; and these lines."""
+    found = dict.fromkeys(re.findall(r"(\S+?):(\d+)", text))
+    places = [Place("by ", who, file, int(line), source_line(file, int(line)))
+              for file, line in found]
+    return re.sub(r"\S*/(\S+?:\d+)", r"\1", text), places
 
 
 def run(file, args=(), kernel=None):
@@ -290,7 +312,7 @@ def run(file, args=(), kernel=None):
         write_variables(program, folder / "variables")
         started = {}
         for order in ORDERS:
-            name = order.split(":")[0]
+            name = NAMES[order]
             environment = {**os.environ, "CUDA_ON_CPU_ORDER": order, "CUDA_WATCH": folder / name,
                            "CUDA_WATCH_VARIABLES": folder / "variables"}
             if order == "forward":               # the counts are the same in each
@@ -301,18 +323,25 @@ def run(file, args=(), kernel=None):
                     stdin=subprocess.DEVNULL, preexec_fn=limit)
         told = {}
         try:
-            for order, process in started.items():
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(2 * SECONDS)
+            wait_for(started.values(), folder)
         finally:
             for process in started.values():
                 process.kill()
         for order, process in started.items():
-            name = folder / order.split(":")[0]
+            name = folder / NAMES[order]
             rows = name.read_text(errors="replace").splitlines() if name.exists() else []
             told[order] = ([row.split("\t") for row in rows], process.wait(),
                            Path(f"{name}.out").read_text(errors="replace")[-20000:])
         return read_report(program, file, told, kernel)
+
+
+def wait_for(processes, folder):
+    """Until all have ended, or one hangs: then the others do so too."""
+    end = time.monotonic() + 2 * SECONDS
+    while any(process.poll() is None for process in processes) and time.monotonic() < end:
+        if any("fault\thang" in path.read_text() for path in folder.glob("*") if path.name in NAMES.values()):
+            return
+        time.sleep(0.02)
 
 
 def read_report(program, file, told, kernel):
@@ -336,8 +365,9 @@ def read_report(program, file, told, kernel):
             pc, space, op, name, *counts = cells
             key = (plain_name(name), *located[int(pc)], space, op)
             lines[key] = list(map(sum, zip(lines.get(key, [0] * 5), map(int, counts))))
+    hangs = any(fault.kind == "hang" for fault in faults.values())    # then the others are killed
     for order, (rows, status, output) in told.items():
-        if status and not any(row[0] == "fault" for row in rows):
+        if status and not hangs and not any(row[0] == "fault" for row in rows):
             add_fault(faults, ended(status, output, order))
     for (name, path, line, space, op), (requests, lanes, _, units, ideal) in sorted(lines.items()):
         report.lines.append(Line(name, path, line, source_line(path, line), space, op, requests,
@@ -381,8 +411,8 @@ def print_faults(report, file):
     if len(report.faults) > 10:
         print(f"... and {len(report.faults) - 10} more.")
     count = len(report.faults)
-    print(f"{file}: {count or 'no'} fault{'s' * (count != 1)} in {len(report.kernels)} "
-          f"kernel{'s' * (len(report.kernels) != 1)}, each in {len(ORDERS)} orders of threads.")
+    print(f"{file}: {count or 'no'} fault{'s' * (count != 1)} in {len(ORDERS)} orders of threads"
+          f"{'' if report.kernels else '; no launch came to its end'}.")
 
 
 def print_profile(report, file):
