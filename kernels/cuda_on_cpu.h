@@ -93,7 +93,7 @@ void launch_begins(const char* kernel);
 void launch_ends();
 void block_begins(const Block& block);
 void barrier_opens();
-void warp_synced(unsigned warp, unsigned mask);
+void warp_synced(unsigned first_rank, unsigned mask);
 void fence();
 void changed();
 void access(uintptr_t at, size_t bytes, Mode mode, uint32_t pc);
@@ -213,7 +213,7 @@ inline void exchange(const char* site, unsigned mask, const void* mine, void* al
         missing += !here || other.mask != mask;
     }
     if (missing) return yield();
-    if (!bytes) WATCH(warp_synced(warp / 32, mask));
+    if (!bytes) WATCH(warp_synced(warp, mask));
     for (unsigned to = 0; to < 32; to++) {
         if (!(mask >> to & 1)) continue;
         for (unsigned from = 0; from < 32; from++)

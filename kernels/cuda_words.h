@@ -11,7 +11,7 @@
 #define __constant__
 #define __managed__
 #define __noinline__ __attribute__((noinline))
-#define __align__(bytes) alignas(bytes)
+#define __align__(bytes) __attribute__((aligned(bytes)))
 constexpr int warpSize = 32;
 
 // ---------------------------------------- barriers and fences
@@ -252,8 +252,8 @@ inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even
 namespace cooperative_groups {
 struct thread_block {
     static void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-        static thread_local std::map<std::pair<const char*, int>, std::string> sites;
         cuda_on_cpu::Quiet quiet;
+        static thread_local std::map<std::pair<const char*, int>, std::string> sites;
         std::string& site = sites[{file, line}];
         site = std::string(file) + ":" + std::to_string(line);
         cuda_on_cpu::barrier(site.c_str());

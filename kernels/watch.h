@@ -36,7 +36,7 @@ namespace cuda_on_cpu::watch {
 
 using Address = uintptr_t;
 constexpr unsigned NOBODY = 0, HOST = 1, PENDING = (1 << 21) - 1;
-constexpr unsigned SPIN = 10000, SPINS = 3000, SECONDS = 5;  // see spin() and on_signal()
+constexpr unsigned SPIN = 20000, SPINS = 1000;  // see spin()
 
 struct Access {                      // by whom, when, and where in the program
     uint32_t block = NOBODY, pc = 0;  // blocks are numbered through all launches
@@ -77,8 +77,10 @@ std::map<uint32_t, std::vector<Known>> known;
 std::vector<Known> acquired;
 std::map<Address, std::vector<Known>> released;
 const void* dynamic = nullptr;                        // the launch's shared memory
+int seconds = 5;                                      // of the CPU's that a block may take
 bool instrumented = false, counting = false;
 unsigned busy = 0, spins = 0;
+const Fibre* last_thread = nullptr;
 uint32_t last_pc = 0;
 std::map<std::string, std::array<double, 3>> totals;  // launches, bytes read, written
 
@@ -134,7 +136,7 @@ void refused(const Fibre* fibre, const std::string& why) {
     stop();
 }
 
-// A signal: the program crashed, or one block has run for SECONDS.
+// A signal: the program crashed, or one block has run for too long.
 void on_signal(int signal, siginfo_t* info, void* context) {
     uint32_t pc = last_pc;
     auto* of = static_cast<ucontext_t*>(context);
@@ -146,7 +148,7 @@ void on_signal(int signal, siginfo_t* info, void* context) {
     Access last;
     last.pc = last_pc, last.rank = self ? self->rank : 0, last.block = number;
     if (signal == SIGPROF)
-        fault("hang", pc, "one block has run for " + text(SECONDS) + " s" +
+        fault("hang", pc, "one block has run for " + text(seconds) + " s" +
               (self && *self->site ? std::string(", and last waited at ") + self->site : ""), &last);
     else
         fault("crash", pc, signal == SIGFPE ? "division of an integer by zero"
@@ -241,15 +243,15 @@ void barrier_opens() {
     close_requests();
 }
 
-void warp_synced(unsigned warp, unsigned mask) {
+void warp_synced(unsigned first_rank, unsigned mask) {
     uint32_t joined[32] = {};
     for (int i = 0; i < 32; i++)
         for (int lane = 0; lane < 32 && mask >> i & 1; lane++)
-            joined[lane] = std::max(joined[lane], clocks[(warp + i) * 32 + lane]);
+            joined[lane] = std::max(joined[lane], clocks[(first_rank + i) * 32 + lane]);
     for (int i = 0; i < 32; i++)
         if (mask >> i & 1) {
-            std::copy(joined, joined + 32, &clocks[(warp + i) * 32]);
-            clocks[(warp + i) * 32 + i]++;
+            std::copy(joined, joined + 32, &clocks[(first_rank + i) * 32]);
+            clocks[(first_rank + i) * 32 + i]++;
         }
 }
 
@@ -304,6 +306,7 @@ void access(Address at, size_t bytes, Mode mode, uint32_t pc) {
             at - Address(me->block) < sizeof(Block) ||
             at - Address(me->block->fibres.data()) < me->block->fibres.size() * sizeof(Fibre))
             return;  // the emulator's own: threadIdx and the like
+        if (me != last_thread) busy = 0, last_thread = me;
         last_pc = pc;
         if (++busy > SPIN) spin(pc);
     }
@@ -380,7 +383,7 @@ void changed() { spins = 0; }  // by an atomic operation
 
 // A cp.async has begun: what it writes is nobody's until it is waited for.
 void copy_begins(const Copy& copy, uint32_t pc) {
-    if (copy.valid) access(Address(copy.from), copy.valid, READ, pc);
+    if (copy.valid) access(Address(copy.from), copy.valid, READ, pc - 1);  // a site of its own
     access(Address(copy.to), 16, WRITE, pc);
     Memory& memory = *find(Address(copy.to));
     for (size_t i = 0; i < 16; i += memory.unit)
@@ -412,9 +415,9 @@ void add_variables() {
     }
 }
 
-void on_time() {  // SECONDS from now
+void on_time() {  // SIGPROF so many seconds of the CPU's from now
     itimerval left{};
-    left.it_value.tv_sec = SECONDS;
+    left.it_value.tv_sec = seconds;
     setitimer(ITIMER_PROF, &left, nullptr);
 }
 
@@ -485,6 +488,7 @@ struct Start {
         for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGPROF})
             sigaction(signal, &action, nullptr);
         counting = getenv("CUDA_WATCH_COUNT");
+        if (const char* limit = getenv("CUDA_WATCH_SECONDS")) seconds = atoi(limit);
         atexit(flush);
         add_variables();
     }

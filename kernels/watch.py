@@ -73,8 +73,8 @@ class Place:
     source: str
 
     def __str__(self):
-        where = f"  {Path(self.file).name}:{self.line}: {self.source}\n" if self.line else ""
-        return f"{where}      {self.verb}{self.who}"
+        line = f"  {Path(self.file).name}:{self.line}: {self.source}" if self.line else ""
+        return "\n".join(filter(None, (line, self.who and f"      {self.verb}{self.who}")))
 
 
 @dataclass
@@ -236,6 +236,8 @@ def limit():
     """In the child: no run takes the machine with it."""
     for what, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, MEMORY),
                        (resource.RLIMIT_FSIZE, OUTPUT), (resource.RLIMIT_CORE, 0)):
+        hard = resource.getrlimit(what)[1]       # a grader's sandbox may allow less
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (most, most))
 
 
@@ -296,43 +298,54 @@ def read_fault(cells, located, order):
 def sites(text, who):
     """A sentence with file:line in it, with the names of files alone; and these lines."""
     found = dict.fromkeys(re.findall(r"(\S+?):(\d+)", text))
-    places = [Place("by ", who, file, int(line), source_line(file, int(line)))
-              for file, line in found]
+    places = [Place("by ", "" if k else who, file, int(line), source_line(file, int(line)))
+              for k, (file, line) in enumerate(found)]
     return re.sub(r"\S*/(\S+?:\d+)", r"\1", text), places
 
 
-def run(file, args=(), kernel=None):
-    """Compile FILE.cu, run it in three orders of threads and report. Raises Refused."""
+@contextlib.contextmanager
+def compiled(file):
+    """FILE.cu as a program to give to `watch`, while the context lasts. Raises Refused."""
     file = Path(file).resolve()
     if not file.is_file():
         raise Refused(f"there is no file {file}")
     with tempfile.TemporaryDirectory(prefix="watch-") as folder:
+        program = compile_program(file, Path(folder))
+        write_variables(program, program.parent / "variables")
+        yield program
+
+
+def run(file, args=(), kernel=None):
+    """Compile FILE.cu, run it in three orders of threads and report. Raises Refused."""
+    with compiled(file) as program:
+        return watch(program, args, kernel)
+
+
+def watch(program, args=(), kernel=None):
+    """Run a compiled program in three orders of threads. Raises Refused if it has no such kernel."""
+    started, told = {}, {}
+    with tempfile.TemporaryDirectory(prefix="watch-") as folder:
         folder = Path(folder)
-        program = compile_program(file, folder)
-        write_variables(program, folder / "variables")
-        started = {}
-        for order in ORDERS:
-            name = NAMES[order]
+        for order, name in NAMES.items():
             environment = {**os.environ, "CUDA_ON_CPU_ORDER": order, "CUDA_WATCH": folder / name,
-                           "CUDA_WATCH_VARIABLES": folder / "variables"}
+                           "CUDA_WATCH_VARIABLES": program.parent / "variables"}
             if order == "forward":               # the counts are the same in each
                 environment["CUDA_WATCH_COUNT"] = "1"
             with open(folder / f"{name}.out", "w") as out:
                 started[order] = subprocess.Popen(
                     [program, *map(str, args)], env=environment, stdout=out, stderr=out,
                     stdin=subprocess.DEVNULL, preexec_fn=limit)
-        told = {}
         try:
             wait_for(started.values(), folder)
         finally:
             for process in started.values():
                 process.kill()
-        for order, process in started.items():
-            name = folder / NAMES[order]
-            rows = name.read_text(errors="replace").splitlines() if name.exists() else []
-            told[order] = ([row.split("\t") for row in rows], process.wait(),
-                           Path(f"{name}.out").read_text(errors="replace")[-20000:])
-        return read_report(program, file, told, kernel)
+        for order, name in NAMES.items():
+            rows = (folder / name).read_text(errors="replace").splitlines() \
+                if (folder / name).exists() else []
+            told[order] = ([row.split("\t") for row in rows], started[order].wait(),
+                           (folder / f"{name}.out").read_text(errors="replace")[-20000:])
+    return read_report(program, told, kernel)
 
 
 def wait_for(processes, folder):
@@ -344,8 +357,11 @@ def wait_for(processes, folder):
         time.sleep(0.02)
 
 
-def read_report(program, file, told, kernel):
+def read_report(program, told, kernel):
+    """What the files of each order say, put together."""
     rows = [(order, *row) for order, (rows, _, _) in told.items() for row in rows]
+    if any(row[1:3] == ("fault", "not instrumented") for row in rows):
+        raise Refused("this g++ accepts -fsanitize=thread, but inserts no calls: the watch is blind")
     addresses = {int(row[2]) for row in rows if row[1] == "line"}
     addresses |= {int(pc) for row in rows if row[1] == "fault" for pc in row[4:6]}
     located = locate(program, addresses)
@@ -376,7 +392,7 @@ def read_report(program, file, told, kernel):
     if kernel:
         known = {row[2] for row in rows if row[1] == "kernel"} | {f.kernel for f in report.faults}
         if kernel not in map(plain_name, known):
-            raise Refused(f"{file.name} launches no kernel {kernel}, but "
+            raise Refused(f"it launches no kernel {kernel}, but "
                           f"{', '.join(sorted(filter(None, map(plain_name, known)))) or 'none'}")
         report.faults = [f for f in report.faults if f.kernel in (kernel, "")]
         report.lines = [line for line in report.lines if line.kernel == kernel]
@@ -411,8 +427,7 @@ def print_faults(report, file):
     if len(report.faults) > 10:
         print(f"... and {len(report.faults) - 10} more.")
     count = len(report.faults)
-    print(f"{file}: {count or 'no'} fault{'s' * (count != 1)} in {len(ORDERS)} orders of threads"
-          f"{'' if report.kernels else '; no launch came to its end'}.")
+    print(f"{file}: {count or 'no'} fault{'s' * (count != 1)} in {len(ORDERS)} orders of threads.")
 
 
 def print_profile(report, file):
@@ -425,12 +440,12 @@ def print_profile(report, file):
             formula = report.formulas.get(name)
             beside = f"; by the formula {formula[k]:,}" if formula else ""
             print(f"  {verb} {bytes_:,} bytes of global memory{beside}")
-        print("  line  memory         requests  lanes  a request, ideal, ratio")
+        print("  memory         requests   lanes   a request   ideal   ratio")
         for line in lines:
-            unit = "sectors" if line.space == "global" else "wavefronts"
-            print(f"{line.line:6}  {line.space} {line.op:6} {line.requests:10,} {line.lanes:6.1f} "
-                  f"{line.per_request:6.2f} {line.ideal:6.2f} {line.per_request / line.ideal:6.2f} "
-                  f"{unit:10}  {line.source[:60]}")
+            unit = "sectors   " if line.space == "global" else "wavefronts"
+            print(f"  {line.space} {line.op:6} {line.requests:10,} {line.lanes:7.1f} "
+                  f"{line.per_request:11.2f} {line.ideal:7.2f} {line.per_request / line.ideal:7.2f} "
+                  f"{unit}  {Path(line.file).name}:{line.line}: {line.source[:60]}")
         print()
     if report.faults:
         print(f"{file} has faults: python -m kernels check {file}")
