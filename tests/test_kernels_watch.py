@@ -27,7 +27,7 @@ def faults():
 
 
 @pytest.mark.parametrize("kernel, kind, text", [
-    ("lost_update", "race", "s + 4 bytes"),
+    ("lost_update", "race", r"s \+ 4 bytes"),
     ("histogram", "race", r"x\[[0-3]\]"),
     ("across_blocks", "race of blocks", r"x\[5\]"),
     ("two_writers", "race", r"x\[\d+\]"),
@@ -60,7 +60,7 @@ def test_fault_is_found_in_every_order(faults, kernel, kind, text, monkeypatch):
     report = watch.watch(faults, [kernel])
     fault, = report.faults
     assert (fault.kind, fault.kernel) == (kind, kernel)
-    assert re.search(f"(at )?{text}", fault.text), fault.text
+    assert re.search(text, fault.text), fault.text
     assert any("// FAULT" in place.source for place in fault.places), str(fault)
     assert kind == "hang" or fault.orders == list(watch.ORDERS)
     if "race" in kind:
@@ -168,7 +168,7 @@ def refused(file, text, **environment):
     file.write_text(text)
     run = subprocess.run([sys.executable, "-m", "kernels", "check", str(file)], cwd=ROOT,
                          env={**os.environ, **environment}, capture_output=True, text=True,
-                         timeout=100)
+                         timeout=300)
     assert run.returncode == 1 and "Traceback" not in run.stderr, run.stderr
     return run.stdout
 
