@@ -9,6 +9,8 @@ from course import source
 
 ROOT = source.ROOT
 TESTS, MUTANTS = ROOT / "tests", ROOT / "tests" / "mutants"
+LESSONS = "test_lessons.py"              # grades what is no blank: kernels/lessons/, wrong or slow
+WATCH = "kernels/watch.py", "report"     # what those tests ask for runs beside the submission
 
 
 class Exercise(NamedTuple):
@@ -78,6 +80,27 @@ EXERCISES = (
     Exercise(("grad_cam",), "test_explain.py", "grad_cam_of or what_they_share or map_of_zeros", 30,
              "where in the image a score comes from",
              "the mean gradient of each channel weighs its map; negative sums are dropped"),
+    Exercise(("vector_add",), LESSONS, "vector_add", 20,
+             "indices of threads and blocks, and the tail",
+             "a thread's place among all is blockIdx.x * blockDim.x + threadIdx.x; is it below n?"),
+    Exercise(("histogram",), LESSONS, "histogram", 40,
+             "lost updates, atomic operations, and counting in shared memory first",
+             "atomicAdd; then a __shared__ array of counts: zero it, count, add it up"),
+    Exercise(("transpose",), LESSONS, "transpose", 45,
+             "coalescing, then bank conflicts",
+             "read rows, write rows, and turn the tile in shared memory; then pad its rows"),
+    Exercise(("block_sums",), LESSONS, "block_sums", 45,
+             "what a barrier is for, and sums without one",
+             "__syncthreads outside the branch; then five shuffles, and one number from each warp"),
+    Exercise(("softmax",), LESSONS, "softmax", 60,
+             "a softmax in one pass: the running maximum and sum",
+             "when the maximum rises, what becomes of the sum so far? Begin with a finite maximum"),
+    Exercise(("matmul",), LESSONS, "matmul", 90,
+             "how often a number is fetched: tiles in shared memory, then in registers",
+             "two barriers a step; four numbers of a row and four of a column make 16 products"),
+    Exercise(("mma_tile",), LESSONS, "mma_tile", 90,
+             "a matrix spread over the registers of a warp; swizzled shared memory",
+             "which register holds row g + 8? Then chunk c of row j at c ^ (j % 8)"),
     Exercise(("tiles_forward",), "test_kernels_tiles.py",
              "equals_the_loops and emulated or normalised and emulated", 120,
              "a first CUDA kernel: who owns which output, 64-bit offsets, ragged ends",
@@ -137,6 +160,10 @@ def kernel_files(kernel):
 
 def is_bug(exercise):
     return patch(exercise.names[0]).exists()
+
+
+def is_lesson(exercise):
+    return exercise.tests == LESSONS
 
 
 def public_title(exercise):

@@ -26,7 +26,8 @@ from datetime import datetime
 from pathlib import Path
 
 from course import sandbox, source
-from course.make import GRADING, LITTER, ROOT
+from course.exercises import WATCH
+from course.make import GRADING, LITTER, ROOT, SOLUTIONS
 
 WITHHELD = "withheld, for it would solve the exercise: write it yourself"
 SETUP = """#!/usr/bin/env bash
@@ -108,14 +109,17 @@ class Grading:
 
 def make_judge(handout, entries, out):
     """A copy of this project that runs the handout's tests, and asks for the graded functions."""
-    shutil.copytree(ROOT, out, ignore=shutil.ignore_patterns(*LITTER, "docs", "assets"))
+    shutil.copytree(ROOT, out, ignore=shutil.ignore_patterns(*LITTER, "docs", "assets",
+                                                             SOLUTIONS.name))
     for file in sorted((handout / "tests").glob("*.py")):
         if file.name not in ("conftest.py", "grading.py"):
             shutil.copy(file, out / "tests" / file.name)
-    for place in {p for e in entries if not e["cuda"] for p in e["files"]}:
+    asked = {(p, n) for e in entries if not e["cuda"] for n, p in zip(e["names"], e["files"])}
+    if any(e.get("lesson") for e in entries):
+        asked.add(WATCH)
+    for place in {place for place, _ in asked}:
         text = source.read(out / place)
-        names = [n for e in entries for n, p in zip(e["names"], e["files"]) if p == place]
-        found = [f for f in source.functions(place, text) if f.name in names]
+        found = [f for f in source.functions(place, text) if (place, f.name) in asked]
         for f in sorted(found, key=lambda f: -f.start):
             text = source.delegate(text, f, f"{place}:{f.name}")
         (out / place).write_text(text)

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from course import sandbox, seam, source, submission
+from course.exercises import WATCH
 from course.progress import chosen
 
 COMPILED = 5                             # a kernel's exercise gets so many times the time
@@ -162,6 +163,7 @@ class Grader:
             self.start()
         hidden = [Path(folder) for folder in self.spec["hidden"]]
         keys = [f"{file}:{name}" for name, file in zip(exercise["names"], exercise["files"])]
+        keys += [":".join(WATCH)] * bool(exercise.get("lesson"))
         seconds = self.spec["timeout"] * (COMPILED if exercise["cuda"] else 1)
         plugin = Tests(exercise, self.spec["seed"], [folder.name for folder in hidden],
                        lambda: self.ask(seconds, keys))

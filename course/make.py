@@ -24,16 +24,18 @@ import sys
 from pathlib import Path
 
 from course import exercises, source
-from course.exercises import ROOT, EXERCISES, command, exercise_for, hint, is_bug, patch
+from course.exercises import (ROOT, EXERCISES, command, exercise_for, hint, is_bug, is_lesson,
+                              patch)
 
 GRADING = "tests/assignment.json"
+SOLUTIONS = ROOT / "course" / "solutions"    # of the lessons; of all else this project is one
 LITTER = ".*", "__pycache__", "out", "data", "build"
 UNWANTED = shutil.ignore_patterns(*LITTER, "course", "course.md", "test_course_*.py", "variants",
                                   "test_docs.py", "mutants", "test_kernels_mutants.py")
 HEAD = """# Assignment
 
 To write: the bodies that raise `NotImplementedError` or, in a .cu file, say `EXERCISE`. The
-docstring, or the head of the .cu file, says what is wanted. Of a bug nothing is blank.
+docstring, or the head of the .cu file, says what is wanted. Of a bug or a lesson nothing is blank.
 
     python -m pytest -m exercise    # all tests that grade; the last lines say what is solved
     python -m pytest                # and all others: minutes. What waits for an exercise is skipped
@@ -69,7 +71,8 @@ def fill(out, chosen):
     """Blank the functions, plant the bugs, and add what grades them."""
     readme = out / "README.md"                               # its Python is a solution
     readme.write_text(re.sub(r"(?ms)^```python\n.*?^```\n", "", readme.read_text()))
-    tasks = [(source.find(name), e) for e in chosen if not is_bug(e) for name in e.names]
+    tasks = [(source.find(name), e) for e in chosen if not is_bug(e) and not is_lesson(e)
+             for name in e.names]
     for file in {function.file for function, _ in tasks}:
         of_file = [task for task in tasks if task[0].file == file]
         (out / file.relative_to(ROOT)).write_text(blanked(source.read(file), of_file))
@@ -122,7 +125,8 @@ def entry(exercise):
     return {"title": title, "names": [title] if bug else [f.name for f in found], "files": files,
             "tests": exercise.tests, "match": exercise.match, "hint": exercise.hint,
             "command": command(exercise), "points": 10, "weights": {}, "bug": bug,
-            "cuda": bug or files[0].endswith(".cu"), "withheld": list(exercise.withheld)}
+            "lesson": is_lesson(exercise), "cuda": bug or files[0].endswith(".cu"),
+            "withheld": list(exercise.withheld)}
 
 
 def drawn_bug(file, student):
@@ -187,7 +191,8 @@ def write_key(key, made):
                     text += f"{name}\n\n```diff\n{patch(name).read_text()}```\n\n"
                 else:
                     f = source.find(name)
-                    body = source.read(f.file)[f.start:f.end].strip("\n")
+                    body = (source.read(SOLUTIONS / f"{name}.cu") if is_lesson(exercise) else
+                            source.read(f.file)[f.start:f.end].strip("\n"))
                     text += f"{f.file.relative_to(ROOT)}: {name}\n\n```\n    {body}\n```\n\n"
     (key / "KEY.md").write_text(text)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels"
+FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels", "kernels/lessons"
 BLANK = "exercise {}: write it"          # how the error of a blank body begins
 
 

@@ -5,6 +5,7 @@ asks for. Nothing is unpacked or run here.
 """
 
 import io
+import re
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -15,6 +16,17 @@ MOST = 2**20                             # bytes of a source file
 KINDS = ".py", ".cu", ".cuh", ".h", ".cpp"
 SKIPPED = {"tests", "__pycache__", "__MACOSX", "out", "data", "build", "node_modules",
            "site-packages"}
+LESSONS = "kernels/lessons/"
+CALLS = re.compile(                      # words that may stand before "(" in a lesson's body
+    r"if|for|while|switch|return|sizeof|constexpr|alignas|(?:static|reinterpret|const)_cast|"
+    r"bool|char|short|int|long|unsigned|float|double|half|bfloat16|u?int\d+_t|size_t|dim3|"
+    r"(?:make_)?(?:float|int|uint)[234]|__(?:align|launch_bounds)__|__sync\w+|__\w+_sync|"
+    r"__(?:activemask|threadfence\w*|ldg|ldcg|popc|ffs|clz|brev|fmaf?_rn|f\w+2\w+|float2\w+|"
+    r"expf|logf|fdividef|saturatef|float_as_\w+|int_as_float|half2float|bfloat162float)|"
+    r"atomic[A-Z]\w*|f?min[f]?|f?max[f]?|f?abs[f]?|(?:r?sqrt|exp2?|log2?|fma|floor|ceil)f?|isnan|"
+    r"isinf|isfinite|printf|assert|ldmatrix_\w+|mma_\w+|cp_async_\w+|pack|widen|narrow|half_of|"
+    r"lane_sum|lane_max|load_global|store_global|this_thread_block|sync|shfl\w*|thread_rank|"
+    r"tiled_partition")
 
 
 class Body(NamedTuple):
@@ -100,17 +112,45 @@ def one_body(files, place, name, blank_text):
         return Body(None, "missing", f"{path} defines no {name}")
     old, = (f for f in source.functions(place, blank_text) if f.name == name)
     body = source.body_of(text, found[0])
-    if bare(body) == bare(source.body_of(blank_text, old)):
+    if bare(body, old.is_cuda) == bare(source.body_of(blank_text, old), old.is_cuda):
         return Body(None, "to write")
+    if place.startswith(LESSONS) and (word := foreign(body, blank_text)):
+        return Body(None, "not yet", f"`{word}` is no word that a lesson needs: only the body is "
+                                     "graded; put helper functions into it, as lambdas")
     if not found[0].is_cuda:             # imports that the student added come along
         new = [line for line in source.imports(text) if line not in source.imports(blank_text)]
         body = "\n".join([*new, body])
     return Body(body)
 
 
-def bare(body):
-    """A body without what does not count when it is compared: blanks, and CUDA's #line."""
-    return "".join(line for line in body.splitlines() if not line.startswith("#line")).split()
+def bare(body, cuda):
+    """A body without what does not count when it is compared: blanks; in CUDA comments, #line."""
+    return "".join((uncommented(body) if cuda else body).split())
+
+
+def uncommented(body, strings=True):
+    """CUDA source without comments and #line, and where that is asked for without strings."""
+    text = r'"(?:\\.|[^"\\\n])*"|\'(?:\\[^\n]|[^\'\\\n])\''
+    return re.sub(rf"({text})|//[^\n]*|/\*.*?\*/|^#line[^\n]*",
+                  lambda found: (found[1] if strings else '""') if found[1] else " ",
+                  body, flags=re.S | re.M)
+
+
+def foreign(body, text):
+    """What a lesson's body calls that is neither CUDA's, nor its own, nor in the file: or None.
+
+    A lesson's kernel runs in the process that watches it, and must not speak for the watch.
+    """
+    body = re.sub(r"^\s*#\s*pragma unroll[^\n]*", "", uncommented(body, False), flags=re.M)
+    own = re.findall(r"\bauto\s+(\w+)\s*=\s*\[", body)               # lambdas,
+    own += re.findall(r"\b(\w+)\s*\([^()]*\)\s*(?:const\s*)?\{", body)    # members of its structs
+    own += re.findall(r"\b(\w+)\(", text)
+    words = (r'(::|#|%:|R"|\b(?:asm|extern|operator|cuda_on_cpu)\b|\(\s*\*[^()]*\)\s*\()|'
+             r"\b([A-Za-z_]\w*)\s*(?:<[^<>;(){}]*>\s*)?\(")
+    for word, call in re.findall(words, body):
+        if word or not CALLS.fullmatch(call) and call not in own:
+            return word or call
+    return None
 
 
 def whole_files(files, old):
