@@ -114,9 +114,11 @@ def one_body(files, place, name, blank_text):
     body = source.body_of(text, found[0])
     if bare(body, old.is_cuda) == bare(source.body_of(blank_text, old), old.is_cuda):
         return Body(None, "to write")
-    if place.startswith(LESSONS) and (word := foreign(body, blank_text)):
-        return Body(None, "not yet", f"`{word}` is no word that a lesson needs: only the body is "
-                                     "graded; put helper functions into it, as lambdas")
+    if place.startswith(LESSONS):
+        body = text[found[0].start:found[0].end]     # its lines are those of the file as it is run
+        if word := foreign(body, blank_text):
+            return Body(None, "not yet", f"`{word}` is no word that a lesson needs: only the body "
+                                         "is graded; put helper functions into it, as lambdas")
     if not found[0].is_cuda:             # imports that the student added come along
         new = [line for line in source.imports(text) if line not in source.imports(blank_text)]
         body = "\n".join([*new, body])
@@ -125,7 +127,7 @@ def one_body(files, place, name, blank_text):
 
 def bare(body, cuda):
     """A body without what does not count when it is compared: blanks; in CUDA comments, #line."""
-    return "".join((uncommented(body) if cuda else body).split())
+    return (uncommented(body) if cuda else body).split()
 
 
 def uncommented(body, strings=True):

@@ -419,6 +419,20 @@ def add_fault(faults, fault):
     same.orders += [order for order in fault.orders if order not in same.orders]
 
 
+def report(file):
+    """What run() found in a file of this project, as plain values, which course.grade can send:
+    {"faults": [{kind, text}], "lines": [Line as a dict], "kernels": {name: (launches, bytes read,
+    bytes written)}}. A file that cannot be watched has one fault, of kind "refused".
+    """
+    try:
+        found = run(HERE.parent / file)
+    except Refused as why:
+        return {"faults": [{"kind": "refused", "text": str(why)}], "lines": [], "kernels": {}}
+    faults = [{"kind": fault.kind, "text": str(fault)} for fault in found.faults]
+    return {"faults": faults, "lines": [vars(line) for line in found.lines],
+            "kernels": found.kernels}
+
+
 def print_faults(report, file):
     if report.output.strip():
         print(f"main() prints: {report.output.strip()}\n")
