@@ -102,7 +102,7 @@ STEPS = [
     ("softmax", None, 1, 0, ""),
     ("softmax", bytes_read, 6 * (200 + 64 + 5 + 1), 8.1, "bytes read an element"),
     ("matmul", bytes_read, PRODUCTS, 0.25, "bytes read a multiply-add"),
-    ("matmul", wavefronts, PRODUCTS / 32, 1, "wavefronts for a multiply-add of a warp"),
+    ("matmul", wavefronts, PRODUCTS / 32, 1.1, "wavefronts for a multiply-add of a warp"),
     ("mma_tile", None, 1, 0, ""),
     ("mma_tile", wavefronts, 2, 140, "wavefronts of shared memory a block"),
 ]

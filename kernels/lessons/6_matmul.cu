@@ -10,8 +10,8 @@
 //           Why again? Then, registers: a thread that takes 4 numbers of a and 4 of b out of
 //           shared memory into local variables can do 16 multiply-adds with them.
 // Passes    right within 1e-5; no fault in three orders of threads; at most 0.25 bytes
-//           a multiply-add from global memory (as it stands, 8); at most 1 wavefront of shared
-//           memory for a multiply-add of a warp (without the registers, 2).
+//           a multiply-add from global memory (as it stands, 8); at most 1.1 wavefronts of
+//           shared memory for a multiply-add of a warp (without registers 2, and some).
 // On a GPU  m = n = k = 4096: 69 G multiply-adds, 2.1 G of a warp. A multiprocessor does 4 of these
 //           and one wavefront a cycle. So 2.4 ms for the arithmetic, on 132 at 1.7 GHz; but 19 ms
 //           at 2 wavefronts each, from shared or from L1; 4.8 ms at 0.5; and 2.4 ms where a
