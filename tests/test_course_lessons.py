@@ -22,7 +22,8 @@ def text_of(kernel, change=lambda body: body):
     """The lesson with the body of its solution, changed."""
     function, = source.functions(ROOT / "course" / "solutions" / f"{kernel}.cu")
     text = source.read(function.file)
-    return with_kernel(kernel, source.put(text, function, change(text[function.start:function.end])))
+    body = change(text[function.start:function.end])
+    return with_kernel(kernel, source.put(text, function, body + "\n"))
 
 
 def complaints(kernel, text, folder):
@@ -37,10 +38,11 @@ def complaints(kernel, text, folder):
 def test_what_is_handed_out_is_wrong_or_slow_as_its_head_says():
     with ThreadPoolExecutor(2) as pool:
         reports = dict(zip(FILES, pool.map(watch.report, map(str, FILES.values()))))
-    first = {kernel: report["faults"][0]["kind"] for kernel, report in reports.items()
-             if report["faults"]}
-    assert first == {"vector_add": "race of blocks", "histogram": "race of blocks",
-                     "block_sums": "race", "softmax": "wrong", "mma_tile": "wrong"}
+    kinds = {kernel: {fault["kind"] for fault in report["faults"]}
+             for kernel, report in reports.items()}
+    assert "race of blocks" in kinds["vector_add"] and "race of blocks" in kinds["histogram"]
+    assert "race" in kinds["block_sums"] and kinds["softmax"] == kinds["mma_tile"] == {"wrong"}
+    assert not kinds["transpose"] and not kinds["matmul"], "they are slow, not wrong"
     assert sectors(reports["transpose"])[0] > 20, "32 sectors a request, but for the tail"
     assert bytes_read(reports["matmul"])[0] == 8 * PRODUCTS
     for step in STEPS:
