@@ -74,7 +74,7 @@ CLASS = {
     "ends the program": (lambda body: "exit(0);", "not yet", "`exit`"),
     "speaks for the watch": (lambda body: 'printf("kernel\\ttranspose\\t3\\t0\\t0\\n");', "not yet",
                              "unwritten"),
-    "does not compile": (lambda body: "int x = y;" + body, "not yet", "3_transpose.cu:29"),
+    "does not compile": (lambda body: "int x = y;" + body, "not yet", "3_transpose.cu:26"),
     "writes through null": (lambda body: body + "*(int*)nullptr = 1;", "not yet", "outside"),
 }
 
