@@ -3,6 +3,7 @@
     make.py         python -m course.make: list, make, solutions and rubric for the teacher
     grade.py        python -m course.grade: many submissions, several at a time, to a table or CSV
     exercises.py    what is suggested, with the tests that grade it
+    solutions/      of the lessons in CUDA, which no handout contains
     source.py       functions of a file: find, blank, put another body in
     submission.py   a folder, zip or file that somebody handed in: the bodies that were asked for
     progress.py     what a handout adds to pytest

@@ -169,6 +169,9 @@ def page(places):
         text += f"About {exercise.minutes} minutes.\n\n" if exercise.minutes else ""
         text += (f"Not to be called: {', '.join(exercise.withheld)}.\n\n"
                  if exercise.withheld else "")
+        file = place.partition(":")[0]
+        text += "".join(f"    python -m kernels {verb} {file}\n" for verb in ("check", "profile")
+                        if is_lesson(exercise) and file.endswith(".cu"))
         text += f"    {command(exercise)}\n\n"
     return text
 

@@ -13,7 +13,7 @@ from test_lessons import (FILES, PRODUCTS, ROOT, STEPS, bytes_read, complaint, s
 from variants import lesson_bodies
 
 from course import make, source, submission
-from kernels import watch
+from kernels import build, watch
 
 compiled = pytest.mark.skipif(not CXX, reason="lessons need g++")
 
@@ -122,3 +122,15 @@ def test_submissions_of_a_lesson_are_graded_apart_from_the_tests(tmp_path):
     ('printf("exit(0) :: #\\n"); atomicAdd(&n, min(1, 2));', None)])
 def test_a_lesson_calls_what_is_cudas_or_its_own_and_nothing_else(body, word):
     assert submission.foreign(body, source.read(ROOT / FILES["transpose"])) == word
+
+
+@pytest.mark.variants
+@pytest.mark.skipif(not build.toolkit(), reason="there is no CUDA toolkit")
+@pytest.mark.parametrize("kernel", FILES)
+def test_lessons_are_programs_for_a_gpu_too(kernel, tmp_path):
+    for text in (source.read(ROOT / FILES[kernel]), text_of(kernel)):
+        (tmp_path / "lesson.cu").write_text(text)
+        run = subprocess.run([f"{build.toolkit()[0]}/bin/nvcc", "-std=c++17", "-arch=sm_80", "-c",
+                              "-I", build.HERE, tmp_path / "lesson.cu", "-o", tmp_path / "lesson.o"],
+                             capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr

@@ -123,7 +123,7 @@ def complaint(report, kernel, measure, unit, most, what):
         return ""
     value, line = measure(report)
     if value is None:
-        return f"shared memory is not used: {what} at most {most} wanted"
+        return f"shared memory is not used; wanted at most {most} {what}"
     place = f"; most at line {line['line']}: `{line['source']}`" if line else ""
     wrong = value / unit > most
     return f"{value / unit:.3g} {what}, wanted at most {most}{place}" if wrong else ""
