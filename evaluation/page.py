@@ -207,7 +207,8 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
         if (out / "curves.png").is_file() or (out / "compare.png").is_file() else None,
         Section("Worst classes", "Their mistakes", rows=mistakes),
         Section(f"Confusion{only}", "Rows are true classes. Blue: right; orange: taken for "
-                "another, darker for a larger part of the class. Hover for numbers, click for images.",
+                "another, darker for a larger part of the class. Hover for numbers, click for "
+                "images.",
                 body=f'<p class="buttons">Order: {buttons}</p><div id="cell"></div>'
                      '<div class="wide"><table class="matrix" id="matrix"></table></div>'),
         Section("Classes", "Click a heading to sort.", body=html_table(per_class, sort=True)),

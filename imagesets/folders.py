@@ -82,7 +82,8 @@ def refuse(top, problem, advice):
     """Raise a UserError with the tree."""
     lines = [f"{top.path}: {problem}", f"  {top.name or top.path}/", *draw_tree(top, indent="    "),
              f"{advice} Or pass --labels none, which takes all images, without labels; or say it "
-             'in a table, metadata.csv with columns file_name and label (README, "Your own images").']
+             "in a table, metadata.csv with columns file_name and label "
+             '(README, "Your own images").']
     raise UserError("\n".join(lines))
 
 

@@ -14,8 +14,9 @@
 // In the other orders than `forward` the blocks run from the last to the first.
 // Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once
 // in `reverse`, by chance in `random`, for the hardware may do either. The bytes that load_global,
-// store_global and cp_async_16 move are counted, and the bank conflicts of ldmatrix. Accesses outside a tensor are AddressSanitizer's
-// to find. Not shown: PTX encodings, other bank conflicts, occupancy, the memory model.
+// store_global and cp_async_16 move are counted, and the bank conflicts of ldmatrix. Accesses outside
+// a tensor are AddressSanitizer's to find. Not shown: PTX encodings, other bank conflicts,
+// occupancy, the memory model.
 #pragma once
 #include <ucontext.h>
 

@@ -47,9 +47,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-VIEWS = set("""view slice select t transpose permute expand unsqueeze squeeze detach alias as_strided
-    split split_with_sizes unbind _unsafe_view _reshape_alias diagonal unfold lift_fresh view_as
-    set_ narrow _local_scalar_dense""".split())
+VIEWS = set("""view slice select t transpose permute expand unsqueeze squeeze detach alias
+    as_strided split split_with_sizes unbind _unsafe_view _reshape_alias diagonal unfold lift_fresh
+    view_as set_ narrow _local_scalar_dense""".split())
 WAITS = set("""_local_scalar_dense nonzero masked_select equal is_nonzero unique_dim _unique2
     unique_consecutive bincount""".split())
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
@@ -136,7 +136,8 @@ def record(function, name, args, kwargs, gpu, on_gpu):
         if from_gpu and not to:
             count("waits", "copy to the CPU")
         elif to and not from_gpu and (source.dim() or name == "_to_copy"):
-            pinned = getattr(source, "pinned", False) and kwargs.get("non_blocking", name == "copy_")
+            pinned = getattr(source, "pinned", False)
+            pinned = pinned and kwargs.get("non_blocking", name == "copy_")
             count("copies", f"{'pinned' if pinned else 'PAGEABLE'} {source.dtype}")
         elif to:
             count("launches", name)

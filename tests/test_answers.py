@@ -82,6 +82,18 @@ def test_a_cell_is_on_file_before_its_pictures(shades, tmp_path, monkeypatch):
     assert (tmp_path / "finetuned.pt").exists() and not (tmp_path / "finetuning.pt").exists()
 
 
+def test_a_cell_is_on_file_before_it_is_printed(shades, tmp_path, monkeypatch):
+    """A closed pipe or Ctrl-C at its line cost the minutes that it took."""
+    def interrupted(text, **_):
+        if text.startswith("["):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(few_labels, "print", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        linear_eval.main([*PLAIN, "--data", str(shades), "--out", str(tmp_path), "--shots", "1"])
+    assert [cell["images"] for cell in read(tmp_path)["few_labels"]] == [3]
+
+
 def test_a_full_disk_still_prints_the_table_and_names_the_file(checkpoint, monkeypatch, capsys):
     replace = os.replace
 

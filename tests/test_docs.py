@@ -22,8 +22,8 @@ EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 SCRIPTS = ["fgssl", "train_simclr", "train_jigsaw", "train_srgan", "linear_eval", "reproduce",
            "course.make", "course.grade", "bench_views", "bench_step", "kernels.bench",
            *(file.stem for file in EXAMPLES)]
-FILES = [file for folder in (".", "methods", "evaluation", "imagesets", "kernels", "course", "tests")
-         for file in sorted((ROOT / folder).glob("*"))
+FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels", "course", "tests"
+FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*"))
          if file.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")] + EXAMPLES
 SOURCE = "\n".join(file.read_text() for file in FILES)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -23,7 +23,7 @@ def run(photos, tmp_path_factory):
 
 
 def test_a_damaged_checkpoint_never_loads_as_another(run, tmp_path):
-    """One flipped byte in the weights was loaded without a word: torch.load compares no checksum."""
+    """One flipped byte in the weights was loaded: torch.load compares no checksum."""
     whole, file = (run[0] / "checkpoint.pt").read_bytes(), tmp_path / "damaged.pt"
     wanted, dice, refused = run[1]["encoder"], random.Random(0), 0
     for trial in range(60):
