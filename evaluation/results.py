@@ -51,9 +51,9 @@ def digest_data(data, splits):
 
 def count_seen(args, records, rows):
     """How many of the test images the checkpoint was trained on, or the one that its training began
-    with; None where it does not say. UserError if there are any, unless --allow-seen: they are no
-    test."""
-    trained_on, file = set(), args.checkpoint
+    with; None where it does not say, and with --fold. UserError if there are any, unless
+    --allow-seen: they are no test."""
+    trained_on, file = set(), None if args.fold else args.checkpoint
     while file and Path(file).is_file():
         checkpoint = fgssl.read_checkpoint(file)
         data, run = checkpoint.get("data"), checkpoint.get("args")
@@ -172,9 +172,15 @@ def mean_std(values):
     return f"{np.mean(values):.1f}{std}" if values else ""
 
 
-def features_rows(named, n):
-    """{name: [what evaluate measured, ...]} as rows of texts; n: test images."""
-    return [[f"test, % of {n}", *COLUMNS.values()]] + [
+def percent_of(result):
+    """Of what the percentages in an eval.json are, for the head of a table."""
+    part = f"fold {result['fold']}" if result.get("fold") else "test"
+    return f"{part}, % of {result['n']['test']}"
+
+
+def features_rows(named, head):
+    """{name: [what evaluate measured, ...]} as rows of texts; head: percent_of the images."""
+    return [[head, *COLUMNS.values()]] + [
         [name, *(mean_std([row.get(column) for row in rows]) for column in COLUMNS)]
         for name, rows in named.items()]
 
@@ -193,7 +199,7 @@ def rows_of(result):
 def print_result(result):
     """The table; below it the layers and the worst classes."""
     rows = rows_of(result)
-    print(markdown_table(features_rows(rows, result["n"]["test"])))
+    print(markdown_table(features_rows(rows, percent_of(result))))
     (measured,), report = [*rows.values()][-1], result["report"]
     if result["layer"] == "best":
         print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
@@ -245,7 +251,7 @@ def compare_results(arguments, out):
     runs = read_results(arguments)
     measured = {name: [result.get("encoder", result["random_init"]) for result in results]
                 for name, results in runs.items()}
-    print(markdown_table(features_rows(measured, next(iter(runs.values()))[0]["n"]["test"])))
+    print(markdown_table(features_rows(measured, percent_of(next(iter(runs.values()))[0]))))
     show_few_labels(runs, out)
 
 
@@ -253,7 +259,7 @@ def few_label_tables(runs):
     """(method, rows of texts) of each method of few_label_scores."""
     (scores, methods, shots), first = few_label_scores(runs), next(iter(runs.values()))[0]
     for method in methods:
-        yield method, [[f"{method}, test, % of {first['n']['test']}",
+        yield method, [[f"{method}, {percent_of(first)}",
                         *(f"{k} label{'s' * (k != 1)}" for k in shots)]] + [
             [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)] for name in runs]
 
