@@ -45,16 +45,18 @@ class Run(NamedTuple):
 
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
-    evaluation, "1 linear" of its second; "fine-tuned all", "0 frozen 5", ... as `few_labels` has
-    them; "log val_puzzles", what its training wrote last, "log core_minutes", how much of a core
-    it took. against: the row with which the others are compared. also: {name: columns} of further
-    tables of these runs."""
+    evaluation, "1 linear" of its second, "every linear" of all, which are folds; "fine-tuned all",
+    "0 frozen 5", "every frozen 5", ... as `few_labels` has them; "log val_puzzles", what its
+    training wrote last, "log core_minutes", how much of a core it took. against: the row with
+    which the others are compared. also: {name: columns} of further tables of these runs. of: on
+    what the percentages are."""
     data: str
     hours: float
     columns: dict
     runs: tuple
     against: str = ""
     also: dict = {}
+    of: str = "test"
 
 
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
@@ -66,6 +68,9 @@ STEPS = {f"{title}, {steps} steps": f"{i} fine-tuned {shots}" for title, shots i
 FEW = "--shots 1 5 10 all --draws 2 --finetune"
 LONG = "--shots 1 5 10 all --draws 1 --finetune --steps 4800"
 NEAREST = {"linear": "linear", "k-NN": "knn"}
+FOLDS = tuple(f"--fold {i}/4 --shots 5 --draws 2" for i in range(1, 5))  # test is not read
+IN_FOLDS = {"core minutes": "log core_minutes", "linear": "every linear", "k-NN": "every knn",
+            "5 labels": "every frozen 5"}
 FORMER = "--optimizer adamw --lr 1e-3 --first-size 64 --temperature 0.2"    # SimCLR's defaults once
 VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
 
@@ -216,7 +221,7 @@ def python(*command):
 
 def few_labels(name, label):
     """{"1 fine-tuned 5": [cell of eval.json, ...] over seeds and draws} of a row, for its second
-    evaluation; and {"fine-tuned 5": those of one of its evaluations}.
+    evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": of one of its evaluations}.
 
     That is, where they differ, by the length of fine-tuning say, the one with the best mean
     accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
@@ -225,9 +230,10 @@ def few_labels(name, label):
     for run, *_, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
             for cell in recorded(name)[shlex.join(command)]["few_labels"]:
-                found.setdefault(f"{i} {cell['method']} {cell['shots']}", []).append(cell)
+                for which in (i, "every"):
+                    found.setdefault(f"{which} {cell['method']} {cell['shots']}", []).append(cell)
     best = {}
-    for cells in found.values():
+    for cells in [cells for kind, cells in found.items() if kind[0].isdigit()]:
         kind = f"{cells[0]['method']} {cells[0]['shots']}"
         best[kind] = max(best.get(kind, []), cells, key=on_val)
     return found | best
@@ -249,7 +255,7 @@ def figures(name, label, columns):
                 kind, _, what = where.rpartition(" ")
                 if kind == "log" and i == 0:
                     found[title].append(result["log"].get(what))
-                elif kind in ("1", "") and i == int(kind or 0):
+                elif kind == "every" or kind.isdigit() and i == int(kind) or kind == "" and i == 0:
                     found[title].append(result.get("encoder", result["random_init"])[what])
     return found
 
@@ -262,7 +268,7 @@ def render(name, columns):
     """
     table = TABLES[name]
     rows = {run.label: figures(name, run.label, columns) for run in table.runs}
-    lines = [[f"{table.data}, test, %", *columns]]
+    lines = [[f"{Path(table.data).name}, {table.of}, %", *columns]]
     for label, row in rows.items():
         lines.append([label, *map(results.mean_std, row.values())])
     for i, column in enumerate(columns if table.against else (), 1):
@@ -277,7 +283,7 @@ def render(name, columns):
 def draw(name):
     """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
     rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
-                                        if not kind[0].isdigit() for cell in cells]}]
+                                        if kind.startswith("f") for cell in cells]}]
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]

@@ -100,12 +100,14 @@ def test_a_row_shows_the_evaluation_that_val_prefers(monkeypatch):
                      "random_init": {"linear": 3}} for of, found in cells.items()}
 
     run = Run("any", "")
-    columns = {"5": "fine-tuned 5", "longer": "1 fine-tuned 5", "linear": "linear"}
+    columns = {"5": "fine-tuned 5", "longer": "1 fine-tuned 5", "linear": "linear",
+               "folds": "every linear", "5 in folds": "every fine-tuned 5"}
     monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
     monkeypatch.setattr(reproduce, "recorded", recorded)
     monkeypatch.setattr(reproduce, "runs", lambda name: [(run, 0, None, None, [["a"], ["b"]])])
     found = reproduce.figures("t", "any", columns)
-    assert found == {"5": [1, 2], "longer": [10, 20, 90], "linear": [3]}
+    assert found == {"5": [1, 2], "longer": [10, 20, 90], "linear": [3], "folds": [3, 3],
+                     "5 in folds": [1, 2, 10, 20, 90]}
 
 
 def test_what_exceeds_the_noise_is_bold(monkeypatch):
