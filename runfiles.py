@@ -121,8 +121,13 @@ def load(file, rng, **parts):
 
 
 def load_optimizer(optimizer, state, what):
-    """optimizer.load_state_dict; UserError where the state is of other parameters."""
+    """optimizer.load_state_dict; UserError where the state is of other parameters, or of another
+    optimizer, such as the AdamW of older runs."""
     try:
+        settings = {name for group in state["param_groups"] for name in group}
+        if not settings >= optimizer.param_groups[0].keys():
+            raise UserError(f"{what} is of another optimizer than {type(optimizer).__name__}: "
+                            "start a new run with another --out")
         optimizer.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{what} does not fit: {error!r}") from error

@@ -66,6 +66,17 @@ def test_well_formed_but_wrong_values_get_one_line_with_the_file(run, tmp_path, 
     assert line.strip().count("\n") <= 1 or "keys differ:" in line
 
 
+def test_the_state_of_another_optimizer_is_refused(run, tmp_path):
+    """An older run's AdamW, resumed by Muon, was a KeyError at the first step."""
+    checkpoint = torch.load(run[0] / "checkpoint.pt", weights_only=True)
+    momenta = [state["momentum"] for state in checkpoint["optimizer"]["state"].values()]
+    parameters = [torch.nn.Parameter(v) for v in momenta]
+    checkpoint["optimizer"] = torch.optim.AdamW(parameters, 1e-3).state_dict()
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(fgssl.UserError, match="is of another optimizer than Muon: start a new run"):
+        train_simclr.main(["--out", str(tmp_path), "--resume", "--epochs", "2"])
+
+
 @pytest.mark.parametrize("where, shape", [("momentum", (3,)), ("momentum", None)])
 def test_optimizer_state_of_other_shapes_or_with_nan_is_refused(run, tmp_path, where, shape):
     """PyTorch takes any, and fails, or not, at the next step."""
