@@ -4,6 +4,7 @@
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
     python tests/reproduce.py grocery --again      # from scratch: forgets its runs and records
     python tests/reproduce.py grocery --dry-run    # prints the commands
+    python tests/reproduce.py grocery --write      # runs none: writes what is recorded so far
 
 Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
 command, and not run again. Ctrl-C loses nothing: go on without --again. Started in several
@@ -133,11 +134,12 @@ TABLES = {
 
 def runs(name):
     """(Run, seed, folder, training command or None, evaluating commands) of each run of a table."""
-    for run in TABLES[name].runs:
-        for seed in range(run.seeds):
+    table = TABLES[name]
+    for seed in range(max(run.seeds for run in table.runs)):
+        for run in (run for run in table.runs if seed < run.seeds):
             slug = "".join(c if c.isalnum() else "_" for c in run.label)
             folder = OUT / name / f"{slug}_{seed}"
-            same = ["--data", TABLES[name].data, "--seed", str(seed), "--out"]
+            same = ["--data", table.data, "--seed", str(seed), "--out"]
             train, source = None, ["--init", "random"]
             if run.train:
                 train = [*shlex.split(run.train), *same, str(folder)]
@@ -226,10 +228,10 @@ def few_labels(name, label):
     That is, where they differ, by the length of fine-tuning say, the one with the best mean
     accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
     """
-    found = {}
+    found, known = {}, recorded(name)
     for run, *_, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
-            for cell in recorded(name)[shlex.join(command)]["few_labels"]:
+            for cell in known.get(shlex.join(command), {"few_labels": ()})["few_labels"]:
                 for which in (i, "every"):
                     found.setdefault(f"{which} {cell['method']} {cell['shots']}", []).append(cell)
     best = {}
@@ -245,13 +247,13 @@ def on_val(cells):
 
 def figures(name, label, columns):
     """{column: [its values over seeds and, for few labels, draws]} of a row."""
-    few = few_labels(name, label)
+    few, known = few_labels(name, label), recorded(name)
     found = {title: [cell["test"] for cell in few.get(where, [])]
              for title, where in columns.items()}
     for run, _, _, _, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
-            result = recorded(name)[shlex.join(command)]
-            for title, where in columns.items():
+            result = known.get(shlex.join(command))
+            for title, where in columns.items() if result else ():
                 kind, _, what = where.rpartition(" ")
                 if kind == "log" and i == 0:
                     found[title].append(result["log"].get(what))
@@ -272,10 +274,13 @@ def render(name, columns):
     for label, row in rows.items():
         lines.append([label, *map(results.mean_std, row.values())])
     for i, column in enumerate(columns if table.against else (), 1):
-        trained = [rows[run.label][column] for run in table.runs if run.train]
+        trained = [rows[run.label][column] for run in table.runs
+                   if run.train and len(rows[run.label][column]) > 1]
+        if not trained:                                      # not recorded yet
+            continue
         error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
         for line, row in zip(lines[1:], rows.values()):
-            if abs(mean(row[column]) - mean(rows[table.against][column])) > 2 * error:
+            if row[column] and abs(mean(row[column]) - mean(rows[table.against][column])) > 2 * error:
                 line[i] = f"**{line[i]}**"
     return results.markdown_table(lines)
 
@@ -310,6 +315,8 @@ def main(argv=None):
     p.add_argument("table", nargs="?", choices=TABLES, help="which; without one, they are listed")
     p.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     p.add_argument("--again", action="store_true", help="run all of it, whatever is recorded")
+    p.add_argument("--write", action="store_true",
+                   help="run none: write what is recorded, and leave the other cells empty")
     args = p.parse_args(argv)
     if not args.table:
         for name, table in TABLES.items():
@@ -323,10 +330,11 @@ def main(argv=None):
     if args.again:
         (RECORDS / f"{args.table}.json").unlink(missing_ok=True)
         shutil.rmtree(OUT / args.table, ignore_errors=True)
-    execute(args.table)
+    if not args.write:
+        execute(args.table)
     missing = [command for *_, evaluations in runs(args.table) for command in evaluations
                if shlex.join(command) not in recorded(args.table)]
-    if missing:
+    if missing and not args.write:
         print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")
         return
     table = TABLES[args.table]
