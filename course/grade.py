@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from pathlib import Path
 
+import atomic
 from course import sandbox, source
 from course.make import GRADING, LITTER, ROOT
 
@@ -169,7 +170,7 @@ def lines(student, results):
 
 def write_csv(file, rows, titles):
     """rows: [(student, handed in, results)]. One line a student; points and state an exercise."""
-    with open(f"{file}.part", "w", newline="") as out:
+    with atomic.replacing(file) as draft, open(draft, "w", newline="") as out:
         table = csv.writer(out)
         table.writerow(["student", "handed in", "points", "of",
                         *(f"{title}{what}" for title in titles for what in ("", ": state",
@@ -180,7 +181,6 @@ def write_csv(file, rows, titles):
                      for key in ("points", "state", "says")]
             table.writerow([student, when, *(f"{sum(r[key] for r in results):g}"
                                              for key in ("points", "most")), *map(safe, cells)])
-    os.replace(f"{file}.part", file)
 
 
 def safe(cell):
@@ -198,12 +198,13 @@ def gradescope(results):
 
 def write_autograder(out, handout):
     """A folder that Gradescope runs once it is zipped and uploaded."""
-    out = Path(out)
-    shutil.copytree(ROOT, out / "project", ignore=shutil.ignore_patterns(*LITTER))
-    shutil.copytree(handout, out / "handout", ignore=shutil.ignore_patterns(*LITTER))
-    for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
-        (out / name).write_text(text)
-        (out / name).chmod(0o755)
+    with atomic.drafting(out, is_folder=True) as draft:
+        shutil.copytree(ROOT, draft / "project", ignore=shutil.ignore_patterns(*LITTER))
+        shutil.copytree(handout, draft / "handout", ignore=shutil.ignore_patterns(*LITTER))
+        for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
+            (draft / name).write_text(text)
+            (draft / name).chmod(0o755)
+        atomic.publish(draft, out)
 
 
 def handed_in(path):
@@ -315,7 +316,8 @@ def save(args, rows):
         titles = list(dict.fromkeys(r["title"] for _, _, results in rows for r in results))
         write_csv(args.csv, sorted(rows), titles)
     if args.results:
-        Path(args.results).write_text(json.dumps(gradescope(rows[0][2]), indent=1))
+        with atomic.replacing(args.results) as draft:
+            draft.write_text(json.dumps(gradescope(rows[0][2]), indent=1))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -71,16 +72,53 @@ def count_seen(args, records, rows):
     return seen
 
 
+NUMBER = (int, float)
+SCORES = {"linear": NUMBER, "knn": NUMBER}
+CELL = {"method": str, "shots": (int, str), "draw": int, "recipe": (dict, type(None)),
+        "images": int, "val": NUMBER, "test": NUMBER}
+RESULT = {"data": str, "digest": str, "weights": str, "size": int, "layer": str, "seed": int,
+          "n": {"train": int, "val": int, "test": int}, "chance": NUMBER, "majority": NUMBER,
+          "random_init": SCORES, "few_labels": [CELL]}       # every eval.json has these, and more
+
+
+def fits(value, wanted):
+    """Whether a JSON value is of a type, a dict with at least some keys, or a list of one kind."""
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(name in value and fits(value[name], inner)
+                                               for name, inner in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(fits(inner, wanted[0]) for inner in value)
+    return (isinstance(value, wanted) and not isinstance(value, bool)
+            and not (isinstance(value, float) and not math.isfinite(value)))
+
+
+def is_result(value):
+    """Whether a JSON value is a result of this version of the script."""
+    return (fits(value, RESULT)
+            and all(fits(value[row], SCORES) for row in ("init", "encoder") if row in value)
+            and all(isinstance(cell["shots"], int) or cell["shots"] == "all"
+                    for cell in value["few_labels"]))
+
+
 def read_result(file):
-    """The eval.json of an earlier run; UserError for another file."""
+    """The eval.json of an earlier run; UserError for another file. One that was changed since it
+    was written is used, and a line says so."""
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         result = None
-    if not isinstance(result, dict) or not {"digest", "few_labels"} <= result.keys():
-        raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one "
-                              "with python linear_eval.py CHECKPOINT --out FOLDER")
+    if not is_result(result):
+        raise fgssl.UserError(f"{file} is no eval.json of this version of the script, or damaged; "
+                              "make one with python linear_eval.py CHECKPOINT --out FOLDER")
+    if result.get("checksum") not in (None, checksum(result)):
+        print(f"{file} was changed or damaged since it was written: it is used as it is",
+              file=sys.stderr)
     return result
+
+
+def checksum(result):
+    rest = {name: value for name, value in result.items() if name != "checksum"}
+    return digest(json.dumps(rest, sort_keys=True).encode())
 
 
 IDENTITY = {"digest": "data", "weights": "weights", "size": "size", "layer": "layer",
@@ -90,11 +128,20 @@ IDENTITY = {"digest": "data", "weights": "weights", "size": "size", "layer": "la
 def earlier_result(file, result):
     """What the eval.json in the folder already holds of the evaluation `result`; {} without one.
 
-    UserError where it is of another evaluation, which would be lost.
+    One that cannot be used is moved aside, with a line. UserError where it is of another
+    evaluation, which would be lost.
     """
     if not file.exists():
         return {}
-    before = read_result(file)
+    try:
+        before = read_result(file)
+    except fgssl.UserError:
+        names = (f"{file.name}.damaged{i if i > 1 else ''}" for i in itertools.count(1))
+        aside = next(path for path in map(file.with_name, names) if not path.exists())
+        file.rename(aside)
+        print(f"{file} is damaged, or of another version of the script: it is now {aside.name}, "
+              "and the evaluation begins anew", file=sys.stderr)
+        return {}
     other = [name for key, name in IDENTITY.items() if before.get(key) != result[key]]
     if other:
         count = len(before["few_labels"])
@@ -107,6 +154,7 @@ def earlier_result(file, result):
 
 def write_result(file, result):
     """Whole or not at all: hours of few-label results may be in it."""
+    result = result | {"checksum": checksum(result)}
     with atomic.replacing(file) as draft:
         draft.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 

@@ -8,6 +8,7 @@
     folders.py     any folder of images                  metadata.py    a table of one's own
     downloads.py   download and check                    unpack.py      open the archives
     decode.py      an image file -> a square of it       cache.py       decode each image once
+    cache_file.py  the squares of a split on disk
     survey.py      `python fgssl.py data NAME`           toybirds.py    the drawn set
 """
 

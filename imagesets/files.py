@@ -1,5 +1,6 @@
 """Folders and files of images: a scan that accounts for every file."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -166,15 +167,36 @@ def draw_tree(folder, depth=3, most=5, indent="  "):
 def require_image(folder, name, listing, advice="Unpack the set again."):
     """Return the path folder / name of an image that the file `listing` names.
 
-    UserError if the name leads out of the folder, FileNotFoundError if there is no such file.
+    UserError if the name leads out of the folder, by itself or through a link to a folder; the
+    image may be a link to wherever. FileNotFoundError if there is no such file.
     """
-    if Path(name).anchor or ".." in re.split(r"[/\\]", name):
-        raise UserError(f"{listing} lists {name!r}, which lies outside {folder}. Expected paths "
-                        f"inside it. {advice}")
     path = folder / name
+    if Path(name).anchor or ".." in re.split(r"[/\\]", name) or leaves(path, folder):
+        raise UserError(f"{line_of(listing, name)} lists {name!r}, which lies outside {folder}. "
+                        f"Expected paths inside it. {advice}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise FileNotFoundError(f"no image {path}, which {listing} lists. {advice}")
     return path
+
+
+def leaves(path, folder):
+    """Whether a link among the folders between a folder and a path below it leads out of it."""
+    inner = parent = os.path.dirname(path)
+    while len(inner) > len(os.fspath(folder)):
+        if os.path.islink(inner):
+            return not is_inside(os.path.realpath(parent), os.path.realpath(folder))
+        inner = os.path.dirname(inner)
+    return False
+
+
+def line_of(listing, name):
+    """The line of a list that names an image, as text; of a list that is no text, its name."""
+    stem = re.escape(os.path.splitext(name)[0])
+    with contextlib.suppress(OSError), open(listing, errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if re.search(rf"(?<![^\s,]){stem}(\.\w+)?(?![^\s,])", line):
+                return f"line {number} of {listing}"
+    return listing
 
 
 def unnest(folder):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
-from .files import is_image, require_image
+from .files import is_image, leaves, require_image
 from .folders import check_classes, display, parse_split
 from .records import make_records
 
@@ -192,12 +192,14 @@ def read_tables(top, column=None, tables=()):
 
 def find_image(name, images, folder, file, line):
     """The path of an image that a table names, in whichever Unicode form. images: {path below the
-    Folder: path}. An absolute path must lead into the folder."""
+    Folder: path}. An absolute path must lead into the folder, as a link to a folder must."""
+    if not isinstance(name, str):
+        refuse(file, line, f"the file_name is {json.dumps(name)[:40]}, expected a text")
     wanted = os.path.normpath(name.replace("\\", "/"))
     if os.path.isabs(wanted):
         wanted = os.path.relpath(wanted, os.path.abspath(folder.path))
     path = images.get(unicodedata.normalize("NFC", wanted))
-    if path is None:
+    if path is None or leaves(path, folder.path):
         listing = f"line {line} of {file}"
         path = str(require_image(Path(folder.path), wanted, listing, "Correct the table."))
         if not is_image(os.path.basename(path)):
@@ -220,7 +222,7 @@ def read_label(label, file, line):
 def read_split(row, file, line):
     """The split that a row names, or None."""
     text = row.get("split", "")
-    found = parse_split(text) if text else None
+    found = parse_split(text) if text and isinstance(text, str) else None
     if text and not found:
         refuse(file, line, f"cannot use the split {text!r}, expected train, val or test")
     return found and found[1]

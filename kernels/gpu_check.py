@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 
+import atomic
+
 from . import bench, build
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -205,8 +207,10 @@ def main(out="out/gpu-check"):
     for script, here in reports.items():
         add(check_training(script, out, here))
     report = {"device": card or "pretended GPU", "torch": torch.__version__, "rows": rows}
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
-    (out / "report.txt").write_text("".join(line(row) + "\n" for row in rows))
+    for name, text in (("report.json", json.dumps(report, indent=1) + "\n"),
+                       ("report.txt", "".join(line(row) + "\n" for row in rows))):
+        with atomic.replacing(out / name) as draft:
+            draft.write_text(text)
     bad = sum(not row["ok"] for row in rows)
     print(f"{len(rows) - bad} of {len(rows)} as predicted; {out / 'report.json'}")
     return bad

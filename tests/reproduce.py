@@ -12,8 +12,6 @@ terminals, the command without it shares the runs out; give each OMP_NUM_THREADS
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import math
 import os
@@ -27,6 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import atomic  # noqa: E402
 import fgssl  # noqa: E402
 from evaluation import results  # noqa: E402
 
@@ -158,17 +157,21 @@ def execute(name):
     """Run what is neither recorded yet nor being run by another process. A training that was
     stopped goes on."""
     for _, _, folder, train, evaluations in runs(name):
-        with locked(folder, wait=False) as free:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = atomic.try_lock(folder / "lock")
+        if lock is None:
+            continue
+        with lock:
             todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
             finished = folder / "finished"                   # written when training is
-            if free and todo and train and not finished.exists():
+            if todo and train and not finished.exists():
                 began = os.times()
                 try:
                     python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
                     finished.touch()
                 finally:
                     add_core_minutes(folder, began)
-            for command in todo if free else ():
+            for command in todo:
                 python(*command)
                 record(name, command)
 
@@ -179,21 +182,8 @@ def add_core_minutes(folder, began):
     before = float(file.read_text()) if file.exists() else 0.0
     spent = (now.children_user + now.children_system
              - began.children_user - began.children_system) / 60
-    file.write_text(str(before + spent))
-
-
-@contextlib.contextmanager
-def locked(folder, wait=True):
-    """Hold the folder's lock meanwhile; yields whether it could be had. The system frees it when
-    the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    with atomic.replacing(file) as draft:
+        draft.write_text(str(before + spent))
 
 
 def record(name, command):
@@ -207,13 +197,12 @@ def record(name, command):
                      for key, value in line.items() if isinstance(value, float)}
     if (folder / "core_minutes").exists():
         result["log"]["core_minutes"] = float((folder / "core_minutes").read_text())
-    with locked(OUT / name):
-        RECORDS.mkdir(parents=True, exist_ok=True)
-        partial = RECORDS / f"{name}.part"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(OUT / name / "lock", f"waiting for another process to record {name}"):
         lines = [f"{json.dumps(key)}: {json.dumps(value)}"
                  for key, value in (recorded(name) | {shlex.join(command): result}).items()]
-        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        partial.replace(RECORDS / f"{name}.json")
+        with atomic.replacing(RECORDS / f"{name}.json") as draft:
+            draft.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def python(*command):
@@ -303,7 +292,8 @@ def write(name, table):
         before, found, rest = page.read_text().partition(start)
         _, closed, after = rest.partition(end)
         if found and closed:
-            page.write_text(before + start + table + "\n" + end + after)
+            with atomic.replacing(page) as draft:
+                draft.write_text(before + start + table + "\n" + end + after)
             return page
     raise ValueError(f"no {start.strip()} ... {end} to write between in "
                      + ", ".join(page.name for page in PAGES))
