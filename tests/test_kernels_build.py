@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import build
+from kernels import build, dispatch
 from test_kernels_emulator import ROOT
 
 NO_NVCC = "" if build.toolkit() else "there is no CUDA toolkit: no nvcc, and no $CUDA_HOME"
@@ -24,7 +24,7 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(build, "loaded", set())
     monkeypatch.setattr(build, "failed", {})
-    monkeypatch.setattr(kernels, "_said", set())
+    dispatch.say_once.cache_clear()
     toolkit = build.toolkit
     toolkit.cache_clear()
     yield tmp_path
@@ -131,8 +131,8 @@ def test_obstacles_to_cuda(fresh, monkeypatch, capsys, torch_cuda, nvcc, words):
                         or nvcc and str(fake_nvcc(fresh, nvcc) / "nvcc"))
     x = types.SimpleNamespace(is_cuda=True, device="cuda:0")
     with pytest.raises(RuntimeError, match=words):
-        kernels._use_kernel("cuda", x)
-    assert kernels._use_kernel("auto", x) is kernels._use_kernel("auto", x) is False
+        dispatch.use_kernel("cuda", x)
+    assert dispatch.use_kernel("auto", x) is dispatch.use_kernel("auto", x) is False
     said = capsys.readouterr().err
     assert said.count("PyTorch runs in place of the CUDA kernels") == 1 and words in said
 
