@@ -44,12 +44,8 @@ def test_graders_accept_a_right_body_and_refuse_two_wrong_ones(tmp_path):
     check(graded(tmp_path, names, "1", "2", *names))
 
 
-ON_CUDA = {"tiles_forward", "forward_simt"}                  # compiled for each: a minute or two
-
-
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.cuda_variants if name in ON_CUDA else pytest.mark.variants)
-    for name in bodies.RIGHT])
+@pytest.mark.variants
+@pytest.mark.parametrize("name", bodies.RIGHT)
 def test_graders_accept_every_right_body_and_refuse_every_wrong_one(name, tmp_path):
     assert len(bodies.RIGHT[name]) >= 3 and len(bodies.WRONG[name]) >= 8
     check(graded(tmp_path, [name], "99", "99", name))

@@ -49,7 +49,8 @@ def test_a_slow_kernel_and_a_crash_are_failures(monkeypatch):
 def test_the_check_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
     """One trainer fails, one has a wrong loss in its third step, one is right, though its last loss
     is 10 % off: all three are in the report."""
-    losses = {"train_jigsaw": ((1.0, 2.0), (1.01, 2.0)), "train_srgan": ((1.0, 2.0), (1.0005, 2.2))}
+    losses = {"train_jigsaw": ((1.0, 2.0), (1.01, 2.0)),     # on the GPU, on the CPU
+              "train_srgan": ((1.0, 2.0), (1.0005, 2.2))}
     reports = {"train_simclr": {"error": "RuntimeError: mixed devices"},
                **{name: {"error": None, "launches a step": 7.} for name in losses}}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

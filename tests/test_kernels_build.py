@@ -169,6 +169,23 @@ def test_a_change_of_anything_builds_anew(fresh, monkeypatch):
     assert len(seen) == 6, seen
 
 
+def test_the_hash_is_of_the_architectures_built_not_of_the_cards(fresh, monkeypatch):
+    """A second card of one kind, or another order, must not build anew; nor any card where
+    $TORCH_CUDA_ARCH_LIST says what is built."""
+    monkeypatch.setattr(build, "toolkit", lambda: ("/toolkit", "13.0"))
+
+    def library(*cards):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
+        return build.library("cuda")
+
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert library((9, 0)) == library((9, 0), (9, 0)) != library((8, 0))
+    assert library((8, 0), (9, 0)) == library((9, 0), (8, 0)) != library((9, 0))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    assert library() == library((9, 0)) == library((7, 5))
+
+
 def pretend_to_compile(name, sources, build_directory, **settings):
     """In place of cpp_extension.load: takes no time."""
     open(f"{build_directory}/{name}.so", "w").close()

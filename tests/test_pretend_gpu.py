@@ -10,8 +10,8 @@ from test_kernels_emulator import CXX, ROOT
 pytestmark = pytest.mark.skipif(not CXX, reason="there is no g++ to pretend with")
 
 
-# Launches a step at most, of ResNet-10: views, network and loss, forward and backward; `chunk` makes
-# two passes over two chunks. Muon has its own, about 60 for each matrix.
+# Launches a step at most, of ResNet-10: views, network and loss, forward and backward; `chunk` has
+# two passes over two chunks. Muon's are apart, about 60 for each matrix.
 MOST = {"train_simclr": 230, "region": 270, "chunk": 720, "resumed": 720, "train_jigsaw": 215,
         "train_srgan": 430, "linear_eval": 160}
 MUON = 950
