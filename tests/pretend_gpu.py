@@ -47,8 +47,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-VIEWS = set("""view slice select t transpose permute expand unsqueeze squeeze detach alias as_strided
-    split split_with_sizes unbind _unsafe_view _reshape_alias diagonal unfold lift_fresh view_as
+VIEWS = set("""view slice select t transpose permute expand unsqueeze squeeze detach alias
+    as_strided split split_with_sizes unbind _unsafe_view _reshape_alias diagonal unfold lift_fresh view_as
     set_ narrow _local_scalar_dense""".split())
 WAITS = set("""_local_scalar_dense nonzero masked_select equal is_nonzero unique_dim _unique2
     unique_consecutive bincount""".split())

@@ -65,8 +65,9 @@ def test_only_imports_that_the_body_needs_come_along():
         "from math import cos, pi\nimport numpy as np\nreturn peak * np.float64(cos(pi))")
 
 
-@pytest.mark.parametrize("expression", ["+".join(["1"] * 1500), "0x" + "f" * 5000, "-" * 900 + "1",
-                                        "(" * 5000 + ")" * 5000], ids="sum hex minus braces".split())
+@pytest.mark.parametrize("expression", [
+    "+".join(["1"] * 1500), "0x" + "f" * 5000, "-" * 900 + "1", "(" * 5000 + ")" * 5000],
+    ids=["sum", "hexadecimal", "minus", "brackets"])
 def test_what_python_cannot_read_is_the_students_error(expression):
     """It ended the judge, and was reported as the grader's own failure."""
     found = body(f"{HEAD}    return {expression}\n")
