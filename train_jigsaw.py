@@ -34,7 +34,8 @@ def permutation_set(grid, count, seed):
     Greedy: after a random first, always the permutation whose least Hamming distance to those
     chosen is greatest; ties go to the greatest sum of distances, then to chance. Candidates: all
     permutations up to a 3 x 3 grid, else 100,000 random ones. Noroozi & Favaro 2016, Algorithm 1,
-    but theirs maximises the mean distance, which leaves pairs that differ in 2 places of 9.
+    but theirs maximises the mean distance, which leaves pairs that differ in 2 places of 9. Raises
+    ValueError where there are fewer than `count`.
     """
     rng, k = np.random.default_rng(seed), grid * grid
     if grid <= 3:

@@ -134,9 +134,6 @@ def make_template(handout, entries, out):
         if function.is_cuda and "define EXERCISE" not in text:
             text = source.define_exercise(text)
         function.file.write_text(text)
-    if not any(e["cuda"] for e in entries):
-        for file in (out / "kernels").glob("*.cu*"):      # they compute the same as reference.py
-            file.unlink()
     (out / "course").mkdir()
     for name in ("__init__.py", "link.py", "seam.py", "worker.py"):
         shutil.copy(ROOT / "course" / name, out / "course" / name)
@@ -164,6 +161,7 @@ def lines(student, results):
     for r in results:
         share = f"{r['passed']} of {r['total']} tests pass" if r["total"] else ""
         says = "; ".join(part for part in (share, " ".join(r["says"].split())[:600]) if part)
+        says = "".join(c if c.isprintable() else "?" for c in says)      # no codes of a terminal's
         text += f"{r['title']:{width}}  {r['state']:9}  {says}\n"
     return text
 
@@ -179,7 +177,7 @@ def write_csv(file, rows, titles):
             of = {r["title"]: r for r in results}
             cells = [of[t][key] if t in of else "" for t in titles
                      for key in ("points", "state", "says")]
-            table.writerow([student, when, *(f"{sum(r[key] for r in results):g}"
+            table.writerow([safe(student), when, *(f"{sum(r[key] for r in results):g}"
                                              for key in ("points", "most")), *map(safe, cells)])
 
 

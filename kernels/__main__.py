@@ -5,8 +5,10 @@ import torch
 
 from . import build, gpu_check, status
 
-if sys.argv[1:] == ["gpu-check"]:                # all that a machine with a GPU can say
-    sys.exit(gpu_check.main() > 0)
+if sys.argv[1:2] == ["gpu-check"]:               # all that a machine with a GPU can say
+    sys.exit(gpu_check.main(sys.argv[2:]) > 0)
+if sys.argv[1:]:
+    sys.exit(f"python -m kernels takes nothing, or gpu-check; not {' '.join(sys.argv[1:])}")
 
 here = status()
 found = build.toolkit()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import build
+from kernels import build, dispatch
 from test_kernels_emulator import ROOT
 
 NO_NVCC = "" if build.toolkit() else "there is no CUDA toolkit: no nvcc, and no $CUDA_HOME"
@@ -24,7 +24,7 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(build, "loaded", set())
     monkeypatch.setattr(build, "failed", {})
-    monkeypatch.setattr(kernels, "_said", set())
+    dispatch.say_once.cache_clear()
     toolkit = build.toolkit
     toolkit.cache_clear()
     yield tmp_path
@@ -131,8 +131,8 @@ def test_obstacles_to_cuda(fresh, monkeypatch, capsys, torch_cuda, nvcc, words):
                         or nvcc and str(fake_nvcc(fresh, nvcc) / "nvcc"))
     x = types.SimpleNamespace(is_cuda=True, device="cuda:0")
     with pytest.raises(RuntimeError, match=words):
-        kernels._use_kernel("cuda", x)
-    assert kernels._use_kernel("auto", x) is kernels._use_kernel("auto", x) is False
+        dispatch.use_kernel("cuda", x)
+    assert dispatch.use_kernel("auto", x) is dispatch.use_kernel("auto", x) is False
     said = capsys.readouterr().err
     assert said.count("PyTorch runs in place of the CUDA kernels") == 1 and words in said
 
@@ -167,6 +167,23 @@ def test_a_change_of_anything_builds_anew(fresh, monkeypatch):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", wanted)
         seen.add(build.library("cuda"))
     assert len(seen) == 6, seen
+
+
+def test_the_hash_is_of_the_architectures_built_not_of_the_cards(fresh, monkeypatch):
+    """A second card of one kind, or another order, must not build anew; nor any card where
+    $TORCH_CUDA_ARCH_LIST says what is built."""
+    monkeypatch.setattr(build, "toolkit", lambda: ("/toolkit", "13.0"))
+
+    def library(*cards):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
+        return build.library("cuda")
+
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert library((9, 0)) == library((9, 0), (9, 0)) != library((8, 0))
+    assert library((8, 0), (9, 0)) == library((9, 0), (8, 0)) != library((9, 0))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    assert library() == library((9, 0)) == library((7, 5))
 
 
 def pretend_to_compile(name, sources, build_directory, **settings):

@@ -120,6 +120,7 @@ bool far_tile() {
     });
 }
 
+long long launches() { return cuda_on_cpu::launches.exchange(0); }
 long long conflicts() { return cuda_on_cpu::bank_conflicts.exchange(0); }
 long long read_bytes() { return cuda_on_cpu::bytes_read.exchange(0); }
 long long written_bytes() { return cuda_on_cpu::bytes_written.exchange(0); }

@@ -577,8 +577,7 @@ else:
     pool = np.tile(np.arange(k, dtype=np.int8), (100_000, 1))
     pool = np.unique(rng.permuted(pool, axis=1), axis=0)
 if count > len(pool):
-    raise ValueError(f"{count} permutations of {grid} x {grid} tiles, but there are "
-                     f"{len(pool)}: lower --perms")
+    raise ValueError("not so many")
 first = rng.integers(len(pool))
 chosen, least, total = [first], np.full(len(pool), k + 1), np.zeros(len(pool))
 noise = rng.random(len(pool)) / 2
