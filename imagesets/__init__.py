@@ -119,7 +119,8 @@ def detect_layout(top):
         return found[0]
     tables = metadata.find_tables(top)
     if not tables:
-        return SetInfo(functools.partial(any_folder, notes=metadata.unused(top)), (), ()), top
+        top.notes = metadata.unused(top)
+        return SetInfo(any_folder, (), ()), top
     columns = metadata.label_columns(tables)
     return SetInfo(functools.partial(metadata.read_tables, tables=tables), (), (), columns), top
 

@@ -25,8 +25,7 @@ SYSTEM_SUFFIXES = (".lrdata", ".photoslibrary", ".aplibrary", ".migratedphotolib
 # Everyday files that are no images. Any other file that cannot be read is counted by extension.
 NOT_IMAGES = set(
     ".txt .csv .tsv .json .jsonl .xml .md .rst .html .htm .css .js .pdf .doc .docx .xls .xlsx .ods "
-    ".ini .cfg .toml .yaml .yml .db .log .py .ipynb .sh .zip .tar .gz .tgz .bz2 .rar .7z .mat .npy "
-    ".npz .pkl .h5 .hdf5 .parquet .pt .pth .url .lnk .md5 .sha256".split())
+    ".ini .cfg .toml .yaml .yml .db .log .py .ipynb .sh .mat .npy .npz .pkl .h5 .hdf5 .parquet .pt .pth .url .lnk .md5 .sha256".split())
 # What Pillow only recognises, or opens with the help of another program.
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
@@ -60,6 +59,7 @@ class Folder:
     folders: list = dataclasses.field(default_factory=list)     # visible subfolders, as Folders
     others: list = dataclasses.field(default_factory=list)      # names of its other visible files
     left_out: Counter = dataclasses.field(default_factory=Counter)  # files that are not read
+    notes: tuple = ()                                           # on other files, a line each
 
     @property
     def name(self):
@@ -139,7 +139,22 @@ def scan_folder(path, real_paths):
             reason = ("hidden" if entry.name[0] == "." else "not an image" if extension in
                       NOT_IMAGES else extension or "no extension")
             folder.left_out[reason] += 1
+    leave_out_masks(folder)
     return folder
+
+
+MASK = re.compile(r"(.+)[ ._-](mask|segmentation)([ ._-]?\d+)?", re.IGNORECASE)
+
+
+def leave_out_masks(folder):
+    """Leave out of a Folder's images those called as another is, with "_mask": auk.jpg has
+    auk_mask.png."""
+    stems = [os.path.splitext(name)[0] for name in folder.images]
+    known, found = set(stems), [MASK.fullmatch(stem) for stem in stems]
+    masks = {name for name, match in zip(folder.images, found) if match and match[1] in known}
+    if masks:
+        folder.images = [name for name in folder.images if name not in masks]
+        folder.left_out["mask of an image"] += len(masks)
 
 
 def is_inside(path, folder):

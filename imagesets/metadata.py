@@ -62,12 +62,23 @@ def tables_in(folder):
 
 
 def unused(top):
-    """A note on each file of a table's name that is none: another program's, or misspelt."""
-    files = [file for folder in top.walk(1) for file in named_as_tables(folder)]
-    columns = [", ".join(columns_of(file)[:5]) for file in files]
-    return tuple(f"{os.path.relpath(file, top.path)} is not used: "
-                 + (f"no column file_name among {names}" if names else "it has no rows")
-                 for file, names in zip(files, columns))
+    """A note on each file that is called metadata and is no table: another program's, misspelt, or
+    in another place."""
+    notes = []
+    for folder in top.walk(1):
+        for name in folder.others:
+            if name.lower() in NAMES:
+                columns = columns_of(os.path.join(folder.path, name))
+                why = ("it lies in no folder around all images" if "file_name" in columns else
+                       f"no column file_name among {', '.join(columns[:5])}" if columns else
+                       "it has no rows")
+            elif os.path.splitext(name.lower())[0] == "metadata":
+                why = f"expected one of {', '.join(NAMES)}"
+            else:
+                continue
+            file = os.path.relpath(os.path.join(folder.path, name), top.path)
+            notes.append(f"{file} is not used: {why}")
+    return tuple(notes)
 
 
 def columns_of(file):
@@ -201,7 +212,8 @@ def find_image(name, images, folder, file, line):
     path = images.get(unicodedata.normalize("NFC", wanted))
     if path is None or leaves(path, folder.path):
         listing = f"line {line} of {file}"
-        path = str(require_image(Path(folder.path), wanted, listing, "Correct the table."))
+        path = str(require_image(Path(folder.path), wanted, listing, "Correct the table: a "
+                                 "file_name, with its ending, is relative to the table's folder."))
         if not is_image(os.path.basename(path)):
             refuse(file, line, f"{name!r} cannot be read as an image: convert it to JPEG or PNG")
     return path
