@@ -215,7 +215,7 @@ def arguments(argv):
                    help="probability of a grey puzzle; lower it with --color")
     p.add_argument("--tile-norm", action="store_true",
                    help="normalise each tile by its own mean and std, as the paper does")
-    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
+    p.add_argument("--hidden", type=fgssl.number(int, 1), default=128,
                    help="width of the head's hidden layers")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4,
                    help="of the optimizer")

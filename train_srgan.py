@@ -184,7 +184,7 @@ def main(argv=None):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/srgan", size=64, arch="resnet10",
-                     epochs=50, batch=16, lr=1e-3, seed=0)
+                     epochs=50, batch=64, lr=1e-3, seed=0)
     p.add_argument("--scale", type=int, choices=(2, 4, 8), default=4, help="enlargement")
     p.add_argument("--blocks", type=fgssl.number(int, 1), default=6,
                    help="residual blocks of the generator; 16 in the paper, for GPUs")
@@ -195,7 +195,7 @@ def arguments(argv):
     fgssl.accept_old_flag(p, "--warmup", "--pixel-epochs")
     fgssl.accept_old_flag(p, "--discriminator", "--arch", {"vgg": PAPER, "resnet": None})
     second = p.add_argument_group("adversarial phase, after the pixel phase")
-    second.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
+    second.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=4e-4,
                         help="the generator's peak learning rate")
     second.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=0.02,
                         help="the discriminator's")
