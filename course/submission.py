@@ -169,13 +169,14 @@ def foreign(body, text):
     A lesson's kernel runs in the process that watches it, and must not speak for the watch.
     """
     body = re.sub(r"^\s*#\s*pragma unroll[^\n]*", "", uncommented(body, False), flags=re.M)
-    own = re.findall(r"\bauto\s+(\w+)\s*=\s*\[", body)               # lambdas,
-    own += re.findall(r"\b(\w+)\s*\([^()]*\)\s*(?:const\s*)?\{", body)    # members of its structs
-    own += re.findall(r"\b(\w+)\(", text)
+    own = re.findall(r"\bauto\s+(\w+)\s*=\s*\[", body) + re.findall(r"\b(\w+)\(", text)
+    members = re.findall(r"\b(\w+)\s*\([^()]*\)\s*(?:const\s*)?(?=\{)", body)    # of its structs
     words = (r'(::|#|%:|R"|\b(?:asm|extern|operator|cuda_on_cpu)\b|\(\s*\*[^()]*\)\s*\()|'
-             r"\b([A-Za-z_]\w*)\s*(?:<[^<>;(){}]*>\s*)?\(")
-    for word, call in re.findall(words, body):
-        if word or not CALLS.fullmatch(call) and call not in own:
+             r"(\.\s*)?\b([A-Za-z_]\w*)\s*(?:<[^<>;(){}]*>\s*)?\("
+             r"(?:(?=([^()]*\)\s*(?:const\s*)?\{))|)")
+    for word, dot, call, defined in re.findall(words, body):
+        mine = call in own or call in members and (dot or defined)
+        if word or not mine and not CALLS.fullmatch(call):
             return word or call
     return None
 

@@ -116,6 +116,8 @@ def test_submissions_of_a_lesson_are_graded_apart_from_the_tests(tmp_path):
     ("(*f)(0);", "(*f)("), ('asm("nop");', "asm"), ("\n#include <x>\n", "#"), ("%:include <x>", "%:"),
     ("extern int x;", "extern"), ("_exit /* */ (0);", "_exit"), ('printf("//"); exit(0);', "exit"),
     ('R"(")"; exit(0); ""', 'R"'), ("char c = '\"'; exit(0); c = '\"';", "exit"),
+    ("struct S { void exit(int) {} } s; s.exit(0); exit(0);", "exit"),
+    ("if (std::x) {}", "::"),
     ("auto f = [&](int i) { return i; }; f(threadIdx.x);", None), ("// exit(0)\n/* exit(0) */", None),
     ("struct S { float m; void add(float x) { m += x; } } s; s.add(__expf(2));", None),
     ("\n#pragma unroll\nfor (int i = 0; i < 4; i++) if (x[i]) y += (float)(x[i]);", None),
