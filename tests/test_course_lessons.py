@@ -1,5 +1,5 @@
-"""Lessons: what is handed out is wrong or slow as its head says, right bodies pass, wrong ones do not,
-and no submission speaks for the watch."""
+"""Lessons: what is handed out is wrong or slow as its head says; right bodies pass, wrong ones do
+not; no submission speaks for the watch."""
 
 import csv
 import subprocess
@@ -113,12 +113,14 @@ def test_submissions_of_a_lesson_are_graded_apart_from_the_tests(tmp_path):
 
 @pytest.mark.parametrize("body, word", [
     ("exit(0);", "exit"), ("std::exit(0);", "::"), ("auto f = exit; f(0);", "f"),
-    ("(*f)(0);", "(*f)("), ('asm("nop");', "asm"), ("\n#include <x>\n", "#"), ("%:include <x>", "%:"),
+    ("(*f)(0);", "(*f)("), ('asm("nop");', "asm"), ("\n#include <x>\n", "#"),
+    ("%:include <x>", "%:"),
     ("extern int x;", "extern"), ("_exit /* */ (0);", "_exit"), ('printf("//"); exit(0);', "exit"),
     ('R"(")"; exit(0); ""', 'R"'), ("char c = '\"'; exit(0); c = '\"';", "exit"),
     ("struct S { void exit(int) {} } s; s.exit(0); exit(0);", "exit"),
     ("if (std::x) {}", "::"),
-    ("auto f = [&](int i) { return i; }; f(threadIdx.x);", None), ("// exit(0)\n/* exit(0) */", None),
+    ("auto f = [&](int i) { return i; }; f(threadIdx.x);", None),
+    ("// exit(0)\n/* exit(0) */", None),
     ("struct S { float m; void add(float x) { m += x; } } s; s.add(__expf(2));", None),
     ("\n#pragma unroll\nfor (int i = 0; i < 4; i++) if (x[i]) y += (float)(x[i]);", None),
     ('printf("exit(0) :: #\\n"); atomicAdd(&n, min(1, 2));', None)])
@@ -132,7 +134,7 @@ def test_a_lesson_calls_what_is_cudas_or_its_own_and_nothing_else(body, word):
 def test_lessons_are_programs_for_a_gpu_too(kernel, tmp_path):
     for text in (source.read(ROOT / FILES[kernel]), text_of(kernel)):
         (tmp_path / "lesson.cu").write_text(text)
-        run = subprocess.run([f"{build.toolkit()[0]}/bin/nvcc", "-std=c++17", "-arch=sm_80", "-c",
-                              "-I", build.HERE, tmp_path / "lesson.cu", "-o", tmp_path / "lesson.o"],
-                             capture_output=True, text=True)
+        run = subprocess.run(
+            [f"{build.toolkit()[0]}/bin/nvcc", "-std=c++17", "-arch=sm_80", "-c", "-I", build.HERE,
+             tmp_path / "lesson.cu", "-o", tmp_path / "lesson.o"], capture_output=True, text=True)
         assert run.returncode == 0, run.stderr
