@@ -25,10 +25,11 @@ COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-
 
 
 def digest(*parts):
-    """16 hex digits that identify these bytes or arrays."""
+    """16 hex digits that identify these bytes or arrays; an array need not lie in one piece."""
     total = hashlib.sha256()
     for part in parts:
-        total.update(part)
+        for piece in [part] if isinstance(part, bytes) else map(np.ascontiguousarray, part):
+            total.update(piece)
     return total.hexdigest()[:16]
 
 
