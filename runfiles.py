@@ -11,6 +11,7 @@ import math
 import platform
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import zipfile
@@ -42,23 +43,39 @@ def save(file, step, args, rng, data=None, **parts):
     be written; then the last checkpoint is untouched.
     """
     if parallel.rank() == 0:
-        checkpoint = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.update(step=step, args=vars(args).copy(), rng={
-            "views": rng.get_state(), "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
-        if data:
-            checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
-        save_tensors(file, checkpoint)
+        save_tensors(file, checkpoint_of(step, args, rng, data, **parts))
     parallel.wait()
+
+
+def checkpoint_of(step, args, rng, data=None, **parts):
+    """What `save` writes, a dict."""
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint.update(step=step, args=vars(args).copy(), rng={
+        "views": rng.get_state(), "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
+    if data:
+        checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
+    return checkpoint
+
+
+def save_or_rescue(file, *state, **parts):
+    """Write the checkpoint of a run. Where that fails and the run has none, since somebody removed
+    its folder, it is written elsewhere; the OSError says where. state, parts: those of `save`."""
+    checkpoint = checkpoint_of(*state, **parts)
+    try:
+        save_tensors(file, checkpoint)
+    except OSError as error:
+        if file.with_name("checkpoint.pt").exists():
+            raise
+        folder = tempfile.mkdtemp(prefix=f"{file.parent.name}-")
+        save_tensors(Path(folder, "checkpoint.pt"), checkpoint)
+        raise OSError(error.errno, f"{error.strerror}. The run is saved in {folder}: go on with "
+                      f"--out {folder} --resume") from error
 
 
 def save_tensors(file, content):
     """torch.save, whole or not at all. OSError where it cannot be written; a full disk is one, too,
     which PyTorch's writer reports as a RuntimeError."""
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {file}: {error.strerror}") from error
     with atomic.replacing(file) as draft, open(draft, "wb") as out:
         try:
             torch.save(content, out)
