@@ -18,19 +18,16 @@ undisturbed run makes; faults.c, which is preloaded, counts them. So a seed repe
     eio, bad disk  reading photographs fails twice; fails from there on
     clock          the time of day jumps back an hour
 
-A trial of damage changes a file that a finished run wrote: a bit, a byte, a sector of zeros, one
-lost, the end cut off. It holds if what is read is what was written, or is refused by name.
-Photographs can be damaged unseen where their format has no checksum: of those the rates are printed
-below the table, and only lost sectors count as failures.
+Damage to files is tried, too: damage.py.
 
 The children are forked from this process, which has imported PyTorch: a trial costs about a second.
 A trainer's clock runs fast, so that it saves after each step. It takes gcc, and Linux.
 """
 
 import argparse
-import collections
 import contextlib
 import ctypes
+import functools
 import importlib
 import io
 import itertools
@@ -75,7 +72,7 @@ from test_downloads import Server
 
 import fgssl
 import linear_eval
-from evaluation import results
+from damage import DAMAGED, difference, photograph_rates, try_damage
 from imagesets import downloads, imagefile, toybirds
 from imagesets.progress import format_time
 
@@ -154,29 +151,9 @@ def outcome(folder):
         elif file.suffix == ".npz":
             with np.load(file) as arrays:
                 found[name] = {key: arrays[key].tolist() for key in arrays}
-        elif file.suffix != ".html" and file.name != ".lock":
-            found[name] = file.read_bytes()
+        elif file.suffix not in (".html", ".lock", ".zip") and file.name != ".lock":
+            found[name] = file.read_bytes()                  # an error leaves a good archive
     return found
-
-
-def difference(a, b, where=""):
-    """What differs in two trees of dicts, lists, tensors and values; None if nothing does."""
-    if type(a) is not type(b):
-        return f"{where}: {str(b)[:60]} in place of {str(a)[:60]}"
-    if isinstance(a, dict):
-        if a.keys() != b.keys():
-            missing, more = sorted(a.keys() - b.keys()), sorted(b.keys() - a.keys())
-            return f"{where}: missing {missing[:3]}, surplus {more[:3]}"
-        pairs = [(a[key], b[key], f"{where}/{key}") for key in a]
-    elif isinstance(a, (list, tuple)):
-        if len(a) != len(b):
-            return f"{where}: {len(b)} in place of {len(a)}"
-        pairs = [(x, y, f"{where}[{i}]") for i, (x, y) in enumerate(zip(a, b))]
-    elif isinstance(a, torch.Tensor):
-        return None if torch.equal(a, b) else f"{where}: another tensor"
-    else:
-        return None if a == b or a != a and b != b else f"{where}: {str(b)[:60]} for {str(a)[:60]}"
-    return next(filter(None, (difference(*pair) for pair in pairs)), None)
 
 
 # ------------------------------------------------------------------------------------------------
@@ -264,116 +241,6 @@ def try_fault(fault, command, seed, work):
 
 
 # ------------------------------------------------------------------------------------------------
-# Damage
-# ------------------------------------------------------------------------------------------------
-
-DAMAGES = ("bit", "byte", "zeros", "lost", "cut")
-
-
-def damaged(content, kind, rng):
-    """`content` with a changed bit or byte, a sector of zeros, one lost, or without its end."""
-    broken, at = bytearray(content), rng.randrange(len(content))
-    sector = slice(at // 512 * 512, at // 512 * 512 + 512)
-    if kind == "bit":
-        broken[at] ^= 1 << rng.randrange(8)
-    elif kind == "byte":
-        broken[at] ^= rng.randrange(1, 256)
-    elif kind == "zeros":
-        broken[sector] = bytes(len(broken[sector]))
-    else:
-        del broken[sector if kind == "lost" else slice(at, None)]
-    return bytes(broken)
-
-
-def try_damage(what, seed, work):
-    """One trial: None if it holds, or what went wrong."""
-    rng = random.Random(f"{what} {seed}")
-    kind = rng.choice(DAMAGES)
-    file, check = DAMAGED[what](work, rng)
-    whole = file.read_bytes()
-    folder = Path(tempfile.mkdtemp(dir=work))
-    try:
-        (folder / file.name).write_bytes(damaged(whole, kind, rng))
-        wrong = check(folder / file.name, file, kind)
-        return wrong and f"{kind}: {wrong}"
-    except fgssl.UserError as error:
-        return None if file.name in str(error) else f"{kind}: the file is not named: {error}"
-    except Exception as error:
-        return f"{kind}: {error!r}"
-    finally:
-        shutil.rmtree(folder)
-
-
-def checkpoints(work, rng):
-    def check(broken, file, kind):
-        return difference(torch.load(file, weights_only=True), fgssl.read_checkpoint(broken))
-    return work / "base/checkpoint.pt", check
-
-
-def logs(work, rng):
-    def check(broken, file, kind):
-        lines = broken.read_bytes().splitlines()
-        kept = [json.loads(line) for line in file.read_bytes().splitlines() if line in lines]
-        found = fgssl.read_log(broken)
-        return None if all(record in found for record in kept) else "a whole line is not read"
-    return work / "base/log.jsonl", check
-
-
-def evaluations(work, rng):
-    def check(broken, file, kind):
-        content, before = broken.read_bytes(), results.read_result(file)
-        with contextlib.redirect_stderr(io.StringIO()):
-            found = results.earlier_result(broken, before)
-        kept = any(path.read_bytes() == content for path in broken.parent.iterdir())
-        return difference(before, found) if found else None if kept else "it is overwritten"
-    return work / "base/eval.json", check
-
-
-def caches(work, rng):
-    def check(broken, file, kind):
-        os.environ["FGSSL_CACHE"] = str(broken.parent)
-        with contextlib.redirect_stderr(io.StringIO()):
-            found = fgssl.load_data(work / "photos").cached("train", 40).images
-        return None if np.array_equal(found, IMAGES) else "other images"
-    file, = (work / "cache").glob("*-train-40-*.npy")
-    return file, check
-
-
-FORMATS = {
-    "png": ("png", {}), "webp": ("webp", {}), "webp, lossless": ("webp", {"lossless": True}),
-    "tiff": ("tiff", {"compression": "tiff_adobe_deflate"}),
-    "tiff, LZW": ("tiff", {"compression": "tiff_lzw"}), "jpeg": ("jpeg", {"quality": 90}),
-    "jpeg, progressive": ("jpeg", {"progressive": True}), "gif": ("gif", {})}
-CHECKED = {"png": DAMAGES, "tiff": DAMAGES, "jpeg, progressive": ("cut",)}  # others: sectors, cut
-SILENT = collections.Counter()                               # (format, damage, changed unseen?)
-
-
-def photographs(name):
-    def sample(work, rng):
-        file = work / f"{name}.{FORMATS[name][0]}"
-        if not file.exists():
-            noise = rng.choices(range(256), k=3 * 60 * 40)
-            small = Image.frombytes("RGB", (60, 40), bytes(noise)).resize((300, 200))
-            small.save(file, **FORMATS[name][1])
-        return file, check
-
-    def check(broken, file, kind):
-        whole = fgssl.decode(file, 64)
-        try:
-            same = np.array_equal(fgssl.decode(broken, 64), whole)
-        except fgssl.UserError:
-            SILENT[name, kind, False] += 1
-            raise
-        SILENT[name, kind, not same] += 1
-        if not same and kind in CHECKED.get(name, DAMAGES[2:]):
-            return "another picture"
-        return None
-    return sample
-
-
-DAMAGED = {"checkpoint": checkpoints, "log.jsonl": logs, "eval.json": evaluations, "cache": caches}
-DAMAGED |= {name: photographs(name) for name in FORMATS}
-# ------------------------------------------------------------------------------------------------
 # The harness
 # ------------------------------------------------------------------------------------------------
 
@@ -381,7 +248,7 @@ DAMAGED |= {name: photographs(name) for name in FORMATS}
 def prepare(work):
     """Photographs, an archive on a server, and a finished run to damage: its checkpoint, log,
     results and cache."""
-    global SERVER, IMAGES
+    global SERVER
     rng, stored = np.random.default_rng(0), io.BytesIO()
     with zipfile.ZipFile(stored, "w") as archive:
         for split, count in (("train", 8), ("val", 4), ("test", 5)):
@@ -400,20 +267,19 @@ def prepare(work):
         undisturbed(command, work)
         for file in (work / f"{command} undisturbed/out").iterdir():
             shutil.copy(file, work / "base")
-    os.environ["FGSSL_CACHE"] = str(work / "cache")
-    with contextlib.redirect_stderr(io.StringIO()):
-        IMAGES = np.array(fgssl.load_data(work / "photos").cached("train", 40).images)
     imagefile.WAITS = (0, 0, 0)
 
 
-def trials(only):
-    """(name, number of them in a round, function of seed and work)."""
-    for fault, command in itertools.product(FAULTS, COMMANDS):
-        if fault not in ("eio", "bad disk") or command in READERS:
-            yield f"{fault}, {command}", 1, lambda seed, work, f=fault, c=command: try_fault(
-                f, c, seed, work)
+def trials(round_, short):
+    """(name, seeds, function of seed and folder) of a round. short: each fault with one command,
+    which is another in the next round, and a quarter of the damage."""
+    for i, fault in enumerate(FAULTS):
+        commands = READERS if fault in ("eio", "bad disk") else list(COMMANDS)
+        for command in [commands[(i + round_) % len(commands)]] if short else commands:
+            yield f"{fault}, {command}", [round_], functools.partial(try_fault, fault, command)
     for what in DAMAGED:
-        yield f"damaged {what}", 20, lambda seed, work, w=what: try_damage(w, seed, work)
+        yield (f"damaged {what}", range(20 * round_, 20 * round_ + (5 if short else 20)),
+               functools.partial(try_damage, what))
 
 
 def print_table(counts):
@@ -422,45 +288,37 @@ def print_table(counts):
         print(f"{name:<30} {tried:>7} {tried - failed:>7} {failed:>7}")
     tried, failed = map(sum, zip(*counts.values())) if counts else (0, 0)
     print(f"{'all':<30} {tried:>7} {tried - failed:>7} {failed:>7}")
-    if SILENT:
-        print("\nphotographs that decode to another picture, unseen, in % of those damaged by\n"
-              f"{'':<20}" + "".join(f"{kind:>8}" for kind in DAMAGES))
-        for name in FORMATS:
-            rates = [(SILENT[name, kind, True], SILENT[name, kind, False]) for kind in DAMAGES]
-            print(f"{name:<20}" + "".join(f"{100 * bad / (bad + good):8.0f}" if bad + good else
-                                          f"{'':>8}" for bad, good in rates))
+    photograph_rates()
     return failed
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--hours", type=float, help="how long; without it, one round")
-    p.add_argument("--sample", type=int, help="of the kinds, this many a round, drawn by its seed")
+    p.add_argument("--short", action="store_true", help="less of everything, in a minute")
     p.add_argument("--only", default="", help="kinds whose name contains this")
     p.add_argument("--seed", type=int, default=0, help="of the first round; the next have the next")
     p.add_argument("--keep", action="store_true", help="keep the files, and say where")
     args = p.parse_args()
     work = Path(os.environ["LD_PRELOAD"]).parent.resolve()
-    chosen = [trial for trial in trials(args.only) if args.only in trial[0]]
-    begin, end = time.monotonic(), args.hours and 3600 * args.hours
-    counts, shown = {name: [0, 0] for name, _, _ in chosen}, 0
+    begin, shown, end = time.monotonic(), 0, 3600 * args.hours if args.hours else None
+    counts = {}                                              # of each kind: tried and failed
     try:
         prepare(work)
-        for round_ in itertools.count(args.seed):
-            todo = random.Random(round_).sample(chosen, args.sample) if args.sample else chosen
-            for name, number, trial in todo:
-                for seed in range(number * round_, number * round_ + number):
-                    wrong = trial(seed, work)
-                    counts[name][0] += 1
+        for round_ in itertools.count(args.seed) if end else [args.seed]:
+            for name, seeds, trial in trials(round_, args.short):
+                for seed in seeds if args.only in name else ():
+                    wrong, count = trial(seed, work), counts.setdefault(name, [0, 0])
+                    count[0] += 1
+                    count[1] += bool(wrong)
                     if wrong:
-                        counts[name][1] += 1
-                        print(f'FAILED {wrong}\n  again: python tests/faults.py --only "{name}" '
-                              f"--seed {round_}", flush=True)
-                    elif not args.keep:
-                        for file in work.glob(f"{name.replace(', ', ' ')} {seed}*"):
+                        print(f'FAILED {name}, {wrong}\n  again: python tests/faults.py --only '
+                              f'"{name}" --seed {round_}', flush=True)
+                    for file in work.glob(f"{name.replace(', ', ' ')} {seed}*"):
+                        if not args.keep:
                             shutil.rmtree(file) if file.is_dir() else file.unlink()
                 spent = time.monotonic() - begin
-                if spent > shown + 10:
+                if counts and spent > shown + 10:
                     shown = spent
                     tried, failed = map(sum, zip(*counts.values()))
                     left = f"  eta {format_time(max(0, end - spent))}" if end else ""
@@ -468,12 +326,10 @@ def main():
                           f"{format_time(spent)}{left}", file=sys.stderr, flush=True)
                 if end and spent > end:
                     raise KeyboardInterrupt
-            if not end:
-                break
     except KeyboardInterrupt:
         pass
     finally:
-        failed = print_table({name: count for name, count in counts.items() if count[0]})
+        failed = print_table(counts)
         if args.keep:
             print(f"the files are in {work}")
         else:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from damage import damaged
 from PIL import EpsImagePlugin, Image
 
 import fgssl
@@ -150,21 +151,6 @@ def test_no_format_takes_more_memory_than_is_estimated(tmp_path):
 # Damage -------------------------------------------------------------------------------------------
 
 
-def damage(content, kind, rng):
-    """`content` with a changed bit or byte, a sector of zeros or without one, or cut short."""
-    broken, at = bytearray(content), rng.randrange(len(content))
-    if kind == "bit":
-        broken[at] ^= 1 << rng.randrange(8)
-    elif kind == "byte":
-        broken[at] ^= rng.randrange(1, 256)
-    elif kind == "cut":
-        del broken[at:]
-    else:
-        sector = slice(at // 512 * 512, at // 512 * 512 + 512)
-        broken[sector] = bytes(len(broken[sector])) if kind == "zeros" else b""
-    return bytes(broken)
-
-
 @pytest.mark.parametrize("kind, how, silent", [
     ("PNG", {}, 0), ("TIFF", {"compression": "tiff_adobe_deflate"}, 0),
     ("WEBP", {}, None), ("TIFF", {"compression": "tiff_lzw"}, None), ("GIF", {}, None),
@@ -177,7 +163,7 @@ def test_damage_is_not_decoded_to_another_picture(photo, tmp_path, kind, how, si
     for name in ["cut", "zeros", "lost"] + ["bit", "byte"] * (silent == 0):
         for _ in range(25):
             try:
-                found = read(damage(content, name, rng), tmp_path)
+                found = read(damaged(content, name, rng), tmp_path)
             except fgssl.UserError:
                 continue
             if not np.array_equal(found, whole):
