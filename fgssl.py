@@ -44,8 +44,8 @@ from flags import (  # noqa: F401, for the scripts
 from imagesets import identity
 from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, too
 from imagesets.cache_file import require_whole
-from imagesets.decode import Source, decode, reason, to_rgb, upright  # noqa: F401, too
-from imagesets.errors import UserError
+from imagesets.decode import Source, decode, to_rgb, upright  # noqa: F401, too
+from imagesets.errors import PassingError, UserError
 from imagesets.progress import progress
 from runfiles import (  # noqa: F401, for the scripts
     Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save,
@@ -852,7 +852,7 @@ def launch(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (UserError, OSError, FloatingPointError) as error:
+    except (UserError, PassingError, OSError, FloatingPointError) as error:
         about = None if getattr(error, "filename", None) else getattr(error, "strerror", None)
         sys.exit(f"error: {about or error}")                 # "[Errno 28]" tells nothing more
 

@@ -8,6 +8,7 @@
 import contextlib
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -265,6 +266,8 @@ class Log:
             finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                       for name, value in record.items()}  # JSON knows neither NaN nor infinity
             out.write(json.dumps(finite) + "\n")
+            out.flush()
+            os.fsync(out.fileno())                           # or a power cut empties the file
 
 
 def read_log(file):

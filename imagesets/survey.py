@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ import pictures
 
 from .cache_file import cpus
 from .decode import decode
+from .errors import PassingError
+from .imagefile import FORMATS
 from .progress import progress
 
 LISTED = 5  # of each fault, how many files are named
@@ -31,8 +32,7 @@ def survey(data, folder):
     """
     records = data.records
     sources = [data.source(row) for row in range(len(records.paths))]
-    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or cpus()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(data.workers or cpus()) as pool:
         results = list(progress(pool.map(examine, sources), len(sources), f"reading {data.name}"))
     bad = [row for row, result in enumerate(results) if result.error]
     good = np.setdiff1d(np.arange(len(sources)), bad)
@@ -144,9 +144,9 @@ def examine(source):
     try:
         digest = hashlib.blake2b(source.path.read_bytes()).digest()
         image = decode(source, 96).mean(0).reshape(32, 3, 32, 3).mean((1, 3))
-        with Image.open(source.path) as opened:
+        with Image.open(source.path, formats=FORMATS) as opened:
             return Examined(None, digest, opened.size, image.astype(np.uint8))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, PassingError) as error:
         return Examined(str(error))
 
 

@@ -2,7 +2,6 @@
 
 import math
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 import atomic
 import fgssl
 import pictures
+from imagesets.imagefile import attempt, load_image
 from imagesets.progress import progress
 from methods.srgan import freeze, load_generator
 
@@ -46,17 +46,15 @@ def enlarge_in_tiles(generator, low, tile=128):
 
 def read(file):
     """An image as RGB, its alpha channel or None, and its colour profile or None. UserError."""
-    try:
-        with Image.open(file) as image, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = fgssl.upright(image)
-            profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-            if not image.has_transparency_data:
-                return fgssl.to_rgb(image), None, profile
-            image = image.convert("RGBA")
-            return image.convert("RGB"), image.getchannel("A"), profile
-    except Exception as error:  # Pillow's readers raise errors of many kinds
-        raise fgssl.UserError(f"cannot read image {file}: {fgssl.reason(error)}") from error
+    def load():
+        image = fgssl.upright(load_image(file)[0])
+        profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
+        if not image.has_transparency_data:
+            return fgssl.to_rgb(image), None, profile
+        image = image.convert("RGBA")
+        return image.convert("RGB"), image.getchannel("A"), profile
+
+    return attempt(load, file)
 
 
 def enlarge_file(generator, file, target, device):
@@ -101,7 +99,7 @@ def upscale(files, checkpoint, out):
     for file, target in jobs.items():
         try:
             enlarge_file(generator, file, target, device)
-        except (fgssl.UserError, OSError, MemoryError) as error:
+        except (fgssl.UserError, fgssl.PassingError, OSError, MemoryError) as error:
             failed.append(str(error) or f"{file} does not fit into memory")
             print(failed[-1], file=sys.stderr)
     if failed:
