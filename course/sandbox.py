@@ -49,7 +49,7 @@ class Sandbox:
     """A running worker for the tree of one submission."""
 
     def __init__(self, tree, door, kind, user, seconds):
-        self.work = Path(tree).parent
+        self.work, self.user = Path(tree).parent, user if kind == "user" else None
         for name in ("root", "tmp"):
             (self.work / name).mkdir(exist_ok=True)
         (self.work / "tmp").chmod(0o777)
@@ -69,6 +69,9 @@ class Sandbox:
                 end()
             except (ProcessLookupError, PermissionError):
                 pass
+        if self.user:                    # what left the process group is still this user's
+            subprocess.run([sys.executable, "-c", "import os; os.kill(-1, 9)"], user=self.user,
+                           group=self.user, extra_groups=[])
         self.process.wait()
         self.process.stdout.close()
 

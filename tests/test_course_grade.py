@@ -7,10 +7,13 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -299,6 +302,28 @@ def test_a_link_in_a_submission_is_not_followed(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "fgssl.py").symlink_to(tmp_path / "secret.py")
     assert submission.read(tmp_path / "in") == {}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
+def test_without_namespaces_a_process_that_left_its_group_ends_too():
+    """It would run on, as the same user, beside the next submission of this job."""
+    with tempfile.TemporaryDirectory() as folder:
+        worker = Path(folder, "tree", "course", "worker.py")
+        worker.parent.mkdir(parents=True)
+        Path(folder).chmod(0o755)
+        worker.write_text("import os, time\nif not os.fork():\n    os.setsid()\ntime.sleep(600)\n")
+        user = sandbox.user_number(62)
+        box = sandbox.Sandbox(worker.parent.parent, socket.socket(), "user", user, 60)
+
+        def running():
+            return subprocess.run(["ps", "-U", str(user), "-o", "pid="], capture_output=True,
+                                  text=True).stdout.split()
+        end = time.monotonic() + 60
+        while len(running()) < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert len(running()) == 2
+        box.kill()
+        assert not running()
 
 
 def test_isolation_is_the_best_that_the_system_has(tmp_path):
