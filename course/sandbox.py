@@ -69,11 +69,15 @@ class Sandbox:
                 end()
             except (ProcessLookupError, PermissionError):
                 pass
-        if self.user:                    # what left the process group is still this user's
-            subprocess.run([sys.executable, "-c", "import os; os.kill(-1, 9)"], user=self.user,
-                           group=self.user, extra_groups=[])
+        if self.user:
+            end_all_of(self.user)
         self.process.wait()
         self.process.stdout.close()
+
+
+def end_all_of(user):
+    """End all processes of a user, of whatever process group; as root."""
+    subprocess.run(["sh", "-c", "kill -9 -1"], user=user, group=user, extra_groups=[])
 
 
 def launch(setup, fds=()):

@@ -7,7 +7,6 @@ import csv
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -308,22 +307,21 @@ def test_a_link_in_a_submission_is_not_followed(tmp_path):
 def test_without_namespaces_a_process_that_left_its_group_ends_too():
     """It would run on, as the same user, beside the next submission of this job."""
     with tempfile.TemporaryDirectory() as folder:
-        worker = Path(folder, "tree", "course", "worker.py")
-        worker.parent.mkdir(parents=True)
+        tree, user = Path(folder, "tree"), sandbox.user_number(62)
+        tree.mkdir()
         Path(folder).chmod(0o755)
-        worker.write_text("import os, time\nif not os.fork():\n    os.setsid()\ntime.sleep(600)\n")
-        user = sandbox.user_number(62)
-        box = sandbox.Sandbox(worker.parent.parent, socket.socket(), "user", user, 60)
+        argv = ["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]
+        process = sandbox.launch(dict(tree=str(tree), kind="user", user=user, seconds=60, argv=argv))
 
         def running():
-            return subprocess.run(["ps", "-U", str(user), "-o", "pid="], capture_output=True,
-                                  text=True).stdout.split()
+            return subprocess.run(["ps", "-U", str(user), "-o", "args="], capture_output=True,
+                                  text=True).stdout.count("sleep 600\n")
         end = time.monotonic() + 60
-        while len(running()) < 2 and time.monotonic() < end:
+        while running() < 2 and time.monotonic() < end:
             time.sleep(0.1)
-        assert len(running()) == 2
-        box.kill()
-        assert not running()
+        sandbox.end_all_of(user)
+        process.wait()
+        assert time.monotonic() < end and not running()
 
 
 def test_isolation_is_the_best_that_the_system_has(tmp_path):
