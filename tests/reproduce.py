@@ -112,7 +112,8 @@ def tried(data, flags):
     return Table(data, 0.5, IN_FOLDS, variants(f"train_simclr.py {flags}", {
         "AdamW": f"{FORMER} --epochs 15",
         "Muon": "--first-size 64 --temperature 0.2 --epochs 15",
-        "and growing views, at temperature 0.1": "--epochs 20"}, FOLDS), of="folds of train and val")
+        "and growing views, at temperature 0.1": "--epochs 20"}, FOLDS),
+        of="folds of train and val")
 
 
 GROCERY, BIRDS = "--color 0.1 --gray 0 --min-crop 0.08", "--color 0.25 --gray 0.1 --min-crop 0.2"
