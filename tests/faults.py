@@ -11,6 +11,7 @@ traceback. Faults come at an operation on files, such as the 17th write, drawn f
 undisturbed run makes; faults.c, which is preloaded, counts them. So a seed repeats a trial.
 
     kill, torn     SIGKILL before an operation; in the middle of a write
+    late kill      in the last twentieth: after the last save, before what is written then
     power          SIGKILL; then each file has the content that its last fsync had, or none, under
                    the name that it has now: a journal keeps names, and nothing else
     term, hup      the signals of a cluster and of a closed terminal
@@ -126,7 +127,8 @@ COMMANDS = {
     "evaluation": evaluate, "few labels": lambda: evaluate(
         "--shots", "1", "all", "--finetune", "--steps", "4", "--batch", "8", "--draws", "1"),
     "predict": predict, "explore": explore, "cache": cache, "download": download, "toy set": toy}
-FAULTS = ("kill", "torn", "power", "term", "hup", "full", "readonly", "clock", "eio", "bad disk")
+FAULTS = ("kill", "late kill", "torn", "power", "term", "hup", "full", "readonly", "clock", "eio",
+          "bad disk")
 READERS = ("simclr", "cache", "explore")                     # what eio is tried with
 
 
@@ -227,9 +229,12 @@ def try_fault(fault, command, seed, work):
     """One trial: None if it holds, or what went wrong."""
     wanted, operations, reads = undisturbed(command, work)
     folder, rng = work / f"{fault} {command} {seed}", random.Random(f"{fault} {command} {seed}")
-    at = rng.randrange(reads if fault in ("eio", "bad disk") else operations)
-    kind, times = ("eio", 2 if fault == "eio" else 10**9) if fault in ("eio", "bad disk") else (
-        fault, 0)
+    kind, total, times = fault, operations, 0
+    if fault in ("eio", "bad disk"):
+        kind, total, times = "eio", reads, 2 if fault == "eio" else 10**9
+    at = rng.randrange(total)
+    if fault == "late kill":
+        kind, at = "kill", total - 1 - at // 20
     code, said = start(command, folder, kind, at, times)
     if "Traceback" in said or said == "hung" or fault in ("eio", "clock") and code:
         return f"at {at}: {said.strip().splitlines()[-1]}"
