@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md")),
          *(ROOT / folder / "README.md" for folder in ("imagesets", "kernels", "tests"))]
 EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
-SCRIPTS = ["fgssl", "train_simclr", "train_jigsaw", "train_srgan", "linear_eval", "reproduce",
+SCRIPTS = ["fgssl", "train_simclr", "train_jigsaw", "train_srgan", "linear_eval", "reproduce", "faults",
            "course.make", "course.grade", "bench_views", "bench_step", "bench_explore",
            "kernels.bench", *(file.stem for file in EXAMPLES)]
 FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels", "course", "tests"
