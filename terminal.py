@@ -24,6 +24,12 @@ def to_ascii(text):
     return text.encode("ascii", "replace").decode()
 
 
+def to_utf8(text):
+    """Text as bytes of UTF-8, for files: a file name of UTF-8 that an ASCII locale read as bytes is
+    letters again; bytes of a name that are no UTF-8 are written as \\xNN."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace").encode()
+
+
 codecs.register_error("to_ascii", lambda error: (
     to_ascii(error.object[error.start:error.end]), error.end))
 
@@ -58,15 +64,15 @@ class Stream:
 
 @contextlib.contextmanager
 def tolerant():
-    """Within the block, writing to stdout and stderr raises nothing."""
+    """Within the block, writing to stdout and stderr raises nothing, also where they are closed."""
     before = sys.stdout, sys.stderr
     for stream in filter(None, before):
         if hasattr(stream, "reconfigure") and stream.errors != "surrogateescape":
             stream.reconfigure(errors="to_ascii")
-    sys.stdout, sys.stderr = (stream and Stream(stream) for stream in before)
+    sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in before)
     try:
         yield
     finally:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
+        for stream in (sys.stdout, sys.stderr):
             stream.flush()
         sys.stdout, sys.stderr = before

@@ -12,6 +12,7 @@ import torch
 import atomic
 import fgssl
 import pictures
+import terminal
 from evaluation.results import features_rows, few_label_tables, percent_of, rows_of
 
 STYLE = """
@@ -59,7 +60,7 @@ class Section(NamedTuple):
 
 
 def figure(source, caption):
-    text = html.escape(caption.encode(errors="replace").decode())
+    text = html.escape(caption)
     return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 
@@ -72,7 +73,7 @@ def write(file, title, about, sections, script=""):
              *(section.html() for section in sections),
              f"<script>{script}</script></body></html>\n"]
     with atomic.replacing(file) as draft:
-        draft.write_text("\n".join(parts), encoding="utf-8", errors="replace")
+        draft.write_bytes(terminal.to_utf8("\n".join(parts)))
 
 
 def data_uri(picture, kind="PNG", **options):
@@ -180,7 +181,7 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
         where = (test.labels == kept[i]) & (predicted == kept[j])
         images[f"{i}-{j}"] = [show(k) for k in where.nonzero()[0][:images_per_cell]]
     data = json.dumps({"names": [names[i] for i in kept], "counts": inner.tolist(),
-                       "images": images}).replace("<", "\\u003c")
+                       "images": images}, ensure_ascii=False).replace("<", "\\u003c")
     tables = [("Frozen features", features_rows(rows_of(result), percent_of(result))),
               *((f"Few labels, {method}", rows) for method, rows in
                 few_label_tables({out.resolve().name: [result]}))]
