@@ -20,8 +20,10 @@ STYLE = """
         --mark: #fff3d6 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --paper: #16181c; --line: #444; --faint: #a0a0a0; --mark: #4a3c12 } }
+@page wide { size: landscape }
 @media print { :root { --ink: #000; --paper: #fff; --line: #999; --faint: #333; --mark: #eee }
-  section { break-inside: avoid-page } .buttons { display: none } }
+  section, .row, tr { break-inside: avoid-page } .buttons { display: none }
+  section:has(.matrix) { page: wide } .matrix { zoom: .7 } .wide { overflow: visible } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 1100px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin: 2em 0 .3em }
@@ -36,9 +38,10 @@ th[data-sort]::after { content: " \\2195"; color: var(--faint) }
 figure { margin: 0; width: 112px } figure img { display: block; width: 112px }
 figcaption { font-size: .7em; line-height: 1.25; overflow-wrap: anywhere; color: var(--faint) }
 .matrix td { width: 16px; min-width: 16px; height: 16px; padding: 0; border: 1px solid var(--line);
-             font-size: 9px; text-align: center; cursor: pointer }
+             font-size: 9px; text-align: center; cursor: pointer; print-color-adjust: exact }
 .matrix th { font-size: 10px; font-weight: normal; padding: 0 .3em; border: 0; white-space: nowrap }
-.matrix th.above { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3em 0 }
+.matrix th.above { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3em 0;
+                   text-align: left }
 code { overflow-wrap: anywhere }
 """
 
@@ -127,10 +130,10 @@ function draw(key) {
   if (key == 'name') order.sort((a, b) => M.names[a].localeCompare(M.names[b]));
   if (key == 'recall') order.sort((a, b) => recall[a] - recall[b]);
   table.textContent = '';
-  const head = table.insertRow();
+  const head = table.createTHead().insertRow(), body = table.createTBody();
   add(head, 'th', 'true / predicted');
   order.forEach(j => add(head, 'th', M.names[j]).className = 'above');
-  order.forEach(i => { const row = table.insertRow(); add(row, 'th', M.names[i]);
+  order.forEach(i => { const row = body.insertRow(); add(row, 'th', M.names[i]);
     order.forEach(j => { const n = M.counts[i][j], cell = row.insertCell();
       const part = total[i] ? n / total[i] : 0;
       cell.textContent = n || '';
