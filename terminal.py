@@ -6,6 +6,7 @@
 
 import codecs
 import contextlib
+import errno
 import os
 import sys
 import unicodedata
@@ -35,10 +36,11 @@ codecs.register_error("to_ascii", lambda error: (
 
 
 class Stream:
-    """A text stream; once it cannot be written to, what follows is dropped."""
+    """A text stream; once it cannot be written to, what follows is dropped. full: the error of a
+    full disk."""
 
     def __init__(self, stream):
-        self._stream = stream
+        self._stream, self.full = stream, None
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -56,7 +58,8 @@ class Stream:
     def _dropping(self):
         try:
             yield
-        except OSError:  # closed pipe, closed terminal, full disk
+        except OSError as error:  # closed pipe, closed terminal, full disk
+            self.full = error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
             nowhere = os.open(os.devnull, os.O_WRONLY)       # takes the rest of the buffer, too
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -64,7 +67,8 @@ class Stream:
 
 @contextlib.contextmanager
 def tolerant():
-    """Within the block, writing to stdout and stderr raises nothing, also where they are closed."""
+    """Within the block, writing to stdout and stderr raises nothing, also where they are closed.
+    OSError at its end where stdout is a file on a disk that became full."""
     before = sys.stdout, sys.stderr
     for stream in filter(None, before):
         if hasattr(stream, "reconfigure") and stream.errors != "surrogateescape":
@@ -75,4 +79,7 @@ def tolerant():
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        full = sys.stdout.full
         sys.stdout, sys.stderr = before
+    if full:
+        raise OSError(full.errno, f"cannot write all of the output: {full.strerror}") from full

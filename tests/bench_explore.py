@@ -1,6 +1,6 @@
 """How much of what is wrong with a folder does --explore find? Faults are planted, and looked for.
 
-    python tests/bench_explore.py out/grocery/checkpoint.pt --data grocery
+    python tests/bench_explore.py --checkpoint out/grocery/checkpoint.pt --data grocery
 
 Links the images of a labelled set into a folder, where 5 % lie in the folder of a wrong class,
 drawn at random, and 50 are there twice: the copies are resized to 50 to 90 % or only saved again,
@@ -55,7 +55,7 @@ def read(file):
 
 def main(argv=None):
     p = fgssl.parser(__doc__, training=False)
-    p.add_argument("checkpoint", type=fgssl.path)
+    p.add_argument("--checkpoint", type=fgssl.path, default="out/simclr/checkpoint.pt")
     args = p.parse_args(argv)
     run = fgssl.load_encoder(args.checkpoint)[1]
     records = fgssl.load_data(args.data or run["data"], args.root).records

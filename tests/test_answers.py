@@ -174,6 +174,16 @@ def test_a_closed_pipe_ends_nothing():
     assert (found.returncode, found.stderr.strip()) == (0, b"done")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_output_into_a_full_disk_is_said_at_the_end():
+    """python linear_eval.py probe.pt --predict photos > classes.txt lost them, with exit status 0."""
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", LAUNCHED, ROOT], stdout=full,
+                               stderr=subprocess.PIPE, text=True)
+    assert (found.returncode, found.stderr.splitlines()) == (1, [
+        "done", "error: cannot write all of the output: No space left on device"])
+
+
 def test_no_output_at_all_ends_nothing(tmp_path):
     """A job without stdout and stderr: the first line of progress ended it."""
     code = (f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(tmp_path)!r})\n"
