@@ -176,7 +176,7 @@ def test_a_closed_pipe_ends_nothing():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_output_into_a_full_disk_is_said_at_the_end():
-    """python linear_eval.py probe.pt --predict photos > classes.txt lost them, with exit status 0."""
+    """--predict photos > classes.txt lost the classes, with exit status 0."""
     with open("/dev/full", "w") as full:
         found = subprocess.run([sys.executable, "-c", LAUNCHED, ROOT], stdout=full,
                                stderr=subprocess.PIPE, text=True)
