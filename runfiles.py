@@ -235,8 +235,7 @@ class Log:
             elif name == "n":
                 words[-1] += f" of {value}"
             elif not name.endswith("_per_s"):
-                label = {"knn": "k-NN"}.get(name, name.replace("_", " "))
-                words.append(f"{label} {FORMATS.get(name, '{:.4g}').format(value)}")
+                words.append(f"{label_of(name)} {FORMATS.get(name, '{:.4g}').format(value)}")
         line = "  ".join(word.replace(" ", "\xa0") for word in [*words, *tail])  # not broken
         lines = textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
         print("\n".join(lines).replace("\xa0", " "), flush=True)
@@ -252,9 +251,13 @@ class Log:
                              for key in (name, yardstick))]
             if points:
                 steps, values, level = zip(*points)
-                name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
+                unit = FORMATS.get(name, "").rpartition("}")[2].strip()
+                number = next((r["n"] for r in records if name in r and "n" in r), None)
+                name, yardstick = label_of(name), yardstick.replace("_", " ")
+                title = ", ".join(filter(None, [name, unit])) + (
+                    f" of {number:,} images" if number and unit == "%" else "")
                 panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
-                                             "step", xrange=(0, self.step)))
+                                             "step", xrange=(0, self.step), title=title))
         if panels:
             pictures.save(pictures.stack(panels), self.folder / "curves.png")
 
@@ -268,6 +271,11 @@ class Log:
             out.write(json.dumps(finite) + "\n")
             out.flush()
             os.fsync(out.fileno())                           # or a power cut empties the file
+
+
+def label_of(name):
+    """A number's name as people read it."""
+    return {"knn": "k-NN"}.get(name, name.replace("_", " "))
 
 
 def read_log(file):

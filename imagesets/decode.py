@@ -140,16 +140,19 @@ def value_range(images):
     White is the largest value of the narrowest common range that holds all pixels: 1, or that of
     8, 10, 12, 14 or 16 bits, or else a power of two. Black is 0, and minus white if there are
     negative values. A camera of 12 bits, stored in 16, thus fills the range of 8. 16 bits with 8
-    bits of values are a dark image of 16: white stays 65535, and the survey names it.
+    bits of values are a dark image of 16: white stays 65535, and the survey names it. Floats may
+    lie 5 % beyond the range, at either end, as resampled ones and reflectances do.
     """
     low = min(float(image.min()) for image in images)
     high = max(float(image.max()) for image in images)
     most, kind = max(high, -low), images[0].dtype
     if kind.itemsize == 2 and most < 256:
         return 0, 65535
+    beyond = 0.05 if kind.kind == "f" else 0
     whites = [1] * (kind.kind == "f") + [2 ** bits - 1 for bits in (8, 10, 12, 14, 16)]
-    white = next((w for w in whites if most <= w), None) or 2 ** math.ceil(math.log2(most))
-    return (-white if low < 0 else 0), white
+    white = (next((w for w in whites if most <= (1 + beyond) * w), None)
+             or 2 ** math.ceil(math.log2(most)))
+    return (-white if low < -beyond * white else 0), white
 
 
 def scale_of_set(paths, most=64):

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import imagesets
+
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -192,6 +194,15 @@ def test_the_readme_quotes_the_loss_as_it_is():
 
     quoted = re.search(r"(?ms)^```python\n(.*?)^```$", (ROOT / "README.md").read_text())[1]
     assert body(quoted) == body((ROOT / "kernels" / "reference.py").read_text())
+
+
+def test_the_readme_quotes_the_first_lines_of_an_evaluation(toy_root):
+    first, seen, _ = re.search(r"(?m)^toy: .*\n.*\n.*; folder out/simclr$",
+                               (ROOT / "README.md").read_text())[0].splitlines()
+    records = imagesets.read("toy", toy_root)
+    assert first == imagesets.describe(records)
+    pattern = re.sub(r"\{.*?\}", r"\\d+", re.search(r'f"(pretraining saw .*)"', SOURCE)[1])
+    assert re.fullmatch(pattern, seen) and f"{(records.splits == 'test').sum()} test" in seen
 
 
 def test_the_diff_of_the_example_is_true():
