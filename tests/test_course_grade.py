@@ -311,7 +311,8 @@ def test_without_namespaces_a_process_that_left_its_group_ends_too():
         tree.mkdir()
         Path(folder).chmod(0o755)
         argv = ["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]
-        process = sandbox.launch(dict(tree=str(tree), kind="user", user=user, seconds=60, argv=argv))
+        process = sandbox.launch(dict(tree=str(tree), kind="user", user=user, seconds=60,
+                                      argv=argv))
 
         def running():
             return subprocess.run(["ps", "-U", str(user), "-o", "args="], capture_output=True,

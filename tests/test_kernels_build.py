@@ -170,8 +170,8 @@ def test_a_change_of_anything_builds_anew(fresh, monkeypatch):
 
 
 def test_the_hash_is_of_the_architectures_built_not_of_the_cards(fresh, monkeypatch):
-    """One build serves every machine, with whatever card or none, but for one that is older than all
-    that it is built for."""
+    """One build serves every machine, with whatever card or none; but not a card that is older than
+    all that it is built for."""
     monkeypatch.setattr(build, "toolkit", lambda: ("/toolkit", "13.0"))
 
     def library(*cards):
