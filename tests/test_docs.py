@@ -23,8 +23,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
 EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 SCRIPTS = ["fgssl", "train_simclr", "train_jigsaw", "train_srgan", "linear_eval", "reproduce",
            "course.make", "course.grade", "bench_views", "bench_step", "bench_explore", "faults",
-           "kernels.bench", *(file.stem for file in EXAMPLES)]
-FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels", "course", "tests"
+           "kernels.bench", "kernels.watch", *(file.stem for file in EXAMPLES)]
+FOLDERS = (".", "methods", "evaluation", "imagesets", "kernels", "kernels/lessons", "course",
+           "tests")
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*"))
          if file.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")] + EXAMPLES
 SOURCE = "\n".join(file.read_text() for file in FILES)
@@ -115,7 +116,8 @@ def test_every_command_is_one_that_runs(page, parse, capsys):
 def test_every_flag_is_an_option(page, parse):
     known = {"--nproc-per-node", "--help"}
     for script in SCRIPTS:
-        needed = {"fgssl": ["data", "toy"], "bench_explore": ["checkpoint.pt"]}
+        needed = {"fgssl": ["data", "toy"], "bench_explore": ["checkpoint.pt"],
+                  "kernels.watch": ["check", "FILE.cu"]}
         known |= set(parse(script, needed.get(script, []))._option_string_actions)
     given = {flag for span in code(page) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert given <= known, f"{page.name} names what no script takes: {sorted(given - known)}"
