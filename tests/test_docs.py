@@ -197,10 +197,10 @@ def test_the_readme_quotes_the_loss_as_it_is():
 
 
 def test_the_readme_quotes_the_first_lines_of_an_evaluation(toy_root):
-    first, seen, _ = re.search(r"(?m)^toy: .*\n.*\n.*; folder out/simclr$",
-                               (ROOT / "README.md").read_text())[0].splitlines()
+    *first, seen, _ = re.search(r"(?m)^toy: .*\n.*\n.*\n.*; folder out/simclr$",
+                                (ROOT / "README.md").read_text())[0].splitlines()
     records = imagesets.read("toy", toy_root)
-    assert first == imagesets.describe(records)
+    assert first == imagesets.describe(records).splitlines()
     pattern = re.sub(r"\{.*?\}", r"\\d+", re.search(r'f"(pretraining saw .*)"', SOURCE)[1])
     assert re.fullmatch(pattern, seen) and f"{(records.splits == 'test').sum()} test" in seen
 
