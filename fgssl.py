@@ -43,6 +43,7 @@ from flags import (  # noqa: F401, for the scripts
     DATA_FLAGS, accept_old_flag, invalid_arguments, number, parse, path)
 from imagesets import identity
 from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, too
+from imagesets.cache_file import require_whole
 from imagesets.decode import Source, decode, reason, to_rgb, upright  # noqa: F401, too
 from imagesets.errors import UserError
 from imagesets.progress import progress
@@ -95,6 +96,7 @@ def batches(n, batch, seed, step=0):
 
 def fetch(images, index, device):
     """images[index] as a uint8 tensor on the device."""
+    require_whole(images)
     return to_device(torch.from_numpy(images[index]), device)
 
 

@@ -37,7 +37,8 @@ from evaluation.explain import grad_cam_study
 from evaluation.explore import explore
 from evaluation.few_labels import finished_cells, run_cells
 from evaluation.predict import predict
-from evaluation.probe import SPLITS, Inference, evaluate, labelled_splits, layer_names
+from evaluation.probe import (
+    SPLITS, Inference, evaluate, hold_out, labelled_splits, layer_names)
 from evaluation.report import feature_map, write_confusion
 from evaluation.results import (
     Extras, compare_results, count_seen, digest_data, digest_weights, earlier_result,
@@ -59,6 +60,13 @@ def shots(text):
     return text if text == "all" else fgssl.number(int, 1)(text)
 
 
+def fold(text):
+    i, _, count = text.partition("/")
+    if not (i.isdecimal() and count.isdecimal() and 1 <= int(i) <= int(count) > 1):
+        raise argparse.ArgumentTypeError(f"{text} is no part, such as 1/4, the first of four")
+    return text
+
+
 def arguments(argv):
     p = fgssl.parser(__doc__, training=False)
     p.usage = "%(prog)s [checkpoint] [options]"
@@ -72,6 +80,9 @@ def arguments(argv):
                       help="which network of a run of train_srgan.py")
     what.add_argument("--allow-seen", action="store_true",
                       help="evaluate even though pretraining saw some of the test images")
+    what.add_argument("--fold", metavar="I/K", type=fold,
+                      help="to choose a recipe: part I of K of train and val takes the place of "
+                           "test, which is not read")
     what.add_argument("--layer", type=layer,
                       help="stage whose map is read, 1, 2, ..., averaged whole or, 3:2x2, by "
                            "quarters; best: the layer that does best on val, for each encoder and "
@@ -150,14 +161,16 @@ def fill_in(args, run):
 
 
 def out_folder(args, run):
-    """The folder to write into: --out, or that of the checkpoint; below it for another network than
-    the run's encoder, the generator or that of a probe.pt. UserError where it would replace the
-    file that is evaluated."""
+    """The folder to write into: --out, or that of the checkpoint; below it for --fold and for
+    another network than the run's encoder, the generator or that of a probe.pt. UserError where it
+    would replace the file that is evaluated."""
     out = Path(args.out or (Path(args.checkpoint).parent if args.checkpoint else "out/random"))
     if not args.out and args.encoder == "generator":
         out /= "generator"
     elif not args.out and "class_names" in run:
         out /= Path(args.checkpoint).stem
+    if not args.out and args.fold:
+        out /= f"fold{args.fold}".replace("/", "of")
     for name in ("probe.pt", "finetuned.pt"):
         if args.checkpoint and (out / name).resolve() == Path(args.checkpoint).resolve():
             raise fgssl.UserError(f"the evaluation would replace {args.checkpoint}: pass another "
@@ -187,10 +200,13 @@ def study(args, encoders, out, init_name):
     inference = Inference(args.size, *fgssl.device_and_precision(args.precision))
     data = fgssl.load_data_for(args)
     splits, names = labelled_splits(data, args.size), data.classes
+    if args.fold:
+        splits = hold_out(splits, args.fold)
     counts, test = np.bincount(splits[0].labels, minlength=len(names)), splits[2]
     result = {"data": data.name, "digest": digest_data(data, splits), "classes": len(names),
               "size": args.size, "arch": args.arch, "layer": args.layer, "seed": args.seed,
-              "checkpoint": args.checkpoint, "weights": digest_weights([*encoders.values()][-1]),
+              "fold": args.fold, "checkpoint": args.checkpoint,
+              "weights": digest_weights([*encoders.values()][-1]),
               "n": {name: len(split.labels) for name, split in zip(SPLITS, splits)},
               "chance": 100 / len(names),
               "majority": 100 * float((test.labels == counts.argmax()).mean()),

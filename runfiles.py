@@ -121,8 +121,13 @@ def load(file, rng, **parts):
 
 
 def load_optimizer(optimizer, state, what):
-    """optimizer.load_state_dict; UserError where the state is of other parameters."""
+    """optimizer.load_state_dict; UserError where the state is of other parameters, or of another
+    optimizer, such as the AdamW of older runs."""
     try:
+        settings = {name for group in state["param_groups"] for name in group}
+        if not settings >= optimizer.param_groups[0].keys():
+            raise UserError(f"{what} is of another optimizer than {type(optimizer).__name__}: "
+                            "start a new run with another --out")
         optimizer.load_state_dict(state)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{what} does not fit: {error!r}") from error
@@ -225,7 +230,8 @@ class Log:
         records, panels = read_log(self.file), []
         for name, yardstick in yardsticks.items():
             points = [(r["step"], r[name], r[yardstick]) for r in records
-                      if None not in (r.get(name), r.get(yardstick))]
+                      if all(isinstance(r.get(key), (int, float)) and math.isfinite(r[key])
+                             for key in (name, yardstick))]
             if points:
                 steps, values, level = zip(*points)
                 name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
@@ -249,9 +255,9 @@ def read_log(file):
     out."""
     records = []
     for line in Path(file).read_bytes().splitlines() if Path(file).exists() else []:
-        with contextlib.suppress(ValueError):                # of JSON, or of UTF-8
+        with contextlib.suppress(ValueError, RecursionError):  # of JSON, or of UTF-8
             record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
+            if isinstance(record, dict) and type(record.get("step")) is int:
                 records.append(record)
     return records
 

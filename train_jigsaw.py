@@ -34,7 +34,8 @@ def permutation_set(grid, count, seed):
     Greedy: after a random first, always the permutation whose least Hamming distance to those
     chosen is greatest; ties go to the greatest sum of distances, then to chance. Candidates: all
     permutations up to a 3 x 3 grid, else 100,000 random ones. Noroozi & Favaro 2016, Algorithm 1,
-    but theirs maximises the mean distance, which leaves pairs that differ in 2 places of 9.
+    but theirs maximises the mean distance, which leaves pairs that differ in 2 places of 9. Raises
+    ValueError where there are fewer than `count`.
     """
     rng, k = np.random.default_rng(seed), grid * grid
     if grid <= 3:
@@ -214,7 +215,7 @@ def arguments(argv):
                    help="probability of a grey puzzle; lower it with --color")
     p.add_argument("--tile-norm", action="store_true",
                    help="normalise each tile by its own mean and std, as the paper does")
-    p.add_argument("--hidden", type=fgssl.number(int, 1), default=256,
+    p.add_argument("--hidden", type=fgssl.number(int, 1), default=128,
                    help="width of the head's hidden layers")
     p.add_argument("--weight-decay", type=fgssl.number(float, 0), default=1e-4,
                    help="of the optimizer")

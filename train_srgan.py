@@ -27,6 +27,7 @@ import torch.nn.functional as F
 
 import fgssl
 import kernels
+from methods.optimizers import Muon
 from methods.srgan import (
     PAPER, Generator, build_discriminator, freeze, load_content_encoder, update_ema)
 from methods.super_resolution import (
@@ -102,10 +103,9 @@ def main(argv=None):
     content = encoder
     if args.content_from:
         content = freeze(load_content_encoder(args.content_from, args.arch)).to(run.device)
-    fused = run.device.type == "cuda"
-    g_optimizer = torch.optim.AdamW(generator.parameters(), args.lr, weight_decay=0, fused=fused)
-    d_optimizer = torch.optim.AdamW(discriminator.parameters(), args.lr_discriminator,
-                                    weight_decay=1e-4, fused=fused)
+    g_optimizer = torch.optim.AdamW(generator.parameters(), args.lr, weight_decay=0,
+                                    fused=run.device.type == "cuda")
+    d_optimizer = Muon(discriminator.parameters(), args.lr_discriminator, weight_decay=1e-4)
     head.match.requires_grad_(args.match > 0)                # or DDP would wait for its gradient
     generate, ddp_discriminator = run.wrap(generator, discriminator)
     run.start(encoder=encoder, head=head, generator=generator, ema=ema,
@@ -137,8 +137,9 @@ def main(argv=None):
             with run.autocast:
                 truth, z = ddp_discriminator(torch.cat(images))
             truth_high, truth_fake = truth.split(len(x))[:2]
-            d_loss = discriminator_loss(truth_high, truth_fake)
-            d_terms = dict(discriminator=d_loss.detach(), chance=2 * math.log(2),
+            truth_loss = discriminator_loss(truth_high, truth_fake)
+            d_loss = args.truth * truth_loss
+            d_terms = dict(discriminator=truth_loss.detach(), chance=2 * math.log(2),
                            D_high=truth_high.detach().sigmoid().mean(),
                            D_fake=truth_fake.detach().sigmoid().mean())
             if args.match:
@@ -183,7 +184,7 @@ def main(argv=None):
 
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/srgan", size=64, arch="resnet10",
-                     epochs=50, batch=16, lr=1e-3, seed=0)
+                     epochs=50, batch=64, lr=1e-3, seed=0)
     p.add_argument("--scale", type=int, choices=(2, 4, 8), default=4, help="enlargement")
     p.add_argument("--blocks", type=fgssl.number(int, 1), default=6,
                    help="residual blocks of the generator; 16 in the paper, for GPUs")
@@ -194,13 +195,16 @@ def arguments(argv):
     fgssl.accept_old_flag(p, "--warmup", "--pixel-epochs")
     fgssl.accept_old_flag(p, "--discriminator", "--arch", {"vgg": PAPER, "resnet": None})
     second = p.add_argument_group("adversarial phase, after the pixel phase")
-    second.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=2e-4,
+    second.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=4e-4,
                         help="the generator's peak learning rate")
-    second.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=1e-3,
+    second.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=0.02,
                         help="the discriminator's")
     second.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
                         help="weight of the adversarial loss beside the content loss; more is "
                              "sharper and further from the truth")
+    second.add_argument("--truth", type=fgssl.number(float, 0), default=1.0,
+                        help="weight of the discriminator's first task, to tell generated images "
+                             "from real ones; 0, with --adversarial 0: the second task alone")
     second.add_argument("--content", choices=("pixel", "features"), default="pixel",
                         help="what the content loss compares generated and true images by")
     second.add_argument("--content-from", metavar="FILE", type=fgssl.path,

@@ -25,6 +25,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import datetime
 from pathlib import Path
 
+import atomic
 from course import sandbox, source
 from course.make import GRADING, LITTER, ROOT
 
@@ -133,9 +134,6 @@ def make_template(handout, entries, out):
         if function.is_cuda and "define EXERCISE" not in text:
             text = source.define_exercise(text)
         function.file.write_text(text)
-    if not any(e["cuda"] for e in entries):
-        for file in (out / "kernels").glob("*.cu*"):      # they compute the same as reference.py
-            file.unlink()
     (out / "course").mkdir()
     for name in ("__init__.py", "link.py", "seam.py", "worker.py"):
         shutil.copy(ROOT / "course" / name, out / "course" / name)
@@ -163,13 +161,14 @@ def lines(student, results):
     for r in results:
         share = f"{r['passed']} of {r['total']} tests pass" if r["total"] else ""
         says = "; ".join(part for part in (share, " ".join(r["says"].split())[:600]) if part)
+        says = "".join(c if c.isprintable() else "?" for c in says)      # no codes of a terminal's
         text += f"{r['title']:{width}}  {r['state']:9}  {says}\n"
     return text
 
 
 def write_csv(file, rows, titles):
     """rows: [(student, handed in, results)]. One line a student; points and state an exercise."""
-    with open(f"{file}.part", "w", newline="") as out:
+    with atomic.replacing(file) as draft, open(draft, "w", newline="") as out:
         table = csv.writer(out)
         table.writerow(["student", "handed in", "points", "of",
                         *(f"{title}{what}" for title in titles for what in ("", ": state",
@@ -178,9 +177,8 @@ def write_csv(file, rows, titles):
             of = {r["title"]: r for r in results}
             cells = [of[t][key] if t in of else "" for t in titles
                      for key in ("points", "state", "says")]
-            table.writerow([student, when, *(f"{sum(r[key] for r in results):g}"
+            table.writerow([safe(student), when, *(f"{sum(r[key] for r in results):g}"
                                              for key in ("points", "most")), *map(safe, cells)])
-    os.replace(f"{file}.part", file)
 
 
 def safe(cell):
@@ -198,12 +196,13 @@ def gradescope(results):
 
 def write_autograder(out, handout):
     """A folder that Gradescope runs once it is zipped and uploaded."""
-    out = Path(out)
-    shutil.copytree(ROOT, out / "project", ignore=shutil.ignore_patterns(*LITTER))
-    shutil.copytree(handout, out / "handout", ignore=shutil.ignore_patterns(*LITTER))
-    for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
-        (out / name).write_text(text)
-        (out / name).chmod(0o755)
+    with atomic.drafting(out, is_folder=True) as draft:
+        shutil.copytree(ROOT, draft / "project", ignore=shutil.ignore_patterns(*LITTER))
+        shutil.copytree(handout, draft / "handout", ignore=shutil.ignore_patterns(*LITTER))
+        for name, text in (("setup.sh", SETUP), ("run_autograder", RUN)):
+            (draft / name).write_text(text)
+            (draft / name).chmod(0o755)
+        atomic.publish(draft, out)
 
 
 def handed_in(path):
@@ -315,7 +314,8 @@ def save(args, rows):
         titles = list(dict.fromkeys(r["title"] for _, _, results in rows for r in results))
         write_csv(args.csv, sorted(rows), titles)
     if args.results:
-        Path(args.results).write_text(json.dumps(gradescope(rows[0][2]), indent=1))
+        with atomic.replacing(args.results) as draft:
+            draft.write_text(json.dumps(gradescope(rows[0][2]), indent=1))
 
 
 if __name__ == "__main__":

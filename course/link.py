@@ -17,7 +17,7 @@ import types
 import numpy as np
 import torch
 
-LIMIT = 2**30                            # bytes of a message
+LIMIT, TEXT = 2**30, 2**24               # bytes of a message's arrays, and of its JSON
 KNOWN = (ValueError, TypeError, RuntimeError, IndexError, KeyError, NotImplementedError,
          AssertionError, ZeroDivisionError, OverflowError, NameError, AttributeError)
 DTYPES = {str(kind).removeprefix("torch."): kind for kind in (
@@ -156,8 +156,9 @@ class Link:
         return lambda *args, **kwargs: self.call(name, args, kwargs)
 
     def call(self, name, args=(), kwargs=None, settings=None):
-        """The other's name(*args, **kwargs). Changes made to tensors, arrays and generators among
-        args are made here too. Raises RemoteError for what it raised."""
+        """The other's name(*args, **kwargs). What it draws from generators among args is drawn here
+        too. Raises RemoteError for what it raised, and AssertionError where it changed another
+        argument: a test that then compares with that argument would prove nothing."""
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
             made = []
@@ -174,7 +175,10 @@ class Link:
         finally:
             del self.functions[before:]
         for i, new in changed.items():
-            copy_into(args[i], new)
+            if not isinstance(args[i], torch.Generator) or not isinstance(new, torch.Generator):
+                raise AssertionError(f"argument {i + 1} was changed in place: the caller still "
+                                     "needs it as it was. Where could the result go instead?")
+            args[i].set_state(new.get_state())
         return result, graph
 
     def send(self, kind, value):
@@ -193,14 +197,16 @@ class Link:
         """(kind, value) of the next message. Raises LinkError, or TimeoutError after deadline."""
         size, = struct.unpack(">Q", self.read(8))
         try:
-            kind, value, sizes = json.loads(self.read(size))
+            kind, value, sizes = json.loads(self.read(size, TEXT))
+            if sum(sizes) > LIMIT:
+                raise ValueError(f"arrays of {sum(sizes)} bytes")
             buffers = [self.read(int(n)) for n in sizes]
         except (ValueError, TypeError, RecursionError) as error:
             raise LinkError(f"an answer that cannot be read: {error}") from None
         return kind, decode(value, buffers, self)
 
-    def read(self, size):
-        if not 0 <= size <= LIMIT:
+    def read(self, size, most=LIMIT):
+        if not 0 <= size <= most:
             raise LinkError(f"an answer of {size} bytes")
         parts = []
         while size:
@@ -335,19 +341,6 @@ def differs(a, before):
     if isinstance(a, np.ndarray):
         return not np.array_equal(a, before, equal_nan=a.dtype.kind == "f")
     return isinstance(a, torch.Generator) and not torch.equal(a.get_state(), before)
-
-
-def copy_into(a, new):
-    """Make a change of the other side here."""
-    if isinstance(a, torch.Tensor) and isinstance(new, torch.Tensor) and a.shape == new.shape:
-        with torch.no_grad():
-            a.copy_(new)
-    elif isinstance(a, np.ndarray) and isinstance(new, np.ndarray) and a.shape == new.shape:
-        a[...] = new
-    elif isinstance(a, torch.Generator) and isinstance(new, torch.Generator):
-        a.set_state(new.get_state())
-    else:
-        raise LinkError("an argument was changed into something else")
 
 
 def describe(error):

@@ -23,6 +23,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import atomic
 from course import exercises, source
 from course.exercises import ROOT, EXERCISES, command, exercise_for, hint, is_bug, patch
 
@@ -51,17 +52,15 @@ def make(out, names, student=None):
         raise FileExistsError(f"{out} is there already: name a new folder")
     names = [drawn_bug(name, student) if name in exercises.HUNTED else name for name in names]
     chosen = list(dict.fromkeys(map(exercise_for, names)))
-    shutil.copytree(ROOT, out, ignore=UNWANTED)
-    try:
-        fill(out, chosen)
+    with atomic.drafting(out, is_folder=True) as draft:
+        shutil.copytree(ROOT, draft, ignore=UNWANTED, dirs_exist_ok=True)
+        fill(draft, chosen)
         made_up = [e for e in chosen if e not in EXERCISES and not is_bug(e)
                    and not source.find(e.names[0]).is_cuda]
         if made_up:
-            chosen = [try_out(e, out) if e in made_up else e for e in chosen]
-            describe(out, chosen)
-    except BaseException:
-        shutil.rmtree(out)
-        raise
+            chosen = [try_out(e, draft) if e in made_up else e for e in chosen]
+            describe(draft, chosen)
+        atomic.publish(draft, out)
     return json.loads((out / GRADING).read_text())
 
 
@@ -171,8 +170,6 @@ def page(places):
 
 def write_key(key, made):
     """Solutions and rubric of handouts [(student or None, names)], for the teacher alone."""
-    key = Path(key)
-    key.mkdir(parents=True)
     text = "# Key: not for students\n\n"
     for student, names in made:
         text += f"# {student}\n\n" if student else ""
@@ -189,7 +186,9 @@ def write_key(key, made):
                     f = source.find(name)
                     body = source.read(f.file)[f.start:f.end].strip("\n")
                     text += f"{f.file.relative_to(ROOT)}: {name}\n\n```\n    {body}\n```\n\n"
-    (key / "KEY.md").write_text(text)
+    with atomic.drafting(key, is_folder=True) as draft:
+        (draft / "KEY.md").write_text(text)
+        atomic.publish(draft, Path(key))
 
 
 def main(argv=None):

@@ -60,7 +60,7 @@ def pytest_runtest_makereport(item):
 
 
 def state(exercise, stats):
-    """(solved or what else, more about it), of the outcomes of its tests."""
+    """(solved or what else, more about it), of the outcomes of its tests; None if none ran."""
     of = {kind: [report for report in stats.get(kind, ()) if grades(exercise, report.nodeid)]
           for kind in ("passed", "failed", "error", "skipped")}
     passed, failed = len(of["passed"]), of["failed"] + of["error"]
@@ -82,14 +82,18 @@ def state(exercise, stats):
     for report in stats.get("error", ()):                    # the file was not even collected
         if Path(report.nodeid).name == exercise["tests"]:
             return "not yet", str(report.longrepr).split("\nE ")[-1].strip()
-    return "not run", exercise["command"]
+    return None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)                # after pytest's own summaries
 def pytest_terminal_summary(terminalreporter):
     yield
     terminalreporter.section("exercises")
-    tasks = {", ".join(exercise["names"]): exercise for exercise in exercises()}
-    for name, exercise in tasks.items():
-        is_now, more = state(exercise, terminalreporter.stats)
-        terminalreporter.line(f"{name:{max(map(len, tasks))}}  {is_now:8}  {more}")
+    states = {", ".join(exercise["names"]): state(exercise, terminalreporter.stats)
+              for exercise in exercises()}
+    for name, found in states.items():
+        if found:
+            terminalreporter.line(f"{name:{max(map(len, states))}}  {found[0]:8}  {found[1]}")
+    others = [name for name, found in states.items() if not found]
+    if others:
+        terminalreporter.line(f"not among the tests of this command: {'; '.join(others)}")

@@ -158,6 +158,8 @@ def own_root(tree, root):
 
 
 def set_limits(setup):
+    if sys.platform == "linux":          # where the machine's memory ends, this process ends first
+        Path("/proc/self/oom_score_adj").write_text("1000")
     limits = LIMITS | {"CPU": setup["seconds"]}
     if os.getuid():                      # the count is of all processes of this user
         threads = "-L" if sys.platform == "linux" else "-x"

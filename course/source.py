@@ -42,7 +42,7 @@ def decode(data):
     for kind in (coding[1].decode() if coding else "utf-8-sig", "utf-8-sig", "latin-1"):
         try:
             return data.decode(kind).replace("\r\n", "\n").replace("\r", "\n").lstrip("\ufeff")
-        except (UnicodeDecodeError, LookupError):
+        except (UnicodeError, LookupError):
             continue
 
 
@@ -72,7 +72,8 @@ def cuda_kernels(text, file):
         end = start = text.find("{", found.end()) + 1
         depth = 1
         while depth and 0 < end < len(text):
-            skip = re.match(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"', text[end:end + 5000], re.S)
+            skip = re.match(r"""//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|'[{}]'""",
+                            text[end:end + 5000], re.S)
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             end += len(skip[0]) if skip else 1
         if not depth:
@@ -113,10 +114,11 @@ def put(text, function, body):
 def blank(text, function, says):
     """The text with the function's body replaced by an error that says what to do."""
     says = f"{BLANK.format(function.name)}; {says}".replace('"', "'")
-    if function.is_cuda:
-        return put(text, function, f'\n    EXERCISE("{says}");\n')
-    margin = function.start - text.rindex("\n", 0, function.start) - 1
+    margin = 4 if function.is_cuda else function.start - text.rindex("\n", 0, function.start) - 1
     lines = textwrap.wrap(says, 90 - margin, break_on_hyphens=False)
+    if function.is_cuda:
+        lines = "\n".join(f'        "{line} "' for line in lines)
+        return put(text, function, f"\n    EXERCISE(\n{lines});\n")
     body = "raise NotImplementedError(" + "".join(f'\n    "{line} "' for line in lines) + ")"
     return put(text, function, body)
 
@@ -141,15 +143,34 @@ def body_of(text, function):
     if function.is_cuda:
         line = text.count("\n", 0, function.start) + 1
         return f'\n#line {line} "{Path(function.file).name}"\n' + text[function.start:function.end]
-    body = function.node.body[ast.get_docstring(function.node) is not None:]
+    return python_body(function.node)
+
+
+def python_body(node):
+    """The statements of a function's node, without its docstring."""
+    body = node.body[ast.get_docstring(node) is not None:]
     return "\n".join(map(ast.unparse, body)) or "pass"
 
 
+def definition(text, name):
+    """The node of the function of this dotted name in a Python text, or None. Of several the last
+    holds, as in Python."""
+    at = ast.parse(text)
+    for part in name.split("."):
+        found = [node for node in ast.iter_child_nodes(at) if getattr(node, "name", None) == part]
+        if not found:
+            return None
+        at = found[-1]
+    return at if isinstance(at, ast.FunctionDef) else None
+
+
 def imports(text):
-    """The import statements at the top level of a Python text, but those of __future__."""
-    return [ast.unparse(node) for node in ast.parse(text).body
+    """{import statement: names that it binds} of the top level of a Python text, but those of
+    __future__."""
+    return {ast.unparse(node): {a.asname or a.name.partition(".")[0] for a in node.names}
+            for node in ast.parse(text).body
             if isinstance(node, ast.Import) or isinstance(node, ast.ImportFrom)
-            and node.module != "__future__"]
+            and node.module != "__future__"}
 
 
 def delegate(text, function, key):

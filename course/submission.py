@@ -4,7 +4,9 @@ Only .py and .cu files are read, at most 1 MB each, and of them only the bodies 
 asks for. Nothing is unpacked or run here.
 """
 
+import ast
 import io
+import re
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -34,6 +36,8 @@ def wanted(path):
 def read(path):
     """{path in the submission: bytes}. Raises ValueError for what is no submission."""
     path = Path(path)
+    if path.is_symlink():
+        raise ValueError(f"{path.name} is a link, which could lead anywhere: hand in the files")
     if path.is_dir():
         files, inside = {}, sorted(path.rglob("*"))
         for file in inside:
@@ -66,11 +70,11 @@ def read_zip(file):
         raise ValueError(f"{Path(file).name} cannot be unpacked: {error}") from None
 
 
-def choose(files, place, name):
-    """The path, among those of a submission, that holds function `name` of the file `place`.
+def candidates(files, place, name):
+    """The paths, among those of a submission, that may hold function `name` of the file `place`.
 
     The file in its folder, however deeply nested, before one of that name elsewhere, before any
-    that defines the function: people rename what they hand in.
+    that names the function: people rename what they hand in.
     """
     def rank(path):
         if f"/{path}".endswith(f"/{place}"):
@@ -82,30 +86,51 @@ def choose(files, place, name):
     short, kind = name.rpartition(".")[2], PurePosixPath(place).suffix
     found = sorted((path for path in files if path.endswith(kind)),
                    key=lambda path: (rank(path), path.count("/"), path))
-    return next((path for path in found if rank(path) < 2 or short.encode() in files[path]), None)
+    return [path for path in found if rank(path) < 2 or short.encode() in files[path]]
 
 
 def one_body(files, place, name, blank_text):
-    """The Body of function `name` of file `place`; blank_text: the file as it was handed out."""
-    path = choose(files, place, name)
-    if path is None:
+    """The Body of function `name` of file `place`; blank_text: the file as it was handed out. Where
+    several files may hold it, a blank beside the solution for one, the first with a body counts."""
+    old, = (f for f in source.functions(place, blank_text) if f.name == name)
+    found = []
+    for path in candidates(files, place, name):
+        text = source.decode(files[path])
+        try:
+            found.append((cuda_body if old.is_cuda else python_body)(path, text, old, blank_text))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            found.append(Body(None, "not yet", syntax(path, error)))
+    if not found:
         there = ", ".join(sorted(files)[:4]) or "no source file"
         return Body(None, "missing", f"wanted {place}; found {there}")
-    text = source.decode(files[path])
-    try:
-        found = [f for f in source.functions(place, text) if f.name == name]
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        return Body(None, "not yet", syntax(path, error))
+    return next((body for body in found if body.text is not None), found[0])
+
+
+def cuda_body(path, text, old, blank_text):
+    found = [f for f in source.functions("x.cu", text) if f.name == old.name]
     if not found:
-        return Body(None, "missing", f"{path} defines no {name}")
-    old, = (f for f in source.functions(place, blank_text) if f.name == name)
-    body = source.body_of(text, found[0])
-    if bare(body) == bare(source.body_of(blank_text, old)):
+        return Body(None, "missing", f"{path} defines no {old.name}, or its braces do not match")
+    body = source.body_of(text, found[-1]._replace(file=old.file))
+    return Body(None, "to write") if bare(body) == bare(source.body_of(blank_text, old)) else \
+        Body(body)
+
+
+def python_body(path, text, old, blank_text):
+    node = source.definition(text, old.name)
+    if node is None:
+        return Body(None, "missing", f"{path} defines no {old.name}")
+    body = source.python_body(node)
+    if body in ("pass", "...", source.python_body(old.node)):
         return Body(None, "to write")
-    if not found[0].is_cuda:             # imports that the student added come along
-        new = [line for line in source.imports(text) if line not in source.imports(blank_text)]
-        body = "\n".join([*new, body])
-    return Body(body)
+    ours, wanted = ([a.arg for a in ast.walk(n.args) if isinstance(a, ast.arg)]
+                    for n in (node, old.node))
+    if ours != wanted:
+        return Body(None, "not yet", f"{path} line {node.lineno}: {old.name}({', '.join(ours)}); "
+                                     f"handed out was {old.name}({', '.join(wanted)}). Keep it")
+    words, had = set(re.findall(r"\w+", body)), source.imports(blank_text)
+    new = [line for line, names in source.imports(text).items()          # that the body needs
+           if line not in had and names & (words | {"*"})]
+    return Body("\n".join([*new, body]))
 
 
 def bare(body):
@@ -116,9 +141,12 @@ def bare(body):
 def whole_files(files, old):
     """Of a bug hunt, in which any line may change: (Body, {place: text}); old has what was handed
     out. Files that are not handed in stay as they were."""
-    paths = {place: choose(files, place, PurePosixPath(place).stem) for place in old}
-    new = {place: source.decode(files[path]) for place, path in paths.items()
-           if path and PurePosixPath(path).name == PurePosixPath(place).name}
+    new = {}
+    for place in old:
+        texts = [source.decode(files[path]) for path in candidates(files, place, place)
+                 if PurePosixPath(path).name == PurePosixPath(place).name]
+        changed = [text for text in texts if text.split() != old[place].split()]
+        new |= {place: text for text in (changed or texts)[:1]}
     if not new:
         return Body(None, "missing", f"wanted {', '.join(old)}; found "
                                      f"{', '.join(sorted(files)[:4])}"), new

@@ -51,9 +51,9 @@ def save_finetuned(file, model, frozen, args, files, accuracy):
 
 
 def run_cells(frozen, args, out, done=(), extras=None, files=()):
-    """Yield the results of each cell, a dict, that is not in `done`; then write its files, also of
-    a cell in `done` if one is missing. files: the names of the labelled images, which a
-    finetuned.pt tells.
+    """Yield the results of each cell, a dict, that is not in `done`; then print them and write its
+    files, also of a cell in `done` if one is missing. files: the names of the labelled images,
+    which a finetuned.pt tells.
 
     A cell learns from k labels a class of train and chooses (the probe's l2, the step of
     fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
@@ -84,17 +84,16 @@ def run_cells(frozen, args, out, done=(), extras=None, files=()):
         title = f"{cell['method']}, shots {cell['shots']}, draw {cell['draw']}"
         found, model, confusion = run_cell(frozen, args, out, cell, title, stop)
         cell |= found
+        if not there:
+            yield cell                                       # on file before it is printed
         print(f"[{i}/{len(todo)}] {title}: {cell['images']} images, val {cell['val']:.1f} % of "
               f"{n_val}, test {cell['test']:.1f} % of {n_test}", flush=True)
         if tuned and cell["shots"] == "all":
             with extras.write("finetuned.pt"):
                 save_finetuned(out / "finetuned.pt", model, frozen, args, files, found["test"])
-        if not there:
-            yield cell
-        if tuned and cell["shots"] == "all":
             with extras.write("confusion-finetuned.png"):
                 write_confusion(out, "confusion-finetuned", confusion, frozen.names)
-        if tuned:
+        if tuned and "finetuned.pt" not in extras.failed:
             (out / "finetuning.pt").unlink(missing_ok=True)
 
 

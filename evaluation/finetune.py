@@ -100,7 +100,7 @@ def finetune(model, train, val, args, inference, title, file, stop):
     _, device, autocast = inference
     total, batch = args.steps, min(args.batch, len(train.labels))
     task = {"title": title, "recipe": recipe(args), "weights": digest_weights(model),
-            "data": digest(train.images, train.labels, val.images, val.labels)}
+            "data": digest(*train.images, train.labels, *val.images, val.labels)}
     model.to(device, memory_format=torch.channels_last)
     groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
     optimizer = Muon(groups, args.lr, weight_decay=1e-4)

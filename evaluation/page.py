@@ -12,7 +12,7 @@ import torch
 import atomic
 import fgssl
 import pictures
-from evaluation.results import features_rows, few_label_tables, rows_of
+from evaluation.results import features_rows, few_label_tables, percent_of, rows_of
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ccc; --faint: #666;
@@ -181,7 +181,7 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
         images[f"{i}-{j}"] = [show(k) for k in where.nonzero()[0][:images_per_cell]]
     data = json.dumps({"names": [names[i] for i in kept], "counts": inner.tolist(),
                        "images": images}).replace("<", "\\u003c")
-    tables = [("Frozen features", features_rows(rows_of(result), len(test.labels))),
+    tables = [("Frozen features", features_rows(rows_of(result), percent_of(result))),
               *((f"Few labels, {method}", rows) for method, rows in
                 few_label_tables({out.resolve().name: [result]}))]
     measured = [Section(title, f"% of {len(test.labels)} test images", body=html_table(rows))
@@ -207,7 +207,8 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
         if (out / "curves.png").is_file() or (out / "compare.png").is_file() else None,
         Section("Worst classes", "Their mistakes", rows=mistakes),
         Section(f"Confusion{only}", "Rows are true classes. Blue: right; orange: taken for "
-                "another, darker for a larger part of the class. Hover for numbers, click for images.",
+                "another, darker for a larger part of the class. Hover for numbers, click for "
+                "images.",
                 body=f'<p class="buttons">Order: {buttons}</p><div id="cell"></div>'
                      '<div class="wide"><table class="matrix" id="matrix"></table></div>'),
         Section("Classes", "Click a heading to sort.", body=html_table(per_class, sort=True)),

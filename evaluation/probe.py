@@ -45,6 +45,21 @@ def labelled_splits(data, size):
     return splits
 
 
+def hold_out(splits, fold):
+    """Splits whose test is part I of K of train and val, for the fold "I/K"; test is left out.
+
+    Each class is cut into K parts, the same at every call. What is left of val remains val.
+    """
+    (train, val, _), (i, count) = splits, map(int, fold.split("/"))
+    images, labels, rows = map(np.concatenate, zip(train, val))
+    parts = np.repeat([0, 1], [len(train.labels), len(val.labels)])
+    for label in np.unique(labels):
+        of_class = np.random.default_rng(label).permutation(np.flatnonzero(labels == label))
+        parts[of_class[i - 1::count]] = 2
+    return [fgssl.Split(images[parts == part], labels[parts == part], rows[parts == part])
+            for part in range(3)]
+
+
 def layer_names(stages, layer="best"):
     """The layers that --layer stands for, of an encoder with so many stages: one, or with "best"
     all, the last stage first. Raises UserError for a layer that the encoder lacks."""

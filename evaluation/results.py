@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import hashlib
+import itertools
 import json
 import math
 import sys
@@ -51,9 +52,9 @@ def digest_data(data, splits):
 
 def count_seen(args, records, rows):
     """How many of the test images the checkpoint was trained on, or the one that its training began
-    with; None where it does not say. UserError if there are any, unless --allow-seen: they are no
-    test."""
-    trained_on, file = set(), args.checkpoint
+    with; None where it does not say, and with --fold. UserError if there are any, unless
+    --allow-seen: they are no test."""
+    trained_on, file = set(), None if args.fold else args.checkpoint
     while file and Path(file).is_file():
         checkpoint = fgssl.read_checkpoint(file)
         data, run = checkpoint.get("data"), checkpoint.get("args")
@@ -71,16 +72,53 @@ def count_seen(args, records, rows):
     return seen
 
 
+NUMBER = (int, float)
+SCORES = {"linear": NUMBER, "knn": NUMBER}
+CELL = {"method": str, "shots": (int, str), "draw": int, "recipe": (dict, type(None)),
+        "images": int, "val": NUMBER, "test": NUMBER}
+RESULT = {"data": str, "digest": str, "weights": str, "size": int, "layer": str, "seed": int,
+          "n": {"train": int, "val": int, "test": int}, "chance": NUMBER, "majority": NUMBER,
+          "random_init": SCORES, "few_labels": [CELL]}       # every eval.json has these, and more
+
+
+def fits(value, wanted):
+    """Whether a JSON value is of a type, a dict with at least some keys, or a list of one kind."""
+    if isinstance(wanted, dict):
+        return isinstance(value, dict) and all(name in value and fits(value[name], inner)
+                                               for name, inner in wanted.items())
+    if isinstance(wanted, list):
+        return isinstance(value, list) and all(fits(inner, wanted[0]) for inner in value)
+    return (isinstance(value, wanted) and not isinstance(value, bool)
+            and not (isinstance(value, float) and not math.isfinite(value)))
+
+
+def is_result(value):
+    """Whether a JSON value is a result of this version of the script."""
+    return (fits(value, RESULT)
+            and all(fits(value[row], SCORES) for row in ("init", "encoder") if row in value)
+            and all(isinstance(cell["shots"], int) or cell["shots"] == "all"
+                    for cell in value["few_labels"]))
+
+
 def read_result(file):
-    """The eval.json of an earlier run; UserError for another file."""
+    """The eval.json of an earlier run; UserError for another file. One that was changed since it
+    was written is used, and a line says so."""
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         result = None
-    if not isinstance(result, dict) or not {"digest", "few_labels"} <= result.keys():
-        raise fgssl.UserError(f"{file} is no eval.json of this version of the script; make one "
-                              "with python linear_eval.py CHECKPOINT --out FOLDER")
+    if not is_result(result):
+        raise fgssl.UserError(f"{file} is no eval.json of this version of the script, or damaged; "
+                              "make one with python linear_eval.py CHECKPOINT --out FOLDER")
+    if result.get("checksum") not in (None, checksum(result)):
+        print(f"{file} was changed or damaged since it was written: it is used as it is",
+              file=sys.stderr)
     return result
+
+
+def checksum(result):
+    rest = {name: value for name, value in result.items() if name != "checksum"}
+    return digest(json.dumps(rest, sort_keys=True).encode())
 
 
 IDENTITY = {"digest": "data", "weights": "weights", "size": "size", "layer": "layer",
@@ -90,11 +128,20 @@ IDENTITY = {"digest": "data", "weights": "weights", "size": "size", "layer": "la
 def earlier_result(file, result):
     """What the eval.json in the folder already holds of the evaluation `result`; {} without one.
 
-    UserError where it is of another evaluation, which would be lost.
+    One that cannot be used is moved aside, with a line. UserError where it is of another
+    evaluation, which would be lost.
     """
     if not file.exists():
         return {}
-    before = read_result(file)
+    try:
+        before = read_result(file)
+    except fgssl.UserError:
+        names = (f"{file.name}.damaged{i if i > 1 else ''}" for i in itertools.count(1))
+        aside = next(path for path in map(file.with_name, names) if not path.exists())
+        file.rename(aside)
+        print(f"{file} is damaged, or of another version of the script: it is now {aside.name}, "
+              "and the evaluation begins anew", file=sys.stderr)
+        return {}
     other = [name for key, name in IDENTITY.items() if before.get(key) != result[key]]
     if other:
         count = len(before["few_labels"])
@@ -107,6 +154,7 @@ def earlier_result(file, result):
 
 def write_result(file, result):
     """Whole or not at all: hours of few-label results may be in it."""
+    result = result | {"checksum": checksum(result)}
     with atomic.replacing(file) as draft:
         draft.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -172,9 +220,15 @@ def mean_std(values):
     return f"{np.mean(values):.1f}{std}" if values else ""
 
 
-def features_rows(named, n):
-    """{name: [what evaluate measured, ...]} as rows of texts; n: test images."""
-    return [[f"test, % of {n}", *COLUMNS.values()]] + [
+def percent_of(result):
+    """Of what the percentages in an eval.json are, for the head of a table."""
+    part = f"fold {result['fold']}" if result.get("fold") else "test"
+    return f"{part}, % of {result['n']['test']}"
+
+
+def features_rows(named, head):
+    """{name: [what evaluate measured, ...]} as rows of texts; head: percent_of the images."""
+    return [[head, *COLUMNS.values()]] + [
         [name, *(mean_std([row.get(column) for row in rows]) for column in COLUMNS)]
         for name, rows in named.items()]
 
@@ -193,7 +247,7 @@ def rows_of(result):
 def print_result(result):
     """The table; below it the layers and the worst classes."""
     rows = rows_of(result)
-    print(markdown_table(features_rows(rows, result["n"]["test"])))
+    print(markdown_table(features_rows(rows, percent_of(result))))
     (measured,), report = [*rows.values()][-1], result["report"]
     if result["layer"] == "best":
         print(f"\nlayers: {measured['linear_layer']} (linear), {measured['knn_layer']} (others)")
@@ -245,7 +299,7 @@ def compare_results(arguments, out):
     runs = read_results(arguments)
     measured = {name: [result.get("encoder", result["random_init"]) for result in results]
                 for name, results in runs.items()}
-    print(markdown_table(features_rows(measured, next(iter(runs.values()))[0]["n"]["test"])))
+    print(markdown_table(features_rows(measured, percent_of(next(iter(runs.values()))[0]))))
     show_few_labels(runs, out)
 
 
@@ -253,7 +307,7 @@ def few_label_tables(runs):
     """(method, rows of texts) of each method of few_label_scores."""
     (scores, methods, shots), first = few_label_scores(runs), next(iter(runs.values()))[0]
     for method in methods:
-        yield method, [[f"{method}, test, % of {first['n']['test']}",
+        yield method, [[f"{method}, {percent_of(first)}",
                         *(f"{k} label{'s' * (k != 1)}" for k in shots)]] + [
             [name, *(mean_std(scores.get((method, name, k), [])) for k in shots)] for name in runs]
 

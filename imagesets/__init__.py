@@ -8,6 +8,7 @@
     folders.py     any folder of images                  metadata.py    a table of one's own
     downloads.py   download and check                    unpack.py      open the archives
     decode.py      an image file -> a square of it       cache.py       decode each image once
+    cache_file.py  the squares of a split on disk
     survey.py      `python fgssl.py data NAME`           toybirds.py    the drawn set
 """
 
@@ -118,7 +119,8 @@ def detect_layout(top):
         return found[0]
     tables = metadata.find_tables(top)
     if not tables:
-        return SetInfo(functools.partial(any_folder, notes=metadata.unused(top)), (), ()), top
+        top.notes = metadata.unused(top)
+        return SetInfo(any_folder, (), ()), top
     columns = metadata.label_columns(tables)
     return SetInfo(functools.partial(metadata.read_tables, tables=tables), (), (), columns), top
 

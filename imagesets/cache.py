@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import sys
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -20,12 +19,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+import atomic
+
 from . import Records, read, smaller
+from .cache_file import (
+    cpus,
+    header,
+    make_row,
+    memory_map,
+    open_rows,
+    row_type,
+    stored_keys,
+)
 from .decode import FITS, Source, decode, scale_of_set
 from .errors import UserError
 from .progress import format_bytes, progress
 
-VERSION = 3  # part of every row's key: increase it when the stored pixels change
+VERSION = 4  # part of every row's key: increase it when what is stored changes
 
 
 def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=None, bbox=None,
@@ -51,11 +61,6 @@ def load_data(name_or_folder, root=None, skip_bad=False, workers=None, labels=No
     note = [labels and f"{labels} labels", bbox and "boxes", fit not in (None, FITS[0]) and fit,
             subset and f"{subset:g} of the images"]
     return Dataset(records, skip_bad, workers, crops, ", ".join(filter(None, note)))
-
-
-def cpus():
-    """The number of processors that this process may use; a cluster or container gives it some."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 class Split(NamedTuple):
@@ -102,21 +107,13 @@ class Dataset:
         file = cache_folder() / (f"{self.records.name[:40]}-{split}-{side}-{group}-"
                                  f"{digest(*keys)}.npy")
         label = f"decoding {self.name} {split}"
-        bad = [] if file.exists() else build_cache(file, sources, keys, side, label, self.workers)
-        stored = np.load(file, mmap_mode="c")                # "c": writes do not reach the disk
-        if len(stored) < len(keys) and not bad:              # what could not be read is tried again
-            present = {*stored_rows(file, side)[1]}
-            missing = [row for row, key in enumerate(keys) if key not in present]
-            tried = [read_image(sources[row], side) for row in missing]
-            bad = [(row, image) for row, image in zip(missing, tried) if isinstance(image, str)]
-            if len(bad) < len(missing):
-                bad = build_cache(file, sources, keys, side, label, self.workers)
-                stored = np.load(file, mmap_mode="c")
+        stored, bad = cached_rows(file, sources, keys, side, label, self.workers)
         if bad:
-            skipped = report_unreadable(bad, len(sources), self.skip_bad)
-            print("skipped", skipped, file=sys.stderr)
-            labels, rows = (np.delete(v, [row for row, _ in bad]) for v in (labels, rows))
-        return Split(stored, labels, rows)
+            print("skipped", report_unreadable(bad, len(keys), self.skip_bad), file=sys.stderr)
+        if len(stored) < len(keys):
+            kept = np.isin(keys, stored["key"])
+            labels, rows = labels[kept], rows[kept]
+        return Split(stored["image"], labels, rows)
 
     def source(self, row):
         """The Source of an image of the records: what `decode` reads."""
@@ -126,12 +123,12 @@ class Dataset:
 
 
 # ------------------------------------------------------------------------------------------------
-# A cache file: a .npy array of images, followed by the key of each, 16 bytes
+# The cache's folder
 #
-# Its name is <set>-<split>-<side>-<group>-<digest of all keys>.npy. When the files of a set change,
-# the images of those that did not are copied from older files, also from one that an interruption
-# left: .left, or after kill -9 .part, with its keys in .part.keys. The new file then replaces the
-# others of its group: the same split of the same folder, read with the same options.
+# A file is called <set>-<split>-<side>-<group>-<digest of all keys>.npy. When the files of a set
+# change, the images of those that did not are copied from older files, also from one that is
+# damaged, or that Ctrl-C or kill -9 left unfinished (.part). The new file then replaces the others
+# of its group: the same split of the same folder, read with the same options.
 # ------------------------------------------------------------------------------------------------
 
 
@@ -158,12 +155,28 @@ def row_key(source):
     return digest(VERSION, os.fsencode(os.path.abspath(path)), size, changed, crop).encode()
 
 
-def read_image(source, side):
-    """The image of a source, or as text why it cannot be read."""
+def read_row(source, key, side):
+    """The row of a source, as bytes; or as text why the image cannot be read."""
     try:
-        return decode(source, side)
+        return make_row(key, decode(source, side))
     except ValueError as error:
         return str(error)
+
+
+def cached_rows(file, sources, keys, side, label, workers):
+    """The rows of a cache file, which is made if need be, and [(row, reason)] of the unreadable
+    images, which it lacks. An image is tried again each time: its disk may have failed."""
+    stored, bad = open_rows(file, keys, side), []
+    if stored is not None and len(stored) < len(keys):
+        missing = np.flatnonzero(~np.isin(keys, stored["key"]))
+        tried = [read_row(sources[row], keys[row], side) for row in missing]
+        bad = [(row, found) for row, found in zip(missing, tried) if isinstance(found, str)]
+        if len(bad) < len(missing):
+            stored = None
+    if stored is None:
+        bad = build_cache(file, sources, keys, side, label, workers)
+        stored = memory_map(file, side)
+    return stored, bad
 
 
 def build_cache(file, sources, keys, side, label, workers=None):
@@ -173,110 +186,72 @@ def build_cache(file, sources, keys, side, label, workers=None):
     time. Returns [(row, reason)] of the unreadable images, which the file lacks. OSError names the
     folder if it cannot be written; UserError if no image can be read.
     """
-    def write_header(out, count):
-        out.seek(0)
-        np.lib.format.write_array_header_1_0(out, {
-            "descr": "|u1", "fortran_order": False, "shape": (count, 3, side, side)})
-
-    partial, bad = file.with_name(f"{file.name}.{os.getpid()}.part"), []
-    partial_keys = keys_file(partial)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        older = older_rows(file, side, set(keys))
-        new = [source for source, key in zip(sources, keys) if key not in older]
-        with (open(partial, "w+b") as out, open(partial_keys, "w+b", 0) as out_keys,
-              warnings.catch_warnings(), ThreadPoolExecutor(workers or cpus()) as pool):
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            write_header(out, len(keys))
-            images = chain.from_iterable(
-                pool.map(read_image, new[i:i + 256], [side] * 256) for i in range(0, len(new), 256))
-            images = progress(images, len(new), label) if new else images
-            try:
-                for row, key in enumerate(keys):
-                    image = older[key]() if key in older else next(images)
-                    if isinstance(image, str):
-                        bad.append((row, image))
-                    else:
-                        out.write(image.tobytes())  # with a memory map, a full disk is a crash
-                        out.flush()                          # for kill -9: before its key
-                        out_keys.write(key)
-                next(images, None)                           # the last line of the progress
-            finally:  # fewer images than announced; NumPy pads its header, so a smaller N fits
-                out_keys.seek(0)
-                written = out_keys.read()
-                out.write(written)
-                write_header(out, len(written) // 16)
-        if len(bad) == len(keys):
-            report_unreadable(bad, len(keys), skip=True)
-        os.replace(partial, file)
+        older = older_rows(file, side, {*keys})
+        with atomic.drafting(file, keep=True) as draft:
+            bad = write_rows(draft, sources, keys, side, older, label, workers)
+            if len(bad) == len(keys):
+                report_unreadable(bad, len(keys), skip=True)
+            atomic.publish(draft, file)
         remove_older(file)
         return bad
     except OSError as error:
         raise OSError(f"cannot write the image cache in {file.parent}: {error}. Free some space, "
                       "or set FGSSL_CACHE to a folder you can write to.") from error
-    except KeyboardInterrupt:
-        with contextlib.suppress(OSError):
-            os.replace(partial, file.with_name(f"{file.name}.left"))
-        raise
-    finally:
-        for leftover in (partial, partial_keys):
-            with contextlib.suppress(OSError):
-                leftover.unlink()
 
 
-def keys_file(partial):
-    """Where the keys of an unfinished file are."""
-    return partial.with_name(f"{partial.name}.keys")
-
-
-def stored_rows(file, side):
-    """The images of a cache file, a memory map, and their keys. Of an unfinished file, only what
-    is complete. OSError or ValueError if the file is of another kind."""
-    with open(file, "rb") as content:
-        np.lib.format.read_magic(content)
-        (count, *shape), _, dtype = np.lib.format.read_array_header_1_0(content)
-        start, size = content.tell(), 3 * side * side
-        if shape != [3, side, side] or dtype != np.uint8:
-            raise ValueError(f"{file} holds other images")
-        if file.suffix == ".part":
-            keys = keys_file(file).read_bytes()
-            count = min(len(keys) // 16, (file.stat().st_size - start) // size)
-        else:
-            content.seek(start + count * size)
-            keys = content.read(16 * count)
-    images = np.memmap(file, np.uint8, "r", start, (count, *shape)) if count else []
-    return images, [keys[i:i + 16] for i in range(0, 16 * count, 16)]
+def write_rows(draft, sources, keys, side, older, label, workers):
+    """Write a cache file: rows of `older`, {key: function that returns it}, and new ones. Returns
+    [(row, reason)] of those that cannot be read."""
+    bad, new = [], [pair for pair in zip(sources, keys) if pair[1] not in older]
+    with (open(draft, "wb") as out, warnings.catch_warnings(),
+          ThreadPoolExecutor(workers or cpus()) as pool):
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        out.write(header(0, side))
+        decoded = chain.from_iterable(
+            pool.map(read_row, *zip(*new[i:i + 256]), [side] * 256)
+            for i in range(0, len(new), 256))
+        decoded = progress(decoded, len(new), label) if new else decoded
+        for row, key in enumerate(keys):
+            content = older[key]().tobytes() if key in older else next(decoded)
+            if isinstance(content, str):
+                bad.append((row, content))
+            else:
+                out.write(content)  # with a memory map, a full disk is a crash
+                out.flush()                                  # for kill -9
+        next(decoded, None)                                  # the last line of the progress
+        out.seek(0)
+        out.write(header(len(keys) - len(bad), side))
+    return bad
 
 
 def older_rows(file, side, wanted):
-    """{key: function that returns its image} of the wanted keys that other files of the set hold,
+    """{key: function that returns its row} of the wanted keys that other files of the set hold,
     whatever their group."""
     found, start = {}, file.name.rsplit("-", 4)[0] + "-"
     for old in cache_files(file.parent):
-        if old.name.startswith(start) and f"-{side}-" in old.name[len(start) - 1:]:
-            with contextlib.suppress(OSError, ValueError, EOFError):
-                images, keys = stored_rows(old, side)
-                found |= {key: functools.partial(images.__getitem__, i)
-                          for i, key in enumerate(keys) if key in wanted}
+        name = old.name.removeprefix(".")
+        if name.startswith(start) and f"-{side}-" in name[len(start) - 1:]:
+            with contextlib.suppress(OSError, ValueError):   # ValueError: it has no rows
+                rows = memory_map(old, side)
+                if not wanted.isdisjoint(rows["key"].tolist()):
+                    found |= {key: functools.partial(rows.__getitem__, i)
+                              for i, key in enumerate(stored_keys(old, side)) if key in wanted}
     return found
 
 
 def cache_files(folder):
     """The files of the image cache, complete or not; other files and folders may lie beside."""
-    endings = (".npy", ".npy.left", ".part")
-    return sorted(path for path in folder.glob("*-*-*-*.npy*") if path.name.endswith(endings))
+    return sorted(folder.glob("*-*-*-*.npy*"))
 
 
 def remove_older(file):
-    """Remove the other files of a file's group. An unfinished one may belong to a process that is
-    still writing, unless it has not changed for an hour."""
+    """Remove the other files of a file's group, but for what a living process is writing."""
     group = file.name.rpartition("-")[0] + "-"
     for old in cache_files(file.parent):
-        if old.name.startswith(group) and old != file:
-            with contextlib.suppress(OSError):               # Windows keeps a file that is in use
-                if old.suffix != ".part" or time.time() - old.stat().st_mtime > 3600:
-                    old.unlink()
-                    keys_file(old).unlink(missing_ok=True)
+        if old.name.removeprefix(".").startswith(group) and old != file:
+            (atomic.remove if old.suffix == ".npy" else atomic.remove_if_dead)(old)
 
 
 def report_unreadable(bad, total, skip):
@@ -298,14 +273,13 @@ def list_cache(clear=False):
     """Print the sets in the cache, their splits, sides and sizes. clear: remove them."""
     folder, total = cache_folder(), 0
     for file in cache_files(folder):
-        name, split, side, _, end = file.name.rsplit("-", 4)
+        name, split, side, _, end = file.name.removeprefix(".").rsplit("-", 4)
         size = file.stat().st_size
         total += size
-        rows = size // (3 * int(side) ** 2) if side.isdecimal() else 0
+        rows = size // row_type(int(side)).itemsize if side.isdecimal() else 0
         print(f"{name}  {split}  {rows:,} images of {side} px  {format_bytes(size)}"
               + "  unfinished" * (not end.endswith(".npy")))
         if clear:
             file.unlink()
-            keys_file(file).unlink(missing_ok=True)
     print(f"{format_bytes(total)} {'removed from' if clear else 'in'} {folder}"
           + "; --clear removes it" * (total > 0 and not clear))

@@ -9,7 +9,6 @@ Archives are not trusted: the checksum shows that a file is the expected one.
 import contextlib
 import hashlib
 import http.client
-import os
 import re
 import shutil
 import sys
@@ -17,6 +16,8 @@ import time
 import urllib.error
 import urllib.request
 from typing import NamedTuple
+
+import atomic
 
 from .errors import UserError
 from .progress import format_bytes, progress
@@ -51,10 +52,12 @@ def download_set(name, archives, root, folder):
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with file_lock(root / f".{name}.lock", name):
+        lock = root / f".{name}.lock"
+        with atomic.lock(lock, f"waiting for another process that downloads {name}"):
             if not (root / folder).is_dir():                 # another process may have made it
                 check_disk_space(archives, root)
                 download_and_unpack(archives, root / folder)
+        atomic.remove(lock)                                  # who still waits finds the work done
     except ConnectionError:
         raise
     except OSError as error:
@@ -69,50 +72,18 @@ def download_and_unpack(archives, folder):
     """
     files = [folder.with_name(archive.file) for archive in archives]
     temporary = [file for archive, file in zip(archives, files) if download(archive, file)]
-    draft = folder.with_name(f".{folder.name}.unpacking")
-    shutil.rmtree(draft, ignore_errors=True)                 # left by a process that was killed
     try:
-        for file in files:
-            unpack(file, draft)
-        inner = draft / folder.name
-        os.replace(inner if inner.is_dir() else draft, folder)
+        with atomic.drafting(folder, is_folder=True) as draft:
+            for file in files:
+                unpack(file, draft)
+            inner = draft / folder.name
+            atomic.publish(inner if inner.is_dir() else draft, folder)
     except (OSError, KeyboardInterrupt):                     # the archives are good: keep them
         temporary = []
         raise
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
         for file in temporary:
             file.unlink()
-
-
-@contextlib.contextmanager
-def file_lock(file, name):
-    """Hold a lock against other processes; the system releases it if the holder dies.
-
-    The file is removed on success: a process that waited then finds the work done.
-    """
-    with open(file, "a") as held:
-        if not try_lock(held):
-            print(f"waiting for another process that downloads {name}", file=sys.stderr, flush=True)
-            while not try_lock(held):
-                time.sleep(0.2)
-        yield
-    with contextlib.suppress(OSError):
-        file.unlink()
-
-
-def try_lock(file):
-    """Try to lock an open file; return whether it worked."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
 
 
 def check_disk_space(archives, root):
@@ -165,7 +136,7 @@ def download(archive, file):
     except ValueError:
         part.unlink()
         raise
-    os.replace(part, file)
+    atomic.publish(part, file)
     return True
 
 

@@ -1,5 +1,6 @@
 """Folders and files of images: a scan that accounts for every file."""
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -24,8 +25,7 @@ SYSTEM_SUFFIXES = (".lrdata", ".photoslibrary", ".aplibrary", ".migratedphotolib
 # Everyday files that are no images. Any other file that cannot be read is counted by extension.
 NOT_IMAGES = set(
     ".txt .csv .tsv .json .jsonl .xml .md .rst .html .htm .css .js .pdf .doc .docx .xls .xlsx .ods "
-    ".ini .cfg .toml .yaml .yml .db .log .py .ipynb .sh .zip .tar .gz .tgz .bz2 .rar .7z .mat .npy "
-    ".npz .pkl .h5 .hdf5 .parquet .pt .pth .url .lnk .md5 .sha256".split())
+    ".ini .cfg .toml .yaml .yml .db .log .py .ipynb .sh .mat .npy .npz .pkl .h5 .hdf5 .parquet .pt .pth .url .lnk .md5 .sha256".split())
 # What Pillow only recognises, or opens with the help of another program.
 NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
 
@@ -59,6 +59,7 @@ class Folder:
     folders: list = dataclasses.field(default_factory=list)     # visible subfolders, as Folders
     others: list = dataclasses.field(default_factory=list)      # names of its other visible files
     left_out: Counter = dataclasses.field(default_factory=Counter)  # files that are not read
+    notes: tuple = ()                                           # on other files, a line each
 
     @property
     def name(self):
@@ -138,7 +139,22 @@ def scan_folder(path, real_paths):
             reason = ("hidden" if entry.name[0] == "." else "not an image" if extension in
                       NOT_IMAGES else extension or "no extension")
             folder.left_out[reason] += 1
+    leave_out_masks(folder)
     return folder
+
+
+MASK = re.compile(r"(.+)[ ._-](mask|segmentation)([ ._-]?\d+)?", re.IGNORECASE)
+
+
+def leave_out_masks(folder):
+    """Leave out of a Folder's images those called as another is, with "_mask": auk.jpg has
+    auk_mask.png."""
+    stems = [os.path.splitext(name)[0] for name in folder.images]
+    known, found = set(stems), [MASK.fullmatch(stem) for stem in stems]
+    masks = {name for name, match in zip(folder.images, found) if match and match[1] in known}
+    if masks:
+        folder.images = [name for name in folder.images if name not in masks]
+        folder.left_out["mask of an image"] += len(masks)
 
 
 def is_inside(path, folder):
@@ -166,15 +182,36 @@ def draw_tree(folder, depth=3, most=5, indent="  "):
 def require_image(folder, name, listing, advice="Unpack the set again."):
     """Return the path folder / name of an image that the file `listing` names.
 
-    UserError if the name leads out of the folder, FileNotFoundError if there is no such file.
+    UserError if the name leads out of the folder, by itself or through a link to a folder; the
+    image may be a link to wherever. FileNotFoundError if there is no such file.
     """
-    if Path(name).anchor or ".." in re.split(r"[/\\]", name):
-        raise UserError(f"{listing} lists {name!r}, which lies outside {folder}. Expected paths "
-                        f"inside it. {advice}")
     path = folder / name
+    if Path(name).anchor or ".." in re.split(r"[/\\]", name) or leaves(path, folder):
+        raise UserError(f"{line_of(listing, name)} lists {name!r}, which lies outside {folder}. "
+                        f"Expected paths inside it. {advice}")
     if not os.path.isfile(path):  # Path.is_file raises for names that are too long
         raise FileNotFoundError(f"no image {path}, which {listing} lists. {advice}")
     return path
+
+
+def leaves(path, folder):
+    """Whether a link among the folders between a folder and a path below it leads out of it."""
+    inner = parent = os.path.dirname(path)
+    while len(inner) > len(os.fspath(folder)):
+        if os.path.islink(inner):
+            return not is_inside(os.path.realpath(parent), os.path.realpath(folder))
+        inner = os.path.dirname(inner)
+    return False
+
+
+def line_of(listing, name):
+    """The line of a list that names an image, as text; of a list that is no text, its name."""
+    stem = re.escape(os.path.splitext(name)[0])
+    with contextlib.suppress(OSError), open(listing, errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, 1):
+            if re.search(rf"(?<![^\s,]){stem}(\.\w+)?(?![^\s,])", line):
+                return f"line {number} of {listing}"
+    return listing
 
 
 def unnest(folder):

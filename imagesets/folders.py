@@ -16,7 +16,7 @@ from .files import Folder, draw_tree, scan
 from .records import count_reasons, make_records
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
-          "test": "test", "testing": "test"}
+          "dev": "val", "test": "test", "testing": "test", "holdout": "test"}
 # "Test", "seg_train", "training_set", "images-val", "test2017"; not "constrain".
 SPLIT_NAME = re.compile(r"(?:(?P<prefix>.+)[ ._-])?(?P<split>%s)[ ._-]*(set|data|images?|imgs|\d+)?"
                         % "|".join(sorted(SPLITS, reverse=True)), re.IGNORECASE)
@@ -24,15 +24,17 @@ UNLABELLED = re.compile(r"(?:.+[ ._-])?(pred|prediction|unlabell?ed)", re.IGNORE
 # Names of folders that are no classes: one of the first, or nothing but the first and the second.
 NO_CLASS = {"image", "images", "img", "imgs", "dataset", "masks", "annotations", "extraimages",
             "unlabeled", "unlabelled", "jpegimages", "segmentationclass", "segmentationobject",
-            "outputs", "plots", "screenshots"}
+            "outputs", "plots", "screenshots", "unsorted", "new folder", "untitled folder"}
 VERSIONS = {"color", "colour", "gray", "grey", "grayscale", "greyscale", "segmented", "mask", "raw",
             "original", "originals", "resized", "cropped", "augmented", "small", "medium", "large",
             "data", "jpg", "jpeg", "png", "photos", "pictures", "labels", "groundtruth", "gt"}
+# What systems add to the name of a copy: "ash - Copy (2)", "ash (2)", "ash copy".
+COPY = re.compile(r"( -)? copy( \(\d+\))?$| ?\(\d+\)$")
 # Folders of a camera (100CANON, of the standard DCF) or of a day (2021-05-01 Kew, 20210501, 2021).
 SESSION = re.compile(r"\d{3}[A-Z_][A-Z0-9_]{4}|(19|20)\d\d([-_. ]?\d\d){0,2}(?!\d).*")
 
 
-def any_folder(folder, notes=()):
+def any_folder(folder):
     """Read loose images, class folders <class>/*, or splits {train,val,test}/<class>/*.
 
     Splits have any of the names in SPLITS, in any case, perhaps with the same prefix. Extra folders
@@ -43,7 +45,11 @@ def any_folder(folder, notes=()):
     """
     top = folder if isinstance(folder, Folder) else scan(folder)
     base = unwrap(top)
-    rows, left_out, places = [], Counter(), []
+    flat = [name for name in base.images if "\\" in name]
+    if flat:                                                 # on Windows, no name can have it
+        refuse(top, f"a backslash in {flat[0]}: a zip of Windows was unpacked without its folders.",
+               "Unpack it with another program.")
+    rows, left_out, places, notes = [], Counter(), [], top.notes
     splits = find_splits(base, top)
     for split, part in (splits or {"train": base}).items():
         if split is None:                                    # unlabelled, such as seg_pred
@@ -81,8 +87,10 @@ def any_folder(folder, notes=()):
 def refuse(top, problem, advice):
     """Raise a UserError with the tree."""
     lines = [f"{top.path}: {problem}", f"  {top.name or top.path}/", *draw_tree(top, indent="    "),
+             *top.notes,
              f"{advice} Or pass --labels none, which takes all images, without labels; or say it "
-             'in a table, metadata.csv with columns file_name and label (README, "Your own images").']
+             "in a table, metadata.csv with columns file_name and label "
+             '(README, "Your own images").']
     raise UserError("\n".join(lines))
 
 
@@ -129,7 +137,8 @@ def find_splits(base, top):
     names = ", ".join(folder.name for folder, _ in named)
     beside = f" beside {', '.join(folder.name for folder in others[:5])}" if others else ""
     refuse(top, f"it is not clear which folders are splits: {names}{beside}.",
-           "Expected splits or classes: move the others out, or rename them.")
+           "Expected splits, called train, val and test, or classes: move the others out, or rename "
+           "them.")
 
 
 def class_rows(folder, split, top):
@@ -151,7 +160,7 @@ def class_rows(folder, split, top):
 
 
 def check_classes(records, refuse):
-    """Refuse one class, classes that differ in case or spaces, and names that are no classes'.
+    """Refuse one class, classes of one `spelling`, and names that are no classes'.
 
     refuse: a function of a problem and an advice that raises UserError.
     """
@@ -160,7 +169,7 @@ def check_classes(records, refuse):
         refuse(f"one class only, {classes[0]}.", "Expected two or more.")
     spelt = {}
     for name in classes:
-        other = spelt.setdefault(" ".join(name.replace("_", " ").casefold().split()), name)
+        other = spelt.setdefault(spelling(name), name)
         if other != name:
             refuse(f"{other!r} and {name!r}: one class or two?",
                    "Spell them alike, or less so.")
@@ -168,6 +177,13 @@ def check_classes(records, refuse):
     if odd or classes and all(name.lower() in VERSIONS for name in classes):
         refuse(f"{', '.join(odd or classes[:5])}: these are not names of classes.",
                "Expected a class for each.")
+
+
+def spelling(name):
+    """A class's name without what may differ by mistake: case, spaces, the zeros of a number (01,
+    1.0), what systems add to a copy."""
+    name = COPY.sub("", " ".join(name.replace("_", " ").casefold().split()))
+    return re.sub(r"0*(\d+)(\.0+)?", r"\1", name) if re.fullmatch(r"\d+(\.0+)?", name) else name
 
 
 def without_labels(folder):

@@ -9,7 +9,6 @@ import math
 import os
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from .errors import UserError
 NUMBERS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 9: "f8", 12: "i8",
            13: "u8"}
 MATRIX, COMPRESSED, UTF8 = 14, 15, 16
+MAX_BYTES = 1 << 25  # of a file; the lists of a set have some millions
 CELL, STRUCT, CHAR, NUMERIC, COMPLEX = 1, 2, 4, range(6, 16), 0x800
 
 
@@ -59,20 +59,25 @@ def read_mat(path):
     A value is an array of numbers (N,) in column order, whatever its shape; a str; a list of values
     (of a cell array); or {field: list of values} (of a struct array). The file is a header of 128
     bytes and then elements: a tag with type and length, then data, usually compressed by zlib.
-    UserError names the file and the byte of a bad element. Sparse arrays, objects, complex numbers
-    and version 7.3 (HDF5) are not supported.
+    UserError names the file and the byte of a bad element. Sparse arrays, objects, complex numbers,
+    version 7.3 (HDF5) and more than MAX_BYTES, inflated, are not supported.
     """
-    data = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path} has more than {MAX_BYTES} bytes. Unpack the set again.")
     order = {b"\0\1IM": "<", b"\1\0MI": ">"}.get(data[124:128])
     if order is None:
         raise UserError(f"{path}, byte 124: not a MATLAB file of version 5 to 7. Unpack the set "
                         "again.")
-    variables, offset = {}, 128
+    variables, offset, left = {}, 128, MAX_BYTES
     while offset < len(data):
         try:
             kind, body, after = read_element(data, offset, order)
             if kind == COMPRESSED:
-                kind, body, _ = read_element(inflate(body), 0, order)
+                inflated = inflate(body, left)
+                left -= len(inflated)
+                kind, body, _ = read_element(inflated, 0, order)
             if kind != MATRIX:
                 raise UserError(f"an element of type {kind} is not a variable")
             name, value = read_array(body, order)
@@ -84,7 +89,7 @@ def read_mat(path):
     return variables
 
 
-def inflate(body, max_bytes=1 << 26):
+def inflate(body, max_bytes):
     """Undo zlib; UserError for data that is damaged, cut short, or larger than that of any set."""
     try:
         unpacker = zlib.decompressobj()

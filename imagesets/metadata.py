@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import UserError
-from .files import is_image, require_image
+from .files import is_image, leaves, require_image
 from .folders import check_classes, display, parse_split
 from .records import make_records
 
@@ -62,12 +62,23 @@ def tables_in(folder):
 
 
 def unused(top):
-    """A note on each file of a table's name that is none: another program's, or misspelt."""
-    files = [file for folder in top.walk(1) for file in named_as_tables(folder)]
-    columns = [", ".join(columns_of(file)[:5]) for file in files]
-    return tuple(f"{os.path.relpath(file, top.path)} is not used: "
-                 + (f"no column file_name among {names}" if names else "it has no rows")
-                 for file, names in zip(files, columns))
+    """A note on each file that is called metadata and is no table: another program's, misspelt, or
+    in another place."""
+    notes = []
+    for folder in top.walk(1):
+        for name in folder.others:
+            if name.lower() in NAMES:
+                columns = columns_of(os.path.join(folder.path, name))
+                why = ("it lies in no folder around all images" if "file_name" in columns else
+                       f"no column file_name among {', '.join(columns[:5])}" if columns else
+                       "it has no rows")
+            elif os.path.splitext(name.lower())[0] == "metadata":
+                why = f"expected one of {', '.join(NAMES)}"
+            else:
+                continue
+            file = os.path.relpath(os.path.join(folder.path, name), top.path)
+            notes.append(f"{file} is not used: {why}")
+    return tuple(notes)
 
 
 def columns_of(file):
@@ -192,14 +203,17 @@ def read_tables(top, column=None, tables=()):
 
 def find_image(name, images, folder, file, line):
     """The path of an image that a table names, in whichever Unicode form. images: {path below the
-    Folder: path}. An absolute path must lead into the folder."""
+    Folder: path}. An absolute path must lead into the folder, as a link to a folder must."""
+    if not isinstance(name, str):
+        refuse(file, line, f"the file_name is {json.dumps(name)[:40]}, expected a text")
     wanted = os.path.normpath(name.replace("\\", "/"))
     if os.path.isabs(wanted):
         wanted = os.path.relpath(wanted, os.path.abspath(folder.path))
     path = images.get(unicodedata.normalize("NFC", wanted))
-    if path is None:
+    if path is None or leaves(path, folder.path):
         listing = f"line {line} of {file}"
-        path = str(require_image(Path(folder.path), wanted, listing, "Correct the table."))
+        path = str(require_image(Path(folder.path), wanted, listing, "Correct the table: a "
+                                 "file_name, with its ending, is relative to the table's folder."))
         if not is_image(os.path.basename(path)):
             refuse(file, line, f"{name!r} cannot be read as an image: convert it to JPEG or PNG")
     return path
@@ -220,7 +234,7 @@ def read_label(label, file, line):
 def read_split(row, file, line):
     """The split that a row names, or None."""
     text = row.get("split", "")
-    found = parse_split(text) if text else None
+    found = parse_split(text) if text and isinstance(text, str) else None
     if text and not found:
         refuse(file, line, f"cannot use the split {text!r}, expected train, val or test")
     return found and found[1]

@@ -15,7 +15,7 @@ from PIL import Image
 
 import pictures
 
-from .cache import cpus
+from .cache_file import cpus
 from .decode import decode
 from .progress import progress
 

@@ -7,10 +7,8 @@ makes CUB-200-2011 (Wah et al. 2011) hard. The files have CUB's layout, so one r
 import functools
 import io
 import os
-import shutil
 import subprocess
 import sys
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -50,41 +48,52 @@ PARTS = ["back", "beak", "belly", "breast", "crown", "forehead", "left eye", "le
 def draw(folder, seed=0, per_class=(60, 20, 20)):
     """Draw the toy birds in CUB's layout: `per_class` (train, val, test) images of each species.
 
-    An existing set is kept. Each core runs a process of its own, `python toybirds.py`, because that
-    needs neither fork nor a main guard in the caller. The set is drawn beside `folder` and renamed
-    when complete: an interruption leaves nothing, and if two processes draw, the first to finish
-    wins. Equal seeds give equal files. OSError names a folder that cannot be written.
+    An existing set is kept. The set is drawn beside `folder` and renamed when complete: an
+    interruption leaves nothing, and if two processes draw, the first to finish wins. Equal seeds
+    give equal files. OSError names a folder that cannot be written.
     """
-    from .progress import progress  # here, because a relative import fails in `python toybirds.py`
+    import atomic  # here, because both imports fail in `python toybirds.py`
 
-    folder, count, cores = Path(folder), sum(per_class), min(os.cpu_count() or 1, 16)
-    draft = folder.with_name(f".{folder.name}-{uuid.uuid4().hex[:8]}")
-    paths, rows, workers = image_names(count), [], []
+    folder = Path(folder)
     if (folder / "images.txt").is_file():
         return
     try:
+        with atomic.drafting(folder, is_folder=True) as draft:
+            rows = draw_images(draft / "images", seed, sum(per_class))
+            write_labels(draft, image_names(sum(per_class)), rows, per_class)
+            atomic.publish(draft, folder)
+    except OSError as error:
+        if (folder / "images.txt").is_file():
+            return  # another process was faster
+        raise OSError(f"cannot draw the toy birds in {folder}: {error}. Free some space there, or "
+                      "choose another --root.") from error
+
+
+def draw_images(folder, seed, count):
+    """Draw `count` images of each species; returns the rows that draw_shard prints, split.
+
+    Each core runs a process of its own, `python toybirds.py`, because that needs neither fork nor a
+    main guard in the caller.
+    """
+    from .progress import progress
+
+    cores, paths, rows, workers = min(os.cpu_count() or 1, 16), image_names(count), [], []
+    try:
         for path in paths[::count]:
-            (draft / "images" / path).parent.mkdir(parents=True)
+            (folder / path).parent.mkdir(parents=True)
         for core in range(cores):
-            arguments = map(str, (draft / "images", seed, count, core, cores))
+            arguments = map(str, (folder, seed, count, core, cores))
             workers.append(subprocess.Popen([sys.executable, __file__, *arguments], text=True,
                                             stdout=subprocess.PIPE, stderr=subprocess.PIPE))
         for i in progress(range(len(paths)), len(paths), "drawing toy birds"):
             rows.append(workers[i % cores].stdout.readline().split())
             if not rows[-1]:
                 raise OSError(workers[i % cores].stderr.read().strip().split("\n")[-1])
-        write_labels(draft, paths, rows, per_class)
-        draft.rename(folder)
-    except OSError as error:
-        if (folder / "images.txt").is_file():
-            return  # another process was faster
-        raise OSError(f"cannot draw the toy birds in {folder}: {error}. Free some space there, or "
-                      "choose another --root.") from error
     finally:
         for worker in workers:
             worker.kill()
             worker.communicate()
-        shutil.rmtree(draft, ignore_errors=True)
+    return rows
 
 
 def draw_shard(folder, seed, count, core, cores):

@@ -1,6 +1,7 @@
 """Opening an archive: files in one folder and nowhere else.
 
-Archives are not trusted: every name and the total size are checked.
+Archives are not trusted: every name, the sizes of what describes the files, and their total size
+are checked.
 """
 
 import shutil
@@ -14,14 +15,18 @@ from .progress import progress
 
 CHUNK = 1 << 20    # bytes read at a time
 MAX_GROWTH = 4     # unpacked / packed size; photos are compressed, so real archives hardly grow
+MAX_HEADER = 1 << 16  # bytes of a tar's extended header: a long name, times, attributes
+MAX_LIST = 1 << 24    # bytes of a zip's list of files: that of 100,000
+MAX_NAME, MAX_DEPTH = 1024, 32  # characters and folders of a file's name
 
 
 def unpack(file, folder):
     """Unpack a .zip or tar archive into the folder; copy a .mat file there.
 
     Only regular files and folders are written, with this process's rights. UserError for a link, a
-    device, a name that leaves the folder, a damaged archive, and an archive that grows MAX_GROWTH
-    times (a bomb). The caller removes what was written before the error.
+    device, a name that leaves the folder, a damaged archive, one with headers beyond the limits
+    above, and one that grows MAX_GROWTH times (a bomb). The caller removes what was written before
+    the error.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if file.suffix == ".mat":
@@ -60,22 +65,64 @@ def archive_pieces(file, folder):
         raise UserError(f"{file} cannot be used: {error}. Download it again.") from error
 
 
+class Tar(tarfile.TarFile):
+    headers = 0  # read since the last entry
+
+
+class Entry(tarfile.TarInfo):
+    """An entry of a tar. tarfile reads headers of any size into memory; this one refuses them."""
+
+    def _proc_member(self, archive):                         # where tarfile's own subclasses begin
+        if self.type not in tarfile.REGULAR_TYPES and self.size > MAX_HEADER:
+            raise UserError(f"a header of {self.size} bytes")
+        archive.headers += 1                                 # those before a file extend it
+        if archive.headers > 8:
+            raise UserError("a file with more than 8 headers")
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise UserError(f"its entry {self.name!r} is a sparse file")
+        return super()._proc_member(archive)
+
+    def _proc_gnusparse_10(self, *_):
+        raise UserError("it has a sparse file")
+
+
 def tar_entries(file):
     """Yield (name, open file, or None for a folder) of each entry of a tar, compressed or not."""
-    with tarfile.open(file, "r|*") as archive:
-        for entry in archive:
-            if not entry.isfile() and not entry.isdir():
-                raise UserError(f"its entry {entry.name!r} is a link or a device")
+    with open(file, "rb") as start:
+        mode = "r|gz" if start.read(2) == b"\x1f\x8b" else "r|"
+    with Tar.open(file, mode, tarinfo=Entry) as archive:
+        while entry := archive.next():
+            archive.headers = 0
+            archive.members.clear(), archive.pax_headers.clear()  # they would pile up in memory
+            if not entry.isfile() and not entry.isdir() or entry.issparse():
+                raise UserError(f"its entry {entry.name!r} is a link, a device or a sparse file")
             yield entry.name, archive.extractfile(entry) if entry.isfile() else None
+
+
+class ListReader:
+    """An open file of which nobody reads more than MAX_LIST bytes at once, as zipfile does."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def read(self, size=-1):
+        if size > MAX_LIST:
+            raise UserError(f"its list of files has {size} bytes")
+        return self.file.read(size)
 
 
 def zip_entries(file):
     """Yield (name, open file, or None for a folder) of each entry of a zip."""
-    with zipfile.ZipFile(file) as archive:
+    with open(file, "rb") as packed, zipfile.ZipFile(ListReader(packed)) as archive:
         for entry in archive.infolist():
             kind = stat.S_IFMT(entry.external_attr >> 16)    # 0 if it was packed on Windows
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"its entry {entry.filename!r} is a link or a device")
+            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise UserError(f"its entry {entry.filename!r} is compressed in an unusual way")
             if entry.is_dir():
                 yield entry.filename, None
                 continue
@@ -84,8 +131,10 @@ def zip_entries(file):
 
 
 def safe_path(folder, name):
-    """Return folder / name; UserError for a name that would leave the folder."""
+    """Return folder / name; UserError for a name that would leave the folder, or is too long."""
     parts = PurePosixPath(name.replace("\\", "/")).parts
+    if len(name) > MAX_NAME or len(parts) > MAX_DEPTH:
+        raise UserError(f"its entry {name[:60]!r}... has a name of {len(name)} characters")
     if any(part in ("/", "..") or ":" in part or "\0" in part for part in parts):
         raise UserError(f"its entry {name!r} would be written outside {folder}")
     return folder.joinpath(*parts)

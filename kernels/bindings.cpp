@@ -1,4 +1,4 @@
-// Checks the tensors and hands their pointers to the launchers. The schemas are in __init__.py.
+// Checks the tensors and hands their pointers to the launchers. Schemas: __init__.py, tiles.py.
 //
 // The same file serves both builds: CUDA tensors where nvcc compiled the kernels (WITH_CUDA), CPU
 // tensors where g++ compiled them against cuda_on_cpu.h. There outputs start as NaN, so that a

@@ -17,9 +17,12 @@ from pathlib import Path
 
 import torch
 
+import atomic
+
 HERE = Path(__file__).parent
 KERNELS = ("nt_xent.cu", "nt_xent_mma.cu", "tile_shuffle.cu")
-SOURCES = (*KERNELS, "bindings.cpp", "common.cuh", "nt_xent.cuh", "cuda_on_cpu.h", "cuda_words.h")
+SOURCES = (*KERNELS, "bindings.cpp", "common.cuh", "nt_xent.cuh", "nt_xent_mma.cuh",
+           "cuda_on_cpu.h", "cuda_words.h")
 FLAGS = {"cuda": ["-O3", "-DWITH_CUDA"], "emulated": ["-O2", "-Wno-unknown-pragmas"]}
 SUBJECT = {"cuda": "the CUDA kernels with nvcc, about a minute",
            "emulated": "the CUDA kernels for the CPU with g++, about half a minute"}
@@ -102,20 +105,6 @@ def library(kind):
     return cache() / f"{kind}-{digest}" / "kernels.so"
 
 
-@contextlib.contextmanager
-def locked(folder):
-    """Hold the folder against other processes."""
-    import fcntl                                 # not on Windows, where nothing is built
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "in_use", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"kernels: waiting for another process to build {folder}", file=sys.stderr)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def load(kind):
     """Make torch.ops.fgssl run on CUDA tensors ("cuda") or CPU tensors ("emulated"); may build.
 
@@ -129,9 +118,12 @@ def load(kind):
                            "impl='torch' always runs.")
     target = library(kind)
     try:
-        with locked(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.lock(target.with_name("in_use"),
+                         f"kernels: waiting for another process to build {target.parent}"):
             if not target.exists():
-                compile_library(kind, target)
+                with atomic.drafting(target.with_name("work"), is_folder=True) as work:
+                    atomic.publish(compile_library(kind, work), target)
     except OSError as error:
         raise RuntimeError(f"the {kind} kernels need a folder to build in: {error}. Set "
                            "$FGSSL_CACHE to one that can be written.") from error
@@ -139,18 +131,13 @@ def load(kind):
     loaded.add(kind)
 
 
-def compile_library(kind, target):
-    """Build in a folder beside the target, and move the library there when it is whole."""
+def compile_library(kind, work):
+    """Build in the folder `work`; returns the library's path there."""
     from torch.utils import cpp_extension
     with contextlib.suppress(ImportError):       # pip's ninja need not be on the PATH
         import ninja
         os.environ["PATH"] += os.pathsep + ninja.BIN_DIR
-    work = target.parent / "work"
-    if work.exists():
-        print(f"kernels: removing what an interrupted build left in {work}", file=sys.stderr)
-        shutil.rmtree(work)
-    work.mkdir()
-    print(f"kernels: building {SUBJECT[kind]}, once, in {target.parent}", file=sys.stderr)
+    print(f"kernels: building {SUBJECT[kind]}, once, in {work.parent}", file=sys.stderr)
     sources = [HERE / "bindings.cpp"]
     for name in KERNELS:                         # g++ knows a .cu by an including .cpp
         sources.append(HERE / name if kind == "cuda" else work / f"{name}.cpp")
@@ -169,5 +156,4 @@ def compile_library(kind, target):
     except Exception as error:
         failed[kind] = f"the compiler failed: {error}"
         raise RuntimeError(f"the {kind} kernels could not be built. {failed[kind]}") from error
-    os.replace(work / f"fgssl_{kind}.so", target)
-    shutil.rmtree(work)
+    return work / f"fgssl_{kind}.so"

@@ -13,9 +13,11 @@
 //   * more threads or shared memory than a GPU gives a block.
 // In the other orders than `forward` the blocks run from the last to the first.
 // Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once
-// in `reverse`, by chance in `random`, for the hardware may do either. The bytes that load_global,
-// store_global and cp_async_16 move are counted, and the bank conflicts of ldmatrix. Accesses outside a tensor are AddressSanitizer's
-// to find. Not shown: PTX encodings, other bank conflicts, occupancy, the memory model.
+// in `reverse`, by chance in `random`, for the hardware may do either. Counted are launches, the
+// bytes that load_global, store_global and cp_async_16 move, and the bank conflicts of ldmatrix.
+// Accesses outside a tensor are AddressSanitizer's to find, or watch.h's, and so are races and
+// other bank conflicts. Not shown: PTX encodings, occupancy, the memory model. The functions of
+// CUDA are in cuda_words.h.
 #pragma once
 #include <ucontext.h>
 
@@ -164,7 +166,9 @@ struct Quiet {  // what a thread does in its lifetime is the emulator's
     Quiet() { if (self) self->quiet++; }
     ~Quiet() { if (self) self->quiet--; }
 };
-inline std::atomic<long long> bytes_read{0}, bytes_written{0}, bank_conflicts{0};  // since set to 0
+
+// Counted since they were set to 0.
+inline std::atomic<long long> bytes_read{0}, bytes_written{0}, bank_conflicts{0}, launches{0};
 
 inline std::string name(dim3 i) {
     return "(" + std::to_string(i.x) + ", " + std::to_string(i.y) + ", " + std::to_string(i.z) +
@@ -381,6 +385,7 @@ inline int multiprocessors() {
 
 inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
                    const std::function<void()>& body) {
+    launches++;
     if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED) {
         std::string why = std::string("kernel ") + kernel + ", grid " + name(grid) + ", block " +
                           name(dim) + ", " + std::to_string(smem) +

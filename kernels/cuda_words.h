@@ -101,7 +101,8 @@ inline unsigned active_mask(const char* site) {
 #define __shfl_up_sync(...) cuda_on_cpu::shuffle_by<cuda_on_cpu::UP>(CUDA_ON_CPU_SITE, __VA_ARGS__)
 #define __shfl_down_sync(...) \
     cuda_on_cpu::shuffle_by<cuda_on_cpu::DOWN>(CUDA_ON_CPU_SITE, __VA_ARGS__)
-#define __shfl_xor_sync(...) cuda_on_cpu::shuffle_by<cuda_on_cpu::XOR>(CUDA_ON_CPU_SITE, __VA_ARGS__)
+#define __shfl_xor_sync(...) \
+    cuda_on_cpu::shuffle_by<cuda_on_cpu::XOR>(CUDA_ON_CPU_SITE, __VA_ARGS__)
 #define __ballot_sync(mask, holds) cuda_on_cpu::ballot(CUDA_ON_CPU_SITE, mask, holds)
 #define __any_sync(mask, holds) (cuda_on_cpu::ballot(CUDA_ON_CPU_SITE, mask, holds) != 0)
 #define __all_sync(mask, holds) (cuda_on_cpu::ballot(CUDA_ON_CPU_SITE, mask, !(holds)) == 0)

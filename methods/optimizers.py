@@ -27,7 +27,7 @@ class Muon(torch.optim.Optimizer):
             for w in group["params"]:
                 if w.grad is None:
                     continue
-                v = self.state[w].setdefault("momentum", torch.zeros_like(w))
+                v = momentum_of(self.state[w], w)
                 v.mul_(momentum).add_(w.grad)
                 direction = w.grad + momentum * v
                 if w.dim() > 1:
@@ -36,6 +36,13 @@ class Muon(torch.optim.Optimizer):
                     w.mul_(1 - lr * group["weight_decay"]).sub_(u, alpha=lr * scale)
                 else:
                     w.sub_(direction.sign(), alpha=lr / 20)
+
+
+def momentum_of(state, w):
+    """The momentum of the weights w, zeros before their first step."""
+    if "momentum" not in state:
+        state["momentum"] = torch.zeros_like(w)
+    return state["momentum"]
 
 
 def orthogonalize(x, steps=5):
@@ -83,7 +90,7 @@ class LARS(torch.optim.Optimizer):
                     ratio = group["trust"] * norm / (g.norm() + decay * norm).clamp(min=1e-30)
                     lr = lr * torch.where(norm > 0, ratio, 1.0)
                     g = g + decay * w
-                v = self.state[w].setdefault("momentum", torch.zeros_like(w))
+                v = momentum_of(self.state[w], w)
                 w.sub_(v.mul_(group["momentum"]).add_(lr * g))
 
 

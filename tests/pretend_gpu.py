@@ -5,10 +5,10 @@ refuses. So each script runs as on a GPU, and what a step does to one can be cou
 
 Refused: an op on tensors of both devices (0-dim CPU tensors and CPU indices are let pass, as CUDA
 lets them), a random generator of the other device, `.numpy()`. Counted, each with the line of the
-project that caused it, in steps that are neither the first nor logged: launches (ops on tensors of
-the GPU that are no views), waits (the host needs a value), copies to the GPU, and among them those
-from pageable memory, which wait too. The kernels are the emulated ones. Not shown: time, memory,
-what an op of PyTorch really launches, races between streams.
+project that caused it, in training steps that are not logged, evaluations left out: launches (ops
+on tensors of the GPU that are no views), waits (the host needs a value), copies to the GPU, and
+among them those from pageable memory, which wait too. The kernels are the emulated ones. Not shown:
+time, memory, what an op of PyTorch really launches, races between streams.
 """
 import collections
 import contextlib
@@ -47,14 +47,15 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten  # noqa: E402
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
-VIEWS = set("""view slice select t transpose permute expand unsqueeze squeeze detach alias as_strided
-    split split_with_sizes unbind _unsafe_view _reshape_alias diagonal unfold lift_fresh view_as
-    set_ narrow _local_scalar_dense""".split())
+VIEWS = set("""view slice select t transpose permute expand unsqueeze squeeze detach alias
+    as_strided split split_with_sizes unbind _unsafe_view _reshape_alias diagonal unfold lift_fresh
+    view_as set_ narrow _local_scalar_dense""".split())
 WAITS = set("""_local_scalar_dense nonzero masked_select equal is_nonzero unique_dim _unique2
     unique_consecutive bincount""".split())
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 COPIES = {"_to_copy", "copy_"}
-counts = {kind: collections.Counter() for kind in ("launches", "waits", "copies", "kernels")}
+KINDS = "launches", "waits", "copies", "kernels"
+counts = {"steps": 0} | {kind: collections.Counter() for kind in KINDS}
 counting = False
 
 
@@ -136,8 +137,9 @@ def record(function, name, args, kwargs, gpu, on_gpu):
         if from_gpu and not to:
             count("waits", "copy to the CPU")
         elif to and not from_gpu and (source.dim() or name == "_to_copy"):
-            pinned = getattr(source, "pinned", False) and kwargs.get("non_blocking", name == "copy_")
-            count("copies", f"{'pinned' if pinned else 'PAGEABLE'} {source.dtype}")
+            pinned = getattr(source, "pinned", False)
+            waits = not pinned or not kwargs.get("non_blocking", name == "copy_")
+            count("copies", f"{'PAGEABLE' if waits else 'pinned'} {source.dtype}")
         elif to:
             count("launches", name)
         return
@@ -221,24 +223,42 @@ def install():
     Mode().__enter__()
 
 
+def count_if(in_step):
+    """Count what follows, a step, or do not."""
+    global counting
+    counting = in_step
+    counts["steps"] += in_step
+
+
 def count_steps():
-    """Count in the steps from the second to the last but one; those are not logged."""
+    """Log the first, the third and the last step; count in the others."""
     import fgssl
-    run = fgssl.Run
+    from evaluation import finetune
+    run, learning_mode = fgssl.Run, finetune.learning_mode
     iterate, due = run.__iter__, run.due
 
     def steps(self):
-        global counting
         for item in iterate(self):
-            counting = 1 < self.step < self.total
-            counts["steps"] += counting
+            count_if(self.step not in (1, 3, self.total))
             yield item
-            counting = False
+            count_if(False)
 
-    counts["steps"] = 0
-    run.__iter__ = steps
-    run.due = lambda self: due(self) and self.step in (1, self.total)
-    run.evaluates = lambda self, also=False: self.step == self.total
+    def evaluates(self, also=False):                         # asked at the end of a step
+        count_if(False)
+        return also or self.step == self.total
+
+    class Muon(finetune.Muon):
+        def step(self):
+            super().step()
+            count_if(False)
+
+    def begins(*args):
+        count_if(True)
+        learning_mode(*args)
+
+    run.__iter__, run.evaluates = steps, evaluates
+    run.due = lambda self: due(self) and self.step in (1, 3, self.total)
+    finetune.learning_mode, finetune.Muon = begins, Muon
 
 
 def main(file):
@@ -249,7 +269,7 @@ def main(file):
     report = []
     for script, arguments in json.loads(Path(file).read_text()):
         counts["steps"] = 0
-        for kind in ("launches", "waits", "copies", "kernels"):
+        for kind in KINDS:
             counts[kind].clear()
         error = None
         try:
@@ -257,10 +277,9 @@ def main(file):
                 importlib.import_module(script).main(arguments)
         except BaseException:
             error = traceback.format_exc()
-        global counting
-        counting = False
+        count_if(False)
         report.append({"run": [script, *arguments], "error": error, "steps": counts["steps"],
-                       **{kind: dict(counts[kind]) for kind in counts if kind != "steps"}})
+                       **{kind: dict(counts[kind]) for kind in KINDS}})
     print(json.dumps(report))
 
 

@@ -4,6 +4,7 @@
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
     python tests/reproduce.py grocery --again      # from scratch: forgets its runs and records
     python tests/reproduce.py grocery --dry-run    # prints the commands
+    python tests/reproduce.py grocery --write      # runs none: writes what is recorded so far
 
 Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
 command, and not run again. Ctrl-C loses nothing: go on without --again. Started in several
@@ -11,8 +12,6 @@ terminals, the command without it shares the runs out; give each OMP_NUM_THREADS
 """
 
 import argparse
-import contextlib
-import fcntl
 import json
 import math
 import os
@@ -26,6 +25,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import atomic  # noqa: E402
 import fgssl  # noqa: E402
 from evaluation import results  # noqa: E402
 
@@ -45,27 +45,33 @@ class Run(NamedTuple):
 
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
-    evaluation, "1 linear" of its second; "fine-tuned all", "0 frozen 5", ... as `few_labels` has
-    them; "log val_puzzles", what its training wrote last, "log core_minutes", how much of a core
-    it took. against: the row with which the others are compared. also: {name: columns} of further
-    tables of these runs."""
+    evaluation, "1 linear" of its second, "every linear" of all, which are folds; "fine-tuned all",
+    "0 frozen 5", "every frozen 5", ... as `few_labels` has them; "log val_puzzles", what its
+    training wrote last, "log core_minutes", how much of a core it took. against: the row with
+    which the others are compared. also: {name: columns} of further tables of these runs. of: on
+    what the percentages are."""
     data: str
     hours: float
     columns: dict
     runs: tuple
     against: str = ""
     also: dict = {}
+    of: str = "test"
 
 
 FROZEN = {"linear": "linear", "k-NN": "knn", "rank-1": "rank1", "mAP": "map"}
 LABELS = {"1 label": "1", "5": "5", "10": "10", "all": "all"}
 TUNED = {title: f"fine-tuned {shots}" for title, shots in LABELS.items()}
-STEPS = {f"{title}, {steps} steps": f"{i} fine-tuned {shots}" for title, shots in LABELS.items()
-         for i, steps in enumerate(("1,200", "4,800"))}
-
-FEW = "--shots 1 5 10 all --draws 2 --finetune"
-LONG = "--shots 1 5 10 all --draws 1 --finetune --steps 4800"
+SHOTS = {title: f"0 frozen {shots}" for title, shots in LABELS.items()}
+STEPS = {f"{title}, {steps} steps": f"{i} fine-tuned {shots}" for title, shots in
+         (("5 labels", "5"), ("all", "all")) for i, steps in ((2, "2,400"), (4, "7,200"))}
+BEST, LAST = "--layer best --shots 1 5 10 all --draws 3", ""
+TUNE = tuple(f"--draws 1 --finetune --shots {shots} --steps {steps}"
+             for shots, steps in (("5 all", 2400), ("1 10", 2400), ("5 all", 7200)))
 NEAREST = {"linear": "linear", "k-NN": "knn"}
+FOLDS = tuple(f"--fold {i}/4 --shots 5 --draws 2" for i in range(1, 5))  # test is not read
+IN_FOLDS = {"core minutes": "log core_minutes", "linear": "every linear", "k-NN": "every knn",
+            "5 labels": "every frozen 5"}
 FORMER = "--optimizer adamw --lr 1e-3 --first-size 64 --temperature 0.2"    # SimCLR's defaults once
 VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
 
@@ -81,19 +87,34 @@ def variants(train, flags, evaluate=("",)):
                  for what, more in flags.items())
 
 
+def fair(data, name, simclr, jigsaw):
+    """The Table of all methods, each pretrained for 10 minutes of one core. The flags of SimCLR and
+    jigsaw say which colours and crops suit the set; they were chosen in folds of train and val."""
+    simclr = f"train_simclr.py --epochs 80 {simclr}"
+    srgan = "train_srgan.py --epochs 34 --pixel-epochs 10"
+    rows = (("random weights; from scratch", ""), ("SimCLR", simclr),
+            ("jigsaw", f"train_jigsaw.py --epochs 110 {jigsaw}"), ("SRGAN", srgan))
+    controls = (("SRGAN, real or fake alone", f"{srgan} --match 0"),
+                ("SRGAN, matching alone", f"{srgan} --truth 0 --adversarial 0"),
+                ("SimCLR, `--view jigsaw`", f"{simclr} --view jigsaw"))
+    last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
+    return Table(data, 20, FROZEN | TUNED, (
+        *(Run(label, train, (BEST, LAST, *TUNE)) for label, train in rows),
+        *(Run(label, train, (BEST, LAST), 1) for label, train in controls)),
+        also={f"{name}-frozen": {"core minutes": "log core_minutes"} | last | SHOTS,
+              f"{name}-steps": STEPS})
+
+
 TABLES = {
-    "grocery": Table("grocery", 3, FROZEN | TUNED, (
-        Run("random weights; from scratch", "", (FEW, LONG)),
-        Run("SimCLR", "train_simclr.py --epochs 100 --color 0.1 --gray 0 --min-crop 0.08",
-            (FEW, LONG)),
-        Run("jigsaw", "train_jigsaw.py --epochs 24 --color 0 --gray 0", (FEW, LONG), 1),
-        Run("SRGAN", "train_srgan.py --epochs 40 --pixel-epochs 12", (FEW, LONG), 1)),
-        also={"grocery-steps": STEPS}),
+    "grocery": fair("grocery", "grocery", "--color 0.1 --gray 0 --min-crop 0.08",
+                    "--color 0 --gray 0"),
+    "birds": fair("data/birds", "birds", "--color 0.25 --gray 0.1 --min-crop 0.2",
+                  "--color 0.2 --gray 0.1"),
     "toy": Table("toy", 0.5, FROZEN | TUNED, (
-        Run("random weights; from scratch", "", (FEW,), 1),
-        Run("SimCLR", "train_simclr.py", (FEW,), 1),
-        Run("jigsaw", "train_jigsaw.py", (FEW,), 1),
-        Run("SRGAN", "train_srgan.py", (FEW,), 1))),
+        Run("random weights; from scratch", "", (BEST, LAST, *TUNE[:2]), 1),
+        Run("SimCLR", "train_simclr.py", (BEST, LAST, *TUNE[:2]), 1),
+        Run("jigsaw", "train_jigsaw.py", (BEST, LAST, *TUNE[:2]), 1),
+        Run("SRGAN", "train_srgan.py", (BEST, LAST, *TUNE[:2]), 1))),
     "speed": Table("toy", 0.2, {"core minutes": "log core_minutes"} | NEAREST, (
         Run("random weights", "", seeds=1),
         *(Run(f"{what}, `{flags}`", f"train_simclr.py {flags}", seeds=seeds)
@@ -128,11 +149,12 @@ TABLES = {
 
 def runs(name):
     """(Run, seed, folder, training command or None, evaluating commands) of each run of a table."""
-    for run in TABLES[name].runs:
-        for seed in range(run.seeds):
+    table = TABLES[name]
+    for seed in range(max(run.seeds for run in table.runs)):
+        for run in (run for run in table.runs if seed < run.seeds):
             slug = "".join(c if c.isalnum() else "_" for c in run.label)
             folder = OUT / name / f"{slug}_{seed}"
-            same = ["--data", TABLES[name].data, "--seed", str(seed), "--out"]
+            same = ["--data", table.data, "--seed", str(seed), "--out"]
             train, source = None, ["--init", "random"]
             if run.train:
                 train = [*shlex.split(run.train), *same, str(folder)]
@@ -151,17 +173,21 @@ def execute(name):
     """Run what is neither recorded yet nor being run by another process. A training that was
     stopped goes on."""
     for _, _, folder, train, evaluations in runs(name):
-        with locked(folder, wait=False) as free:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = atomic.try_lock(folder / "lock")
+        if lock is None:
+            continue
+        with lock:
             todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
             finished = folder / "finished"                   # written when training is
-            if free and todo and train and not finished.exists():
+            if todo and train and not finished.exists():
                 began = os.times()
                 try:
                     python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
                     finished.touch()
                 finally:
                     add_core_minutes(folder, began)
-            for command in todo if free else ():
+            for command in todo:
                 python(*command)
                 record(name, command)
 
@@ -172,21 +198,8 @@ def add_core_minutes(folder, began):
     before = float(file.read_text()) if file.exists() else 0.0
     spent = (now.children_user + now.children_system
              - began.children_user - began.children_system) / 60
-    file.write_text(str(before + spent))
-
-
-@contextlib.contextmanager
-def locked(folder, wait=True):
-    """Hold the folder's lock meanwhile; yields whether it could be had. The system frees it when
-    the process ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    with atomic.replacing(file) as draft:
+        draft.write_text(str(before + spent))
 
 
 def record(name, command):
@@ -200,13 +213,12 @@ def record(name, command):
                      for key, value in line.items() if isinstance(value, float)}
     if (folder / "core_minutes").exists():
         result["log"]["core_minutes"] = float((folder / "core_minutes").read_text())
-    with locked(OUT / name):
-        RECORDS.mkdir(parents=True, exist_ok=True)
-        partial = RECORDS / f"{name}.part"
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    with atomic.lock(OUT / name / "lock", f"waiting for another process to record {name}"):
         lines = [f"{json.dumps(key)}: {json.dumps(value)}"
                  for key, value in (recorded(name) | {shlex.join(command): result}).items()]
-        partial.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-        partial.replace(RECORDS / f"{name}.json")
+        with atomic.replacing(RECORDS / f"{name}.json") as draft:
+            draft.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def python(*command):
@@ -216,18 +228,19 @@ def python(*command):
 
 def few_labels(name, label):
     """{"1 fine-tuned 5": [cell of eval.json, ...] over seeds and draws} of a row, for its second
-    evaluation; and {"fine-tuned 5": those of one of its evaluations}.
+    evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": of one of its evaluations}.
 
     That is, where they differ, by the length of fine-tuning say, the one with the best mean
     accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
     """
-    found = {}
+    found, known = {}, recorded(name)
     for run, *_, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
-            for cell in recorded(name)[shlex.join(command)]["few_labels"]:
-                found.setdefault(f"{i} {cell['method']} {cell['shots']}", []).append(cell)
+            for cell in known.get(shlex.join(command), {"few_labels": ()})["few_labels"]:
+                for which in (i, "every"):
+                    found.setdefault(f"{which} {cell['method']} {cell['shots']}", []).append(cell)
     best = {}
-    for cells in found.values():
+    for cells in [cells for kind, cells in found.items() if kind[0].isdigit()]:
         kind = f"{cells[0]['method']} {cells[0]['shots']}"
         best[kind] = max(best.get(kind, []), cells, key=on_val)
     return found | best
@@ -239,17 +252,17 @@ def on_val(cells):
 
 def figures(name, label, columns):
     """{column: [its values over seeds and, for few labels, draws]} of a row."""
-    few = few_labels(name, label)
+    few, known = few_labels(name, label), recorded(name)
     found = {title: [cell["test"] for cell in few.get(where, [])]
              for title, where in columns.items()}
     for run, _, _, _, evaluations in runs(name):
         for i, command in enumerate(evaluations if run.label == label else ()):
-            result = recorded(name)[shlex.join(command)]
-            for title, where in columns.items():
+            result = known.get(shlex.join(command))
+            for title, where in columns.items() if result else ():
                 kind, _, what = where.rpartition(" ")
                 if kind == "log" and i == 0:
                     found[title].append(result["log"].get(what))
-                elif kind in ("1", "") and i == int(kind or 0):
+                elif kind == "every" or kind.isdigit() and i == int(kind) or kind == "" and i == 0:
                     found[title].append(result.get("encoder", result["random_init"])[what])
     return found
 
@@ -262,14 +275,18 @@ def render(name, columns):
     """
     table = TABLES[name]
     rows = {run.label: figures(name, run.label, columns) for run in table.runs}
-    lines = [[f"{table.data}, test, %", *columns]]
+    lines = [[f"{Path(table.data).name}, {table.of}, %", *columns]]
     for label, row in rows.items():
         lines.append([label, *map(results.mean_std, row.values())])
     for i, column in enumerate(columns if table.against else (), 1):
-        trained = [rows[run.label][column] for run in table.runs if run.train]
+        trained = [rows[run.label][column] for run in table.runs
+                   if run.train and len(rows[run.label][column]) > 1]
+        if not trained:                                      # not recorded yet
+            continue
         error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
         for line, row in zip(lines[1:], rows.values()):
-            if abs(mean(row[column]) - mean(rows[table.against][column])) > 2 * error:
+            other = rows[table.against][column]
+            if row[column] and abs(mean(row[column]) - mean(other)) > 2 * error:
                 line[i] = f"**{line[i]}**"
     return results.markdown_table(lines)
 
@@ -277,7 +294,7 @@ def render(name, columns):
 def draw(name):
     """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
     rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
-                                        if not kind[0].isdigit() for cell in cells]}]
+                                        if kind.startswith("f") for cell in cells]}]
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]
@@ -292,7 +309,8 @@ def write(name, table):
         before, found, rest = page.read_text().partition(start)
         _, closed, after = rest.partition(end)
         if found and closed:
-            page.write_text(before + start + table + "\n" + end + after)
+            with atomic.replacing(page) as draft:
+                draft.write_text(before + start + table + "\n" + end + after)
             return page
     raise ValueError(f"no {start.strip()} ... {end} to write between in "
                      + ", ".join(page.name for page in PAGES))
@@ -304,6 +322,8 @@ def main(argv=None):
     p.add_argument("table", nargs="?", choices=TABLES, help="which; without one, they are listed")
     p.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     p.add_argument("--again", action="store_true", help="run all of it, whatever is recorded")
+    p.add_argument("--write", action="store_true",
+                   help="run none: write what is recorded, and leave the other cells empty")
     args = p.parse_args(argv)
     if not args.table:
         for name, table in TABLES.items():
@@ -317,10 +337,11 @@ def main(argv=None):
     if args.again:
         (RECORDS / f"{args.table}.json").unlink(missing_ok=True)
         shutil.rmtree(OUT / args.table, ignore_errors=True)
-    execute(args.table)
+    if not args.write:
+        execute(args.table)
     missing = [command for *_, evaluations in runs(args.table) for command in evaluations
                if shlex.join(command) not in recorded(args.table)]
-    if missing:
+    if missing and not args.write:
         print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")
         return
     table = TABLES[args.table]

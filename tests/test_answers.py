@@ -82,6 +82,18 @@ def test_a_cell_is_on_file_before_its_pictures(shades, tmp_path, monkeypatch):
     assert (tmp_path / "finetuned.pt").exists() and not (tmp_path / "finetuning.pt").exists()
 
 
+def test_a_cell_is_on_file_before_it_is_printed(shades, tmp_path, monkeypatch):
+    """A closed pipe or Ctrl-C at its line cost the minutes that it took."""
+    def interrupted(text, **_):
+        if text.startswith("["):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(few_labels, "print", interrupted, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        linear_eval.main([*PLAIN, "--data", str(shades), "--out", str(tmp_path), "--shots", "1"])
+    assert [cell["images"] for cell in read(tmp_path)["few_labels"]] == [3]
+
+
 def test_a_full_disk_still_prints_the_table_and_names_the_file(checkpoint, monkeypatch, capsys):
     replace = os.replace
 
@@ -109,10 +121,17 @@ def test_another_evaluation_is_not_replaced(checkpoint, shades, photos, capsys):
         with pytest.raises(fgssl.UserError, match="holds an evaluation of other.*--out"):
             linear_eval.main([*argv, "--precision", "fp32"])
         assert (checkpoint.parent / "eval.json").read_bytes() == before
-    (checkpoint.parent / "eval.json").write_text("mine")
-    with pytest.raises(fgssl.UserError, match="is no eval.json of this version"):
-        linear_eval.main([str(checkpoint)])
-    assert (checkpoint.parent / "eval.json").read_text() == "mine"
+
+
+def test_a_file_that_is_no_result_is_moved_aside(checkpoint, capsys):
+    """A comma too many in eval.json, and its few-label results were overwritten."""
+    for name in ("eval.json.damaged", "eval.json.damaged2"):
+        (checkpoint.parent / "eval.json").write_text(f"mine, {name}")
+        linear_eval.main([str(checkpoint), "--precision", "fp32"])
+        line, = (line for line in capsys.readouterr().err.splitlines() if "damaged" in line)
+        assert line.startswith(str(checkpoint.parent / "eval.json")) and f"now {name}," in line
+        assert (checkpoint.parent / name).read_text() == f"mine, {name}"
+    assert read(checkpoint.parent)["encoder"]
 
 
 def test_a_probe_is_evaluated_beside_the_run(checkpoint):

@@ -1,6 +1,5 @@
 """linear_eval.py on an encoder that is no ResNet and has three stages: all that it does."""
 
-import copy
 import json
 
 import pytest

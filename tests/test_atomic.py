@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from conftest import ROOT
@@ -61,24 +60,73 @@ def test_writers_of_one_file_do_not_share_a_draft(tmp_path):
     assert listing(tmp_path) == ["a"]
 
 
-@pytest.mark.skipif(atomic.fcntl is None, reason="this system has no flock")
-def test_drafts_of_the_dead_are_removed_and_of_the_living_kept(tmp_path):
-    code = ("import sys, time; sys.path.insert(0, sys.argv[1]); import atomic\n"
-            "with atomic.replacing(sys.argv[2]) as draft:\n"
-            "    draft.write_text('half'); print('ready', flush=True); time.sleep(60)")
-    program = subprocess.Popen([sys.executable, "-c", code, ROOT, tmp_path / "a"],
+def start(code, *arguments):
+    """A program that has printed "ready" and goes on."""
+    code = f"import sys, time; sys.path.insert(0, {str(ROOT)!r}); import atomic, pathlib\n" + code
+    program = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)],
                                stdout=subprocess.PIPE, text=True)
     assert program.stdout.readline() == "ready\n"
-    with atomic.replacing(tmp_path / "a") as draft:
-        draft.write_text("ours")
-        assert len(listing(tmp_path)) == 2, "the other's draft is in use"
-    assert len(listing(tmp_path)) == 2
+    return program
+
+
+def kill(program):
     program.send_signal(signal.SIGKILL)
     program.wait()
-    for _ in range(50):                                      # the system releases its lock
-        with atomic.replacing(tmp_path / "a") as draft:
-            draft.write_text("again")
-        if listing(tmp_path) == ["a"]:
-            break
-        time.sleep(0.1)
-    assert listing(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "again"
+
+
+@pytest.mark.skipif(atomic.fcntl is None, reason="this system has no flock")
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_drafts_of_the_dead_are_removed_and_of_the_living_kept(tmp_path, is_folder):
+    def draft():
+        with atomic.drafting(tmp_path / "a[1]", is_folder):
+            return len(listing(tmp_path))
+
+    program = start("with atomic.drafting(sys.argv[1], sys.argv[2] == 'True') as draft:\n"
+                    "    (draft / 'b' if draft.is_dir() else draft).write_text('half')\n"
+                    "    print('ready', flush=True); time.sleep(60)",
+                    tmp_path / "a[1]", is_folder)
+    assert draft() == 2 and len(listing(tmp_path)) == 1, "the other's draft is in use"
+    kill(program)
+    assert draft() == 1 and listing(tmp_path) == []
+
+
+def test_ctrl_c_keeps_a_draft_that_somebody_can_go_on_with(tmp_path):
+    for keep, left in ((False, 0), (True, 1)):
+        with pytest.raises(KeyboardInterrupt), atomic.drafting(tmp_path / "a", keep=keep) as draft:
+            draft.write_text("half")
+            raise KeyboardInterrupt
+        assert len(listing(tmp_path)) == left
+    with pytest.raises(OSError), atomic.drafting(tmp_path / "a", keep=True):
+        raise OSError
+    assert len(listing(tmp_path)) == 1, "a draft of an error stays, or that of Ctrl-C went"
+
+
+def test_a_folder_is_on_the_disk_with_all_its_files_before_it_gets_its_name(tmp_path, monkeypatch):
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("this system does not name the files that are flushed")
+    calls, fsync, replace = [], os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append(
+        os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))) or fsync(fd))
+    monkeypatch.setattr(os, "replace", lambda *names: calls.append("rename") or replace(*names))
+    with atomic.drafting(tmp_path / "set", is_folder=True) as draft:
+        (draft / "images").mkdir()
+        for name in ("a.txt", "images/b.jpg"):
+            (draft / name).write_text("x")
+        (draft / "link").symlink_to("nowhere")
+        atomic.publish(draft, tmp_path / "set")
+    assert sorted(calls[:3]) == ["a.txt", "b.jpg", "images"]
+    assert calls[3:] == [draft.name, "rename", tmp_path.name]
+    assert listing(tmp_path / "set") == ["a.txt", "images", "link"]
+
+
+def test_a_lock_is_one_process_s_and_dies_with_it(tmp_path, capsys):
+    program = start("with atomic.lock(sys.argv[1], ''):\n"
+                    "    print('ready', flush=True); time.sleep(60)", tmp_path / "lock")
+    assert atomic.try_lock(tmp_path / "lock") is None
+    threading.Timer(0.3, kill, [program]).start()
+    with atomic.lock(tmp_path / "lock", "waiting for the other"):
+        assert program.poll() is not None
+    assert capsys.readouterr().err == "waiting for the other\n"
+    with atomic.lock(tmp_path / "lock", "it is free"):
+        pass
+    assert capsys.readouterr().err == ""

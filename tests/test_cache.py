@@ -125,7 +125,7 @@ def test_what_was_decoded_survives_ctrl_c(photos, monkeypatch):
         count_decoded(patch, stop="5.png")
         with pytest.raises(KeyboardInterrupt):
             fgssl.Dataset(dataset(photos).records, workers=1).cached("train", 24)
-    assert [file.suffix for file in (photos.parent / "cache").iterdir()] == [".left"]
+    assert [file.suffix for file in (photos.parent / "cache").iterdir()] == [".part"]
     names = count_decoded(monkeypatch)
     assert values(dataset(photos).cached("train", 24)) == [20 * i for i in range(8)]
     assert sorted(names) == ["5.png", "6.png", "7.png"]
@@ -183,7 +183,7 @@ def test_the_cache_is_listed_and_cleared(photos, capsys):
     dataset(photos).cached("train", 24)
     fgssl.main(["cache"])
     printed = capsys.readouterr().out
-    assert "train  8 images of 24 px  14.1 kB" in printed and "in " + str(photos.parent) in printed
+    assert "train  8 images of 24 px  14.2 kB" in printed and "in " + str(photos.parent) in printed
     fgssl.main(["cache", "--clear"])
     assert cache_files(photos) == [kernel] and "removed from" in capsys.readouterr().out
 
@@ -259,7 +259,7 @@ def test_what_was_unreadable_is_kept_in_the_cache_itself(photos):
     spoil(photos)
     dataset(photos, skip_bad=True).cached("train", 24)
     file, = (photos.parent / "cache").rglob("*")
-    assert np.load(file).shape == (6, 3, 24, 24), "np.load ignores what follows the array"
+    assert np.load(file)["image"].shape == (6, 3, 24, 24)
 
 
 def test_a_link_to_nowhere_is_an_unreadable_image(photos):

@@ -65,6 +65,57 @@ for plug in [x for x in gc.get_objects() if isinstance(x, socket.socket)]:
     except OSError:
         pass
 return 0.0""",
+    "writes to every descriptor": """\
+import os
+for fd in range(3, 256):
+    try:
+        os.write(fd, b'{"state": "solved"}\\n' * 1000)
+    except OSError:
+        pass
+return peak""",
+    "stops what is above it": """\
+import ctypes, os, signal
+for pid in (1, os.getppid()):
+    ctypes.CDLL(None).ptrace(16, pid, 0, 0)              # PTRACE_ATTACH
+    for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.kill(pid, number)
+        except OSError:
+            pass
+return peak""",
+    "answers with a gigabyte": """\
+import gc, socket
+for plug in [x for x in gc.get_objects() if isinstance(x, socket.socket)]:
+    try:
+        plug.sendall((2 ** 30).to_bytes(8, "big") + b"[" + b"[]," * 2 ** 24)
+    except OSError:
+        pass
+return peak""",
+    "leaves a thread and a process behind": """\
+import os, threading, time
+def later():
+    while True:
+        time.sleep(0.1)
+        for fd in range(3, 40):
+            try:
+                os.write(fd, b"x" * 99)
+            except OSError:
+                pass
+threading.Thread(target=later, daemon=True).start()
+if not os.fork():
+    os.setsid()
+    later()
+return peak""",
+    "calls the project's own": """\
+import importlib, sys
+for name in ("fgssl", "course.seam", "course.grade", "course.hidden.test_hidden"):
+    try:
+        own = importlib.import_module(name).cosine_lr
+        if own.__code__ is not sys._getframe().f_code:
+            return own(step, total, warmup, peak)
+    except (ImportError, AttributeError):
+        pass
+return peak""",
     "deletes files": """\
 import glob, os, shutil
 for folder in (PRECIOUS, os.getcwd(), os.path.expanduser("~"), "/tmp"):

@@ -86,7 +86,7 @@ def test_a_kernel_put_back_is_the_same_and_its_braces_may_be_in_strings():
         body = source.body_of(text, function)
         assert source.put(text, function, body).replace(body, body[body.index("\n", 1) + 1:]
                                                         ).split() == text.split()
-    tricky = '__global__ void f() { char c[] = "}"; // }\n /* } */ if (1) { } }\nint x;'
+    tricky = '__global__ void f() { char c[] = "}", d = \'}\'; // }\n /* } */ if (1) { } }\nint x;'
     function, = source.cuda_kernels(tricky, file)
     assert tricky[function.end:] == "}\nint x;"
 

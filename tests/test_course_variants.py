@@ -6,20 +6,21 @@ import subprocess
 import sys
 
 import pytest
+from test_kernels_emulator import CXX
 from variants import bodies
 
-from course import grade, make, source
+from course import exercises, grade, make, source
 
 ROOT = source.ROOT
 
 
-def graded(folder, right, wrong, names):
-    """What the grader says of so many right and wrong bodies of each exercise."""
+def graded(folder, names, *what):
+    """What the grader says of bodies of these exercises, as run.py prints it: of so many right and
+    wrong ones, or of bugs."""
     handout, judge = folder / "handout", folder / "judge"
-    entries = make.make(handout, names)
-    grade.make_judge(handout, entries, judge)
+    grade.make_judge(handout, make.make(handout, names), judge)
     run = subprocess.run(
-        [sys.executable, judge / "tests" / "variants" / "run.py", str(right), str(wrong), *names],
+        [sys.executable, judge / "tests" / "variants" / "run.py", *what],
         cwd=judge, capture_output=True, text=True,
         env=os.environ | {"PLAIN": str(ROOT), "PYTHONPATH": str(judge)})
     assert run.returncode == 0, run.stderr[-3000:]
@@ -39,15 +40,26 @@ def check(found):
 
 
 def test_graders_accept_a_right_body_and_refuse_two_wrong_ones(tmp_path):
-    check(graded(tmp_path, 1, 2, ["cosine_lr", "hflip", "nt_xent_dense", "knn", "grad_cam"]))
+    names = ["cosine_lr", "hflip", "nt_xent_dense", "knn", "grad_cam"]
+    check(graded(tmp_path, names, "1", "2", *names))
 
 
-ON_CUDA = {"tiles_forward", "forward_simt"}                  # compiled for each: a minute or two
-
-
-@pytest.mark.parametrize("name", [
-    pytest.param(name, marks=pytest.mark.cuda_variants if name in ON_CUDA else pytest.mark.variants)
-    for name in bodies.RIGHT])
+@pytest.mark.variants
+@pytest.mark.parametrize("name", bodies.RIGHT)
 def test_graders_accept_every_right_body_and_refuse_every_wrong_one(name, tmp_path):
     assert len(bodies.RIGHT[name]) >= 3 and len(bodies.WRONG[name]) >= 8
-    check(graded(tmp_path, 99, 99, [name]))
+    check(graded(tmp_path, [name], "99", "99", name))
+
+
+BUGS = [bug for _, _, bugs in exercises.HUNTED.values() for bug in bugs]
+
+
+@pytest.mark.course
+@pytest.mark.skipif(not CXX, reason="there is no g++ to compile the kernels with")
+def test_the_tests_handed_out_with_a_bug_find_it(tmp_path):
+    """A hunt for a bug that no test shows cannot end. Each of these is planted, and graded by the
+    tests of its handout alone."""
+    names = [*BUGS, *(e.names[0] for e in exercises.EXERCISES if exercises.is_bug(e))]
+    found = graded(tmp_path, ["cosine_lr"], "hunt", *names)
+    hidden = {name: says for name, says in found.items() if not says or "" in says}
+    assert found.keys() == set(names) and not hidden, f"not found by a test: {hidden}"

@@ -20,10 +20,10 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
          *(ROOT / folder / "README.md" for folder in ("imagesets", "kernels", "tests"))]
 EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 SCRIPTS = ["fgssl", "train_simclr", "train_jigsaw", "train_srgan", "linear_eval", "reproduce",
-           "course.make", "course.grade", "bench_views", "bench_step", "kernels.bench",
-           *(file.stem for file in EXAMPLES)]
-FILES = [file for folder in (".", "methods", "evaluation", "imagesets", "kernels", "course", "tests")
-         for file in sorted((ROOT / folder).glob("*"))
+           "course.make", "course.grade", "bench_views", "bench_step", "bench_explore",
+           "kernels.bench", *(file.stem for file in EXAMPLES)]
+FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels", "course", "tests"
+FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*"))
          if file.suffix in (".py", ".cu", ".cuh", ".h", ".cpp")] + EXAMPLES
 SOURCE = "\n".join(file.read_text() for file in FILES)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

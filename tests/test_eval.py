@@ -267,3 +267,33 @@ def test_data_without_the_labels_it_takes_is_refused(shades, tmp_path):
             Image.new("RGB", (24, 24)).save(lacking / split / name / f"{i}.png")
     with pytest.raises(ValueError, match="yew"):
         run(lacking)
+
+
+def test_the_folds_share_out_train_and_val_and_leave_test_out(splits):
+    held = [probe.hold_out(splits, f"{i}/4") for i in range(1, 5)]
+    train, val, test = splits
+    rows = np.sort(np.concatenate([fold[2].rows for fold in held]))
+    assert rows.tolist() == sorted([*train.rows, *val.rows]), "each image is held out once"
+    for fold in held:
+        assert not {*test.rows} & {*np.concatenate([part.rows for part in fold])}
+        assert {*fold[0].rows} <= {*train.rows} and {*fold[1].rows} <= {*val.rows}
+        assert np.ptp(np.bincount(fold[2].labels)) <= 1, "of each class as many"
+        for part in fold:
+            for image, label, row in zip(part.images, part.labels, part.rows):
+                whole = train if row in train.rows else val
+                i = whole.rows.tolist().index(row)
+                assert label == whole.labels[i] and np.array_equal(image, whole.images[i])
+
+
+def test_a_fold_is_no_test_and_has_a_folder_of_its_own(checkpoint, capsys):
+    linear_eval.main([str(checkpoint), "--precision", "fp32", "--fold", "2/3"])
+    result = json.loads((checkpoint.parent / "fold2of3" / "eval.json").read_text())
+    assert result["n"] == {"train": 24, "val": 12, "test": 18} and result["fold"] == "2/3"
+    assert "| fold 2/3, % of 18" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fold", ["0/4", "5/4", "1/1", "x", "1", "1/4/2"])
+def test_what_is_no_fold_is_refused(fold, capsys):
+    with pytest.raises(SystemExit):
+        linear_eval.main(["--init", "random", "--fold", fold])
+    assert f"{fold} is no part, such as 1/4" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import errno
 
+import bench_explore
 import numpy as np
 import pytest
 import torch
@@ -89,6 +90,14 @@ def test_a_folder_is_explored(shades, evaluated, tmp_path, capsys):
     linear_eval.main(argv)                                   # again: the folder's own
     with pytest.raises(fgssl.UserError, match="in another folder.*--out"):
         linear_eval.main([*argv[:2], str(folder / "dark"), *argv[3:]])
+
+
+def test_faults_are_planted_and_counted(shades, evaluated, capsys):
+    """tests/bench_explore.py, from which the documents have their figures."""
+    bench_explore.main([str(evaluated / "probe.pt"), "--data", str(shades)])
+    *_, labels, copies = capsys.readouterr().out.splitlines()
+    assert labels.startswith("131 images, 4 labels changed; of the first 7 doubtful labels ")
+    assert copies.startswith("50 copies; ")
 
 
 def test_a_picture_that_cannot_be_written_does_not_cost_the_tables(shades, evaluated, tmp_path,

@@ -47,22 +47,40 @@ def test_a_slow_kernel_and_a_crash_are_failures(monkeypatch):
 
 
 def test_the_check_goes_on_after_a_failure(tmp_path, monkeypatch, capsys):
-    """One trainer fails, one has a wrong loss, one is right: all three are in the report."""
-    losses = {"train_jigsaw": (1.0, 1.5), "train_srgan": (1.0, 1.001)}
+    """One trainer fails, one has a wrong loss in its third step, one is right, though its last loss
+    is 10 % off: all three are in the report."""
+    losses = {"train_jigsaw": ((1.0, 2.0), (1.01, 2.0)),     # on the GPU, on the CPU
+              "train_srgan": ((1.0, 2.0), (1.0005, 2.2))}
     reports = {"train_simclr": {"error": "RuntimeError: mixed devices"},
                **{name: {"error": None, "launches a step": 7.} for name in losses}}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_check.build, "obstacle", lambda kind: None)
-    monkeypatch.setattr(gpu_check, "pretend", lambda out: reports)
+    monkeypatch.setattr(gpu_check, "pretend", lambda out, root: reports)
     monkeypatch.setattr(gpu_check, "run_child", lambda job, **_: {})
-    monkeypatch.setattr(gpu_check, "final_loss",
+    monkeypatch.setattr(gpu_check, "losses",
                         lambda folder: losses[folder.name][folder.parent.name == "cpu"])
-    assert gpu_check.main(tmp_path) == 2
+    assert gpu_check.main(["--out", str(tmp_path)]) == 2
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]
-    assert [row["ok"] for row in rows] == [False, False, True, True, True]
+    assert [row["ok"] for row in rows] == [False, False, True, True, True, True, True]
     assert "mixed devices" in (tmp_path / "report.txt").read_text()
     monkeypatch.setattr(gpu_check.build, "obstacle", lambda kind: "there is no C++ compiler")
-    assert gpu_check.main(tmp_path) == 0 and "no C++ compiler" in capsys.readouterr().out
+    assert gpu_check.main(["--out", str(tmp_path)]) == 0
+    assert "no C++ compiler" in capsys.readouterr().out
+
+
+def test_the_losses_compared_are_the_third_and_the_last(tmp_path):
+    records = [{"step": 0, "knn": 5.0}, *({"step": step, "loss": step / 8} for step in (1, 3, 15)),
+               {"step": 15, "knn": 6.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert gpu_check.losses(tmp_path) == (3 / 8, 15 / 8)
+    (tmp_path / "log.jsonl").write_text("")
+    assert gpu_check.losses(tmp_path) == (None, None)
+
+
+def test_a_root_is_passed_on_and_otherwise_the_trainers_own(tmp_path):
+    """Drawing the toy birds once more takes longer than the check."""
+    assert gpu_check.training("train_jigsaw", tmp_path, "birds")[2:4] == ["--root", "birds"]
+    assert "--root" not in gpu_check.training("train_jigsaw", tmp_path)
 
 
 def test_counted_time_is_the_readme_table():

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from test_trainers import TINY
 import atomic
 import fgssl
 import linear_eval
+import runfiles
 import train_simclr
+from evaluation import results
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +26,7 @@ def run(photos, tmp_path_factory):
 
 
 def test_a_damaged_checkpoint_never_loads_as_another(run, tmp_path):
-    """One flipped byte in the weights was loaded without a word: torch.load compares no checksum."""
+    """One flipped byte in the weights was loaded: torch.load compares no checksum."""
     whole, file = (run[0] / "checkpoint.pt").read_bytes(), tmp_path / "damaged.pt"
     wanted, dice, refused = run[1]["encoder"], random.Random(0), 0
     for trial in range(60):
@@ -66,6 +69,17 @@ def test_well_formed_but_wrong_values_get_one_line_with_the_file(run, tmp_path, 
     assert line.strip().count("\n") <= 1 or "keys differ:" in line
 
 
+def test_the_state_of_another_optimizer_is_refused(run, tmp_path):
+    """An older run's AdamW, resumed by Muon, was a KeyError at the first step."""
+    checkpoint = torch.load(run[0] / "checkpoint.pt", weights_only=True)
+    momenta = [state["momentum"] for state in checkpoint["optimizer"]["state"].values()]
+    parameters = [torch.nn.Parameter(v) for v in momenta]
+    checkpoint["optimizer"] = torch.optim.AdamW(parameters, 1e-3).state_dict()
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    with pytest.raises(fgssl.UserError, match="is of another optimizer than Muon: start a new run"):
+        train_simclr.main(["--out", str(tmp_path), "--resume", "--epochs", "2"])
+
+
 @pytest.mark.parametrize("where, shape", [("momentum", (3,)), ("momentum", None)])
 def test_optimizer_state_of_other_shapes_or_with_nan_is_refused(run, tmp_path, where, shape):
     """PyTorch takes any, and fails, or not, at the next step."""
@@ -100,6 +114,79 @@ def test_a_log_with_damaged_lines_keeps_the_others(tmp_path):
         [good[0], b'{"step": 1, "note": "\xff"}', good[1], b"[]", b'{"step": "x"}', b"\0" * 40,
          good[2], good[3], b'{"step": 4, "lo']))
     assert [r["step"] for r in fgssl.read_log(tmp_path / "log.jsonl")] == [0, 1, 2, 3]
+
+
+def damaged(content, dice):
+    """The bytes with one change: a flipped bit, a lost end, a zeroed or a lost block."""
+    at, length = dice.randrange(len(content)), dice.choice([1, 16, 512])
+    return dice.choice([
+        content[:at] + bytes([content[at] ^ 1 << dice.randrange(8)]) + content[at + 1:],
+        content[:at], content[:at] + bytes(len(content[at:at + length])) + content[at + length:],
+        content[:at] + content[at + length:], content + content[:at]])
+
+
+def test_a_damaged_result_is_named_and_never_overwritten(run, photos, tmp_path, capsys):
+    """An extra comma, and 6 results with few labels were lost. 0 of 150 may pass in silence."""
+    file, dice, moved, warned = tmp_path / "eval.json", random.Random(0), 0, 0
+    linear_eval.main([str(run[0] / "checkpoint.pt"), "--data", str(photos), "--out", str(tmp_path),
+                      "--precision", "fp32", "--shots", "1", "--draws", "2"])
+    content = file.read_bytes()
+    wanted = json.loads(content)
+    for _ in range(150):
+        broken = damaged(content, dice)
+        file.write_bytes(broken)
+        capsys.readouterr()
+        refused = None
+        try:
+            found = results.earlier_result(file, wanted)
+        except fgssl.UserError as error:                     # of other data, it says: not replaced
+            refused, found = error, None
+        said = capsys.readouterr().err
+        if not file.exists():
+            aside, = tmp_path.glob("eval.json.damaged")
+            assert found == {} and said.count("\n") == 1 and str(file) in said
+            assert aside.read_bytes() == broken
+            aside.unlink()
+            moved += 1
+        elif refused or found != wanted:
+            assert said.count("\n") == 1 and said.startswith(f"{file} was changed or damaged")
+            assert file.read_bytes() == broken
+            warned += 1
+        else:
+            assert said == ""                                # white space, say
+    assert moved > 50 and warned > 10
+
+
+@pytest.mark.parametrize("change", [
+    {"few_labels": {}}, {"few_labels": [1]}, {"few_labels": [{}]}, {"digest": 3}, {"size": "16"},
+    {"n": 7}, {"n": {}}, {"majority": None}, {"random_init": {"linear": "x", "knn": 1.0}},
+    {"encoder": []}, {"chance": True}, {"seed": 1.5}], ids=str)
+def test_a_result_of_wrong_values_is_none(run, tmp_path, photos, change):
+    number = {"linear": 1.0, "knn": 2.0}
+    cell = {"method": "frozen", "shots": "all", "draw": 0, "recipe": None, "images": 3,
+            "val": 1.0, "test": 2}
+    right = {"data": "a", "digest": "b", "weights": "c", "size": 16, "layer": "4", "seed": 0,
+             "n": {"train": 1, "val": 2, "test": 3}, "chance": 10.0, "majority": 12.5,
+             "random_init": number, "encoder": number, "few_labels": [cell, cell | {"shots": 5}]}
+    assert results.is_result(right) and not results.is_result(right | change)
+    for value in ("5", 0.5, None):
+        assert not results.is_result(right | {"few_labels": [cell | {"shots": value}]})
+
+
+def test_a_damaged_log_loses_the_lines_that_are_damaged(run, tmp_path, monkeypatch):
+    content, dice = (run[0] / "log.jsonl").read_bytes(), random.Random(0)
+    lines, args = content.splitlines(), SimpleNamespace(out=str(tmp_path), seed=0)
+    monkeypatch.setattr(runfiles, "commit", lambda: None)    # it starts git
+    for _ in range(150):
+        broken = damaged(content, dice)
+        (tmp_path / "log.jsonl").write_bytes(broken)
+        found = fgssl.read_log(tmp_path / "log.jsonl")
+        whole = [json.loads(line) for line in broken.splitlines() if line in lines]
+        assert [record for record in found if record in whole] == whole
+        assert len(found) - len(whole) <= 1, "a number may have another digit"
+        log = fgssl.Log(args, 9, 5, torch.device("cpu"), 1)
+        log.curves(loss="chance", knn="random_init")
+        assert fgssl.read_log(tmp_path / "log.jsonl")[-1]["step"] == 5
 
 
 def hold_until(file, ready, done):

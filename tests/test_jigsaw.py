@@ -60,6 +60,16 @@ def test_permutations_repeat_with_the_seed_and_change_with_it():
 
 
 def test_more_permutations_than_there_are_is_an_error():
+    """They would come twice, or the choice would never end."""
+    try:
+        perms = permutation_set(2, 25, seed=0)
+    except ValueError:
+        return
+    pytest.fail(f"{len(perms)} permutations of 2 x 2 tiles, wanted 25: there are 24. What should "
+                "the caller be told?")
+
+
+def test_too_many_permutations_name_the_flag():
     with pytest.raises(ValueError, match="25 permutations of 2 x 2 tiles.*there are 24.*--perms"):
         permutation_set(2, 25, seed=0)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import build
+from kernels import build, dispatch
 from test_kernels_emulator import ROOT
 
 NO_NVCC = "" if build.toolkit() else "there is no CUDA toolkit: no nvcc, and no $CUDA_HOME"
@@ -24,7 +24,7 @@ def fresh(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_HOME", raising=False)
     monkeypatch.setattr(build, "loaded", set())
     monkeypatch.setattr(build, "failed", {})
-    monkeypatch.setattr(kernels, "_said", set())
+    dispatch.say_once.cache_clear()
     toolkit = build.toolkit
     toolkit.cache_clear()
     yield tmp_path
@@ -37,10 +37,10 @@ def python(code, **env):
 
 
 def holder_of(folder, then):
-    """A process that holds the folder's lock, then runs a statement in which `folder` is bound."""
-    code = (f"from kernels import build; from pathlib import Path; import time\n"
+    """A process that holds the folder's lock, then runs statements in which `folder` is bound."""
+    code = (f"from pathlib import Path; import atomic, time\n"
             f"folder = Path({str(folder)!r})\n"
-            f"with build.locked(folder): print('held', flush=True); {then}")
+            f"with atomic.lock(folder / 'in_use', ''): print('held', flush=True); {then}")
     holder = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True,
                               stdout=subprocess.PIPE)
     assert holder.stdout.readline() == "held\n"
@@ -131,8 +131,8 @@ def test_obstacles_to_cuda(fresh, monkeypatch, capsys, torch_cuda, nvcc, words):
                         or nvcc and str(fake_nvcc(fresh, nvcc) / "nvcc"))
     x = types.SimpleNamespace(is_cuda=True, device="cuda:0")
     with pytest.raises(RuntimeError, match=words):
-        kernels._use_kernel("cuda", x)
-    assert kernels._use_kernel("auto", x) is kernels._use_kernel("auto", x) is False
+        dispatch.use_kernel("cuda", x)
+    assert dispatch.use_kernel("auto", x) is dispatch.use_kernel("auto", x) is False
     said = capsys.readouterr().err
     assert said.count("PyTorch runs in place of the CUDA kernels") == 1 and words in said
 
@@ -169,17 +169,38 @@ def test_a_change_of_anything_builds_anew(fresh, monkeypatch):
     assert len(seen) == 6, seen
 
 
+def test_the_hash_is_of_the_architectures_built_not_of_the_cards(fresh, monkeypatch):
+    """A second card of one kind, or another order, must not build anew; nor any card where
+    $TORCH_CUDA_ARCH_LIST says what is built."""
+    monkeypatch.setattr(build, "toolkit", lambda: ("/toolkit", "13.0"))
+
+    def library(*cards):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(cards))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: cards[i])
+        return build.library("cuda")
+
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    assert library((9, 0)) == library((9, 0), (9, 0)) != library((8, 0))
+    assert library((8, 0), (9, 0)) == library((9, 0), (8, 0)) != library((9, 0))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
+    assert library() == library((9, 0)) == library((7, 5))
+
+
 def pretend_to_compile(name, sources, build_directory, **settings):
     """In place of cpp_extension.load: takes no time."""
     open(f"{build_directory}/{name}.so", "w").close()
 
 
 def test_a_killed_build_delays_nobody(fresh, monkeypatch, capsys):
-    """Its lock goes with it, and what it left half done is removed with a notice."""
+    """Its lock goes with it, and what it left half done is removed."""
     import torch.utils.cpp_extension
     folder = build.library("emulated").parent
-    holder = holder_of(folder, "time.sleep(600)")
-    (folder / "work").mkdir()
+    folder.mkdir(parents=True)
+    holder = holder_of(folder, "(draft := atomic.drafting(folder / 'work', True)).__enter__(); "
+                       "(folder / 'drafted').touch(); time.sleep(600)")
+    while not (folder / "drafted").exists():
+        time.sleep(0.01)
+    assert len(list(folder.glob(".work.*"))) == 1
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     monkeypatch.setattr(torch.utils.cpp_extension, "load", pretend_to_compile)
@@ -187,16 +208,18 @@ def test_a_killed_build_delays_nobody(fresh, monkeypatch, capsys):
     start = time.monotonic()
     build.load("emulated")
     assert time.monotonic() - start < 30 and build.library("emulated").exists()
-    assert "removing what an interrupted build left" in capsys.readouterr().err
-    assert not (folder / "work").exists()
+    assert sorted(path.name for path in folder.iterdir()) == ["drafted", "in_use", "kernels.so"]
 
 
-def test_a_second_process_waits_for_the_first(fresh, capsys):
-    holder = holder_of(fresh, "time.sleep(1); (folder / 'released').touch()")
-    with build.locked(fresh):
-        assert (fresh / "released").exists(), "two processes hold the folder"
+def test_a_second_process_waits_for_the_first(fresh, monkeypatch, capsys):
+    folder = build.library("emulated").parent
+    folder.mkdir(parents=True)
+    holder = holder_of(folder, "time.sleep(1); (folder / 'kernels.so').touch()")
+    monkeypatch.setattr(torch.ops, "load_library", lambda path: None)
+    build.load("emulated")                                   # compiling would print
     holder.wait()
-    assert "waiting for another process" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "building" not in error and "waiting for another process" in error
 
 
 def test_a_failed_build_is_not_tried_again(fresh, monkeypatch):

@@ -317,6 +317,19 @@ def test_nt_xent_moves_the_bytes_of_its_header(kernels, kind, m, d, monkeypatch)
     assert written == m * d * size + found
 
 
+@pytest.mark.parametrize("kind", LETTERS, ids=lambda kind: str(kind)[6:])
+def test_the_loss_is_three_launches_and_a_shuffle_one(kernels, kind):
+    """At 512 views a launch takes as long as the work: none for sums, zeros or copies."""
+    kernels.count("launches")
+    kernels.nt_xent(views(130, 24).to(kind), 0.5, torch.ones(130))
+    assert kernels.count("launches") == 3, "z in parts, forward, backward"
+    x, perm, offset = inputs(3, 8, 31, 34, kind=torch.float32)
+    out = kernels.tiles(x, perm, 3, 8, offset, False)
+    assert kernels.count("launches") == 1
+    kernels.tiles_back(out, perm, 3, 8, offset, False, x.shape)
+    assert kernels.count("launches") == 1
+
+
 def test_tile_shuffle_moves_the_bytes_of_its_header(kernels):
     x, perm, offset = inputs(3, 8, 31, 34, kind=torch.float32)
     tables = 2 * 9 * 256 * 24

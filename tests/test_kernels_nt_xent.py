@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import kernels
 from kernels import build, nt_xent, nt_xent_dense, reference
 
 NO_GPU = build.obstacle("cuda") or "" if torch.cuda.is_available() else "no CUDA device is visible"
@@ -112,9 +111,9 @@ def test_the_dense_form_is_the_loop_of_the_paper():
         ours, wanted = nt_xent_dense(rows, t).item(), paper(rows, t)
         # float64 sums of 14 terms: 1e-12 covers any order, and a sum of exp beside log_softmax
         assert math.isclose(ours, wanted, rel_tol=1e-12), (
-            f"{ours:.6g} for 7 pairs of norm {norm} at t = {t}; equation 1 says {wanted:.6g}. Which "
-            "columns are below the fraction's line, which is above it, over what is the mean? Rows "
-            "are taken as they are, in float64 here.")
+            f"{ours:.6g} for 7 pairs of norm {norm} at t = {t}; equation 1 says {wanted:.6g}. "
+            "Which columns are below the fraction's line, which is above it, over what is the mean?"
+            " Rows are taken as they are, in float64 here.")
     equal = nt_xent_dense(torch.full((8, 4), 0.5), 1e-3).item()
     assert math.isclose(equal, math.log(7), rel_tol=1e-4), (    # the spacing of floats at 1000
         f"{equal} for equal rows, wanted ln 7: exp(1000) overflows where no maximum is subtracted")

@@ -53,7 +53,7 @@ def test_equals_the_loops(impl, shape):
         ours = tile_shuffle(x.to(at), perm.to(at), grid, tile, offset.to(at), image=image,
                             impl=impl)
         wanted = by_loops(x, perm, grid, tile, offset, image)
-        assert ours.shape == wanted.shape, f"shape {tuple(ours.shape)}, wanted {tuple(wanted.shape)}"
+        assert ours.shape == wanted.shape, f"{tuple(ours.shape)}, wanted {tuple(wanted.shape)}"
         at = tuple((ours.cpu() != wanted).nonzero()[:1].flatten().tolist())
         assert not at, (
             f"{grid} x {grid} tiles of {tile} from {tuple(x.shape)}, image = {image}: the first "

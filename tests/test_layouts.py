@@ -154,11 +154,39 @@ def test_two_unicode_forms_of_a_name_are_one_class(tmp_path):
     (["train/a/1.jpg", "test/b/1.jpg", "extra/c/1.jpg"], "train beside extra|test, train beside"),
     (["ash/train/1.jpg", "ash/0.jpg", "oak/1.jpg"], "a split in a class"),
     (["Ash/1.jpg", "ash/2.jpg"], "one class or two"),
-    (["a/ash/1.jpg", "oak.jpg"], "X/a holds folders")])
+    (["a/ash/1.jpg", "oak.jpg"], "X/a holds folders"),
+    (["ash/1.jpg", "ash - Copy/1.jpg", "oak/2.jpg"], "one class or two"),
+    (["ash/1.jpg", "ash (2)/1.jpg", "oak/2.jpg"], "one class or two"),
+    (["1/1.jpg", "01/2.jpg", "2/3.jpg"], "one class or two"),
+    (["ash/1.jpg", "oak/2.jpg", "New folder/3.jpg"], "New folder: these are not names"),
+    (["train/ash/1.jpg", "eval/ash/2.jpg"], "splits: train beside eval.*called train, val and"),
+    (["plants\\ash\\1.jpg", "plants\\oak\\2.jpg"], "a zip of Windows was unpacked without")])
 def test_what_can_be_read_in_two_ways_is_refused_with_its_tree(names, problem, tmp_path):
-    with pytest.raises(UserError, match=problem) as error:
+    with pytest.raises(UserError, match=f"(?s){problem}") as error:
         imagesets.read(put(tmp_path / "X", *names), ".")
     assert "\n  X/\n" in str(error.value) and "metadata.csv" in str(error.value)
+
+
+def test_numbers_that_differ_and_names_like_copies_are_classes(tmp_path):
+    put(tmp_path, "1.1/1.jpg", "1.10/1.jpg", "photo/1.jpg", "photocopy/1.jpg", "gull (2)/1.jpg")
+    assert len(imagesets.read(tmp_path, ".").classes) == 5
+
+
+def test_dev_and_holdout_are_splits(tmp_path):
+    put(tmp_path, *(f"{split}/{name}/1.jpg" for split in ("train", "dev", "Holdout")
+                    for name in ("ash", "oak")))
+    assert {split for path, (_, split) in found(tmp_path).items() if path[0] == "d"} == {"val"}
+    assert {split for path, (_, split) in found(tmp_path).items() if path[0] == "H"} == {"test"}
+
+
+def test_masks_beside_their_images_are_no_photographs(tmp_path):
+    """Of a set of ultrasound images, half of what was read were the masks."""
+    put(tmp_path, "benign/a (1).png", "benign/a (1)_mask.png", "benign/a (1)_mask_1.png",
+        "normal/b.jpg", "normal/b_Segmentation.png", "normal/carnival_mask.jpg")
+    records = imagesets.read(tmp_path, ".")
+    assert sorted(path.name for path in records.paths) == ["a (1).png", "b.jpg",
+                                                           "carnival_mask.jpg"]
+    assert records.left_out == {"mask of an image": 3}
 
 
 def test_labels_none_takes_the_images_of_any_tree(tmp_path):

@@ -107,6 +107,21 @@ def test_a_table_goes_before_class_folders_and_needs_its_header(tmp_path):
     assert {name for _, name, _ in read(tmp_path)} == {"ash", "oak"}
 
 
+@pytest.mark.parametrize("name, text, reason", [
+    ("metadata.csv", "filename,label\n1.jpg,ash\n", "no column file_name among filename, label"),
+    ("metadata.csv", "", "it has no rows"),
+    ("notes/metadata.csv", "file_name,label\n1.jpg,ash\n", "it lies in no folder around all"),
+    ("Metadata.xlsx", "PK", "expected one of metadata.csv, metadata.tsv")])
+def test_why_a_table_is_not_used_is_said_also_where_the_folder_is_refused(name, text, reason,
+                                                                          tmp_path):
+    """The message asked for the metadata.csv that was there."""
+    put(tmp_path, "images/1.jpg")
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=f"{name} is not used: {reason}"):
+        imagesets.read(tmp_path, ".")
+
+
 def test_names_of_macos_are_found(tmp_path):
     put(tmp_path, unicodedata.normalize("NFD", "Möwe.jpg"), "b.jpg")
     table(tmp_path, "file_name,label", unicodedata.normalize("NFC", "Möwe.jpg,Möwe"), "b.jpg,auk")

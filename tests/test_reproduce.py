@@ -11,6 +11,8 @@ import reproduce
 from PIL import Image
 from reproduce import Run, Table
 
+import atomic
+
 
 @pytest.fixture
 def tiny(shades, tmp_path, monkeypatch):
@@ -47,6 +49,10 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
         assert picture.size == (640, 720), "two panels: frozen, fine-tuned"
     record = folder / "results" / "tiny.json"
     record.write_text("".join(line.replace("Sim_CLR", "other") for line in open(record)))
+    reproduce.main(["tiny", "--write"])
+    _, label, *cells, _ = readme.read_text().splitlines()[5].split("|")
+    assert ran[3:] == [] and label.strip() == "Sim CLR"
+    assert [cell.strip() for cell in cells] == [""] * 3, "what is not recorded is left empty"
     reproduce.main(["tiny"])
     assert ran[3:] == ["linear_eval.py"], "what is recorded is not run again, nor what is trained"
     reproduce.main(["tiny", "--again"])
@@ -66,7 +72,9 @@ def test_the_core_minutes_of_a_resumed_run_are_added_up(tmp_path):
 def test_a_run_of_another_process_is_left_to_it(tiny, capsys):
     folder, ran = tiny
     (folder / "README.md").write_text("<!-- tiny -->\nold\n<!-- /tiny -->\n")
-    with reproduce.locked(folder / "out" / "tiny" / "Sim_CLR_0"):
+    other = folder / "out" / "tiny" / "Sim_CLR_0"
+    other.mkdir(parents=True)
+    with atomic.lock(other / "lock", "nobody waits here"):
         reproduce.main(["tiny"])
     assert ran == ["linear_eval.py"] and "old" in (folder / "README.md").read_text()
     assert "The last 1 are run by other processes" in capsys.readouterr().out
@@ -100,12 +108,14 @@ def test_a_row_shows_the_evaluation_that_val_prefers(monkeypatch):
                      "random_init": {"linear": 3}} for of, found in cells.items()}
 
     run = Run("any", "")
-    columns = {"5": "fine-tuned 5", "longer": "1 fine-tuned 5", "linear": "linear"}
+    columns = {"5": "fine-tuned 5", "longer": "1 fine-tuned 5", "linear": "linear",
+               "folds": "every linear", "5 in folds": "every fine-tuned 5"}
     monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
     monkeypatch.setattr(reproduce, "recorded", recorded)
     monkeypatch.setattr(reproduce, "runs", lambda name: [(run, 0, None, None, [["a"], ["b"]])])
     found = reproduce.figures("t", "any", columns)
-    assert found == {"5": [1, 2], "longer": [10, 20, 90], "linear": [3]}
+    assert found == {"5": [1, 2], "longer": [10, 20, 90], "linear": [3], "folds": [3, 3],
+                     "5 in folds": [1, 2, 10, 20, 90]}
 
 
 def test_what_exceeds_the_noise_is_bold(monkeypatch):

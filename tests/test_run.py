@@ -1,7 +1,6 @@
 """What a run stands on: schedule, batches, arguments, checkpoint, log, stop."""
 
 import argparse
-import contextlib
 import errno
 import itertools
 import json
@@ -16,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+import atomic
 import fgssl
 import kernels
 from imagesets.progress import format_time
@@ -236,8 +236,12 @@ def on_a_full_disk(monkeypatch):
     """Make every draft a link to a device on which nothing has room."""
     if not os.path.exists("/dev/full"):
         pytest.skip("only Linux has /dev/full")
-    monkeypatch.setattr("atomic.locked", lambda draft: contextlib.nullcontext(
-        draft.symlink_to("/dev/full")))
+    def make_draft(path, is_folder):
+        draft = path.with_name(f".{path.name}.full.part")
+        draft.symlink_to("/dev/full")
+        return draft, None
+
+    monkeypatch.setattr(atomic, "make_draft", make_draft)
 
 
 @pytest.mark.parametrize("when", ["writing", "renaming"])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import signal
 
 import numpy as np
@@ -14,7 +13,6 @@ from test_trainers import assert_same
 
 import fgssl
 import kernels
-import pictures
 import linear_eval
 import train_srgan as srgan
 from methods import super_resolution

@@ -14,6 +14,7 @@ from conftest import ROOT
 from PIL import Image
 
 import fgssl
+import kernels
 import linear_eval
 import train_jigsaw
 import train_simclr
@@ -80,6 +81,21 @@ def test_a_run_leaves_checkpoint_log_and_pictures(trainer, photos, tmp_path, cap
     assert {"argv", "seed", "device", "kernels", "commit", "python", "numpy"} <= first.keys()
     assert last["chance"] == pytest.approx(chance) and last["lr"] == 0
     assert [r["step"] for r in records if "knn" in r] == [0, steps], "k-NN before and after"
+
+
+@pytest.mark.parametrize("trainer, more", [
+    (train_simclr, ("--view", "swap")), (train_jigsaw, ()), (train_srgan, ("--pixel-epochs", "1"))])
+def test_impl_reaches_every_call_of_a_kernel(trainer, more, photos, tmp_path, monkeypatch):
+    """--impl torch turns a suspect kernel off: in the views and the pictures, too."""
+    asked = []
+    for module in (kernels, kernels.tiles):
+        def spy(impl, x, use_kernel=module.use_kernel):
+            asked.append(impl)
+            return use_kernel(impl, x)
+        monkeypatch.setattr(module, "use_kernel", spy)
+    train(trainer, photos, tmp_path, "--impl", "torch", *more)
+    ignored = asked.count("auto")
+    assert asked and set(asked) == {"torch"}, f"{ignored} of {len(asked)} calls ignore it"
 
 
 def test_one_seed_repeats_to_the_bit_and_another_differs(trainer, photos, tmp_path):

@@ -62,7 +62,7 @@ const char* tiles_back(int b, int c, int h, int w, int grid, int tile, bool imag
     });
 }
 
-// Where the kernels read beyond 2^31 elements. What is wrong may crash: a process of its own runs it.
+// Where the kernels read beyond 2^31 elements. What is wrong may crash, so a process runs it.
 bool apart(const std::function<bool()>& run) {
     pid_t child = fork();
     if (!child) {
@@ -120,6 +120,7 @@ bool far_tile() {
     });
 }
 
+long long launches() { return cuda_on_cpu::launches.exchange(0); }
 long long conflicts() { return cuda_on_cpu::bank_conflicts.exchange(0); }
 long long read_bytes() { return cuda_on_cpu::bytes_read.exchange(0); }
 long long written_bytes() { return cuda_on_cpu::bytes_written.exchange(0); }
@@ -131,7 +132,8 @@ int main() {
         for (int m : {2, 66})
             for (int depth : {1, 24, 130}) {
                 size_t size = type == 'd' ? 8 : type == 'f' ? 4 : 2, wide = type == 'd' ? 8 : 4;
-                int stride = (depth + 15) / 16 * 16, count = (m + 63) / 64 * ((depth + 63) / 64) + 1;
+                int stride = (depth + 15) / 16 * 16;
+                int count = (m + 63) / 64 * ((depth + 63) / 64) + 1;
                 std::vector<char> z(m * depth * size), d_z(m * depth * size), loss(wide),
                     lse(2 * m * wide), g(m * wide), room(nt_xent_room(type, m, m, depth)),
                     parts((type == 'f') * 4 * m * stride + (type == 'b') * 2 * m * stride);

@@ -272,7 +272,8 @@ for start in range(0, len(columns), 512):
     inside = (at >= 0) & (at < len(block))
     sim[i[inside], at[inside]] = -torch.inf
     j = slice(start, start + len(block))
-    out += ((sim - lse[mine, None]).exp() * grad[mine, None] + (sim - lse[j]).exp() * grad[j]) @ block
+    weight = (sim - lse[mine, None]).exp() * grad[mine, None] + (sim - lse[j]).exp() * grad[j]
+    out += weight @ block
 return (out / temperature).to(kind)
 """, """
 kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
@@ -573,10 +574,10 @@ k = grid ** 2
 if grid <= 3:
     pool = np.array(list(itertools.permutations(range(k))), np.int8)
 else:
-    pool = np.unique(rng.permuted(np.tile(np.arange(k, dtype=np.int8), (100_000, 1)), axis=1), axis=0)
+    pool = np.tile(np.arange(k, dtype=np.int8), (100_000, 1))
+    pool = np.unique(rng.permuted(pool, axis=1), axis=0)
 if count > len(pool):
-    raise ValueError(f"{count} permutations of {grid} x {grid} tiles, but there are "
-                     f"{len(pool)}: lower --perms")
+    raise ValueError("not so many")
 first = rng.integers(len(pool))
 chosen, least, total = [first], np.full(len(pool), k + 1), np.zeros(len(pool))
 noise = rng.random(len(pool)) / 2
@@ -683,7 +684,8 @@ WRONG = {
         ("warm-up off by one", "peak * step / warmup", "peak * (step + 1) / warmup"),
         ("a rate at step 0", "step < warmup", "0 < step < warmup"),
         ("cosine over the whole run", "(step - warmup) / max(1, total - warmup)", "step / total"),
-        ("a linear fall", "0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))",
+        ("a linear fall",
+         "0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))",
          "(1 - (step - warmup) / max(1, total - warmup))"),
         ("half the peak", "peak * 0.5 *", "0.25 * peak *"),
         ("ends one step late", "max(1, total - warmup)", "(total - warmup + 1)"),
@@ -730,7 +732,8 @@ WRONG = {
     "knn": [
         ("no cosine", "F.normalize(train_h, dim=1), F.normalize(h, dim=1)", "train_h, h"),
         ("queries alone normalised", "F.normalize(train_h, dim=1), F", "train_h, F"),
-        ("normalised along the images", "F.normalize(train_h, dim=1)", "F.normalize(train_h, dim=0)"),
+        ("normalised along the images", "F.normalize(train_h, dim=1)",
+         "F.normalize(train_h, dim=0)"),
         ("every vote alike", "(similarity / 0.07).exp()", "torch.ones_like(similarity)"),
         ("votes are cosines", "(similarity / 0.07).exp()", "similarity"),
         ("another temperature", "/ 0.07", "/ 0.7"), ("farthest", ".topk(min(k, len(train_h)))",
@@ -742,14 +745,16 @@ WRONG = {
     "nt_xent_dense": [
         ("normalises", "sim = z @ z.T", "z = F.normalize(z)\n    sim = z @ z.T"),
         ("keeps the diagonal", "sim = sim.fill_diagonal_(-torch.inf)", "pass"),
-        ("diagonal at 0", "-torch.inf", "0"), ("times temperature", "/ temperature", "* temperature"),
+        ("diagonal at 0", "-torch.inf", "0"),
+        ("times temperature", "/ temperature", "* temperature"),
         ("no temperature", " / temperature", ""),
         ("the next row is the positive", "len(z) // 2", "1"),
         ("a sum", "cross_entropy(sim, positive)", "cross_entropy(sim, positive, reduction='sum')"),
         ("half the rows", "cross_entropy(sim, positive)",
          "cross_entropy(sim[:len(z) // 2], positive[:len(z) // 2]) + 0 * sim[0, 1]"),
         ("overflows", "return F.cross_entropy(sim, positive)",
-         "e = sim.exp()\n    i = torch.arange(len(z))\n    return -(e[i, positive] / e.sum(1)).log().mean()"),
+         "e = sim.exp()\n    i = torch.arange(len(z))\n"
+         "    return -(e[i, positive] / e.sum(1)).log().mean()"),
         ("no gradient", "sim = z @ z.T", "sim = z.detach() @ z.T"),
         ("float32", "z @ z.T", "z.float() @ z.float().T"),
         ("positive left out below", "return F.cross_entropy(sim, positive)",
@@ -763,7 +768,8 @@ WRONG = {
         ("no temperature", "first, temperature):", "first, 1.0):"),
         ("terms do not add", "(positive, loss)", "(positive, 0 * loss)"),
         ("the whole matrix", "loss, positive = rows.new_empty(2, len(rows))",
-         "whole = [rows @ columns.T for _ in range(6)]\n    loss, positive = rows.new_empty(2, len(rows))"),
+         "whole = [rows @ columns.T for _ in range(6)]\n"
+         "    loss, positive = rows.new_empty(2, len(rows))"),
         ("softmax of the wrong axis", "log_softmax(sim, 1", "log_softmax(sim, 0"),
         ("a sum", "loss.mean()", "loss.sum()")],
     "chunked_backward": [
@@ -807,7 +813,8 @@ WRONG = {
     "forward_simt": [
         ("one tile alone", "j0 += TILE", "j0 = end"),
         ("every other tile", "j0 += TILE", "j0 += 2 * TILE"),
-        ("each shard sees all columns", "int j0 = shard_begin(p.m, TILE, blockIdx.y)", "int j0 = 0"),
+        ("each shard sees all columns", "int j0 = shard_begin(p.m, TILE, blockIdx.y)",
+         "int j0 = 0"),
         ("a sum of similarities", "exponential(x)", "x"),
         ("powers of 2", "exponential(x)", "W(exp2(x))"),
         ("one row for all four", "add(s[r]", "add(s[0]"),
@@ -856,10 +863,12 @@ WRONG = {
          "least[:] = distance"),
         ("no error", "if count > len(pool):", "if False:")],
     "psnr": [
-        ("natural logarithm", "log10(", "log("), ("peak of 1", "10 * torch.log10(255 ** 2", "10 * torch.log10(1"),
-        ("20 for 10", "10 * torch", "20 * torch"),
-        ("absolute error", ".square()", ".abs()"), ("one for the batch", "mean((1, 2, 3))", "mean()"),
-        ("infinite", ".clamp(min=255 ** 2 / 1e10)", ""), ("a sum", ".mean((1, 2, 3))", ".sum((1, 2, 3))"),
+        ("natural logarithm", "log10(", "log("),
+        ("peak of 1", "10 * torch.log10(255 ** 2", "10 * torch.log10(1"),
+        ("20 for 10", "10 * torch", "20 * torch"), ("absolute error", ".square()", ".abs()"),
+        ("one for the batch", "mean((1, 2, 3))", "mean()"),
+        ("infinite", ".clamp(min=255 ** 2 / 1e10)", ""),
+        ("a sum", ".mean((1, 2, 3))", ".sum((1, 2, 3))"),
         ("upside down", "return 10", "return -10")],
     "ssim": [
         ("std 1.5 for its square", "2 * 1.5 ** 2", "2 * 1.5"),

@@ -1,9 +1,11 @@
 """Prints, as JSON, what the grader says of the bodies of bodies.py: {exercise: {variant: ...}}.
 
     python tests/variants/run.py RIGHT WRONG [NAME ...]   # so many of each, of these exercises
+    python tests/variants/run.py hunt BUG [...]           # and of bugs of tests/mutants: {bug: ...}
 
 Runs in a copy of the project that course.grade makes; the bodies run in this process. Those that
-are compiled, or that processes of the tests call, are written into that copy, one at a time.
+are compiled, or that processes of the tests call, are written into that copy, one at a time. Of
+kernels only the changed file is compiled, and a copy of this process loads it.
 """
 
 import ast
@@ -19,10 +21,11 @@ import bodies
 import pytest
 
 from course import sandbox, seam, source
-from course.exercises import exercise_for
+from course.exercises import exercise_for, patch
 from course.judge import Tests
 from course.make import entry
 from kernels import build
+from torch.utils import cpp_extension
 
 OF_PROCESSES = "_backward_rows.backward",
 IN_PLACE = "in place"                    # asks for what the tests say of the source as it is
@@ -69,12 +72,14 @@ def graded(exercise, title):
     return failed if plugin.results else {"": "no test ran"}
 
 
-def graded_apart(name, place, body, title):
-    """The same of a body in the source itself, by a process of its own."""
+def graded_in_place(name, exercise, place, body, title):
+    """The same of a body in the source itself."""
     text = source.read(place)
     f, = (f for f in source.functions(place, text) if f.name == name)
     Path(place).write_text(source.put(text, f, body))
     try:
+        if f.is_cuda:
+            return in_a_copy(lambda: graded(exercise, title))
         run = subprocess.run([sys.executable, __file__, IN_PLACE, title, name],
                              capture_output=True, text=True)
         return json.loads(run.stdout) if run.returncode == 0 else {"": run.stderr[-500:]}
@@ -82,11 +87,39 @@ def graded_apart(name, place, body, title):
         Path(place).write_text(text)
 
 
+def graded_bug(name):
+    """The same of a bug: what the tests that are handed out with it find."""
+    def apply(*options):
+        subprocess.run(["git", "apply", "--unidiff-zero", *options, patch(name)], check=True,
+                       env=os.environ | {"GIT_CEILING_DIRECTORIES": os.path.dirname(os.getcwd())})
+    apply()
+    try:
+        return in_a_copy(lambda: graded(entry(exercise_for(name)), name))
+    finally:
+        apply("-R")
+
+
+def in_a_copy(run):
+    """What run() returns, in a copy of this process: it loads a library, and that may crash it."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if not child:
+        resource.setrlimit(resource.RLIMIT_CPU, (600, 600))                 # one may never end
+        try:
+            os.write(theirs, json.dumps(run()).encode())
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as file:
+        answer = file.read()
+    os.waitpid(child, 0)
+    return json.loads(answer) if answer else {"": "the process has crashed, or never ended"}
+
+
 def compile_what_changed(kind, target):
     """In place of build.compile_library: in one folder for all bodies, ninja compiles the changed
     file alone."""
-    from torch.utils import cpp_extension
-    work = build.cache() / "variants"
+    work = Path("compiled").resolve()                        # the tests take another cache each time
     work.mkdir(exist_ok=True)
     sources = [build.HERE / "bindings.cpp", *(work / f"{name}.cpp" for name in build.KERNELS)]
     for name, file in zip(build.KERNELS, sources[1:]):
@@ -100,14 +133,18 @@ def compile_what_changed(kind, target):
 def main():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    right, wrong, *names = sys.argv[1:]
+    first, *names = sys.argv[1:]
     sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "tests")]
     resource.setrlimit(resource.RLIMIT_AS, (sandbox.LIMITS["AS"],) * 2)     # as a submission has
-    if right == IN_PLACE:
-        build.compile_library = compile_what_changed
-        found = graded(entry(exercise_for(names[0])), wrong)
+    build.compile_library = compile_what_changed
+    if first == "hunt":
+        found = {name: graded_bug(name) for name in names}
+    elif first == IN_PLACE:
+        title, name = names
+        found = graded(entry(exercise_for(name)), title)
     else:
-        found = {name: judge(name, int(right), int(wrong)) for name in names or bodies.RIGHT}
+        wrong, *names = names
+        found = {name: judge(name, int(first), int(wrong)) for name in names or bodies.RIGHT}
     print(json.dumps(found), file=answers, flush=True)
 
 
@@ -117,7 +154,7 @@ def judge(name, right, wrong):
     place = exercise["files"][exercise["names"].index(name)]
     for title, body in variants(name, place, right, wrong):
         if exercise["cuda"] or name in OF_PROCESSES:
-            found[title] = graded_apart(name, place, body, title)
+            found[title] = graded_in_place(name, exercise, place, body, title)
             continue
         with seam.instead({f"{place}:{name}": function_with(place, name, body)}):
             found[title] = graded(exercise, title)
