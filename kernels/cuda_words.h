@@ -256,7 +256,7 @@ struct thread_block {
         cuda_on_cpu::Quiet quiet;
         static thread_local std::map<std::pair<const char*, int>, std::string> sites;
         std::string& site = sites[{file, line}];
-        site = std::string(file) + ":" + std::to_string(line);
+        if (site.empty()) site = std::string(file) + ":" + std::to_string(line);
         cuda_on_cpu::barrier(site.c_str());
     }
     static unsigned thread_rank() { return cuda_on_cpu::self->rank; }

@@ -13,7 +13,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -183,8 +182,8 @@ def explain(errors, file):
         word = re.search(r"[‘'](\w+)[’'] (?:was not declared|has not been declared|is not a member"
                          r"|does not name a type)|^(\S+): No such file", what)
         if word and not hint:
-            hint = (f"{word[1] or word[2]} is misspelt, or not among the words of CUDA that the emulator has: "
-                    "kernels/cuda_words.h")
+            hint = (f"{word[1] or word[2]} is misspelt, or not among the words of CUDA that the "
+                    "emulator has: kernels/cuda_words.h")
         told.append(f"{where}:{line}: {source}\n    {hint or what}")
     if "undefined reference to `main'" in errors:
         told.append(f"{file} has no main() that launches its kernels; see kernels/host.cuh")
@@ -351,7 +350,7 @@ def wait_for(processes, folder):
     """Until all have ended, or one hangs: then the others do so too."""
     end, reports = time.monotonic() + 4 * SECONDS, [folder / name for name in NAMES.values()]
     while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if any("fault\thang" in path.read_text() for path in reports if path.exists()):
+        if any(b"fault\thang" in path.read_bytes() for path in reports if path.exists()):
             return
         time.sleep(0.02)
 
@@ -443,7 +442,8 @@ def print_profile(report, file):
             unit = "sectors   " if line.space == "global" else "wavefronts"
             print(f"  {line.space} {line.op:6} {line.requests:10,} {line.lanes:7.1f} "
                   f"{line.per_request:11.2f} {line.ideal:7.2f} "
-                  f"{line.per_request / line.ideal:7.2f} {unit}  {Path(line.file).name}:{line.line}: {line.source[:60]}")
+                  f"{line.per_request / line.ideal:7.2f} {unit}  "
+                  f"{Path(line.file).name}:{line.line}: {line.source[:60]}")
         print()
     if report.faults:
         print(f"{file} has faults: python -m kernels check {file}")
