@@ -250,14 +250,20 @@ inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even
 
 // ---------------------------------------- the group of all threads of a block
 
+namespace cuda_on_cpu {
+inline void barrier_at(const char* file, int line) {
+    Quiet quiet;
+    static thread_local std::map<std::pair<const char*, int>, std::string> sites;
+    std::string& site = sites[{file, line}];
+    if (site.empty()) site = std::string(file) + ":" + std::to_string(line);
+    barrier(site.c_str());
+}
+}  // namespace cuda_on_cpu
+
 namespace cooperative_groups {
 struct thread_block {
     static void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-        cuda_on_cpu::Quiet quiet;
-        static thread_local std::map<std::pair<const char*, int>, std::string> sites;
-        std::string& site = sites[{file, line}];
-        if (site.empty()) site = std::string(file) + ":" + std::to_string(line);
-        cuda_on_cpu::barrier(site.c_str());
+        cuda_on_cpu::barrier_at(file, line);
     }
     static unsigned thread_rank() { return cuda_on_cpu::self->rank; }
     static unsigned size() { return blockDim.count(); }
