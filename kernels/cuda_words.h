@@ -7,7 +7,8 @@
 #include <map>
 #include <type_traits>
 
-#define __shared__ static thread_local  // a thread of the CPU runs one block at a time
+// A thread of the CPU runs one block at a time. `used`: other fibres see every store.
+#define __shared__ static thread_local __attribute__((used))
 #define __constant__
 #define __managed__
 #define __noinline__ __attribute__((noinline))

@@ -121,7 +121,8 @@ void fault(const char* kind, uint32_t pc, const std::string& text, const Access*
     static std::set<std::tuple<std::string, uint32_t, uint32_t>> known;
     uint32_t other_pc = other ? other->pc : 0;
     if (known.size() >= 100 || !known.insert({kind, pc, other_pc}).second) return;
-    say(std::string("fault\t") + kind + "\t" + kernel + "\t" + std::to_string(pc) + "\t" +
+    const char* where = self ? kernel : "";
+    say(std::string("fault\t") + kind + "\t" + where + "\t" + std::to_string(pc) + "\t" +
         std::to_string(other_pc) + "\t" + (self ? who(number, self->rank) : "main()") + "\t" +
         (other ? who(other->block, other->rank) : "") + "\t" + text + "\n");
 }

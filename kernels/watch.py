@@ -27,8 +27,8 @@ COMMON = "-std=c++17", "-g", "-w", "-DCUDA_ON_CPU_WATCH", f"-I{HERE}"
 WATCHED = "-O1", "-fsanitize=thread", "-fsanitize=bounds"
 HEADERS = "cuda_on_cpu.h", "cuda_words.h", "profile.h", "watch.h", "watch_calls.h"
 EMULATOR = {*HEADERS, "common.cuh", "host.cuh"}  # a fault there is shown where it was called
-MAINS = {"nt_xent.cu": "nt_xent_main.cu", "nt_xent_mma.cu": "nt_xent_main.cu",
-         "tile_shuffle.cu": "tile_shuffle_main.cu"}
+MAINS = {"nt_xent.cu": "main_nt_xent.cu", "nt_xent_mma.cu": "main_nt_xent.cu",
+         "tile_shuffle.cu": "main_tile_shuffle.cu"}
 CUDA_HEADERS = ("cuda_runtime.h", "cuda.h", "device_launch_parameters.h", "cuda_fp16.h",
                 "cuda_bf16.h", "cooperative_groups.h")
 SECONDS, MEMORY, OUTPUT = 120, 8 << 30, 32 << 20    # what one run may take

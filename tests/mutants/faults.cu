@@ -165,6 +165,7 @@ KERNEL(wasteful) {
     tile[lane][1] = y;  // 32 WAVEFRONTS
     padded[lane][1] = y;  // 1 WAVEFRONT
     float4 z = reinterpret_cast<float4*>(x)[lane];  // 16 SECTORS
+    __syncwarp();
     z.x += tile[lane][1] + padded[lane][1];
     if (lane % 2) unwritten[lane] = z.x;  // 4 SECTORS, 16 LANES
 }
