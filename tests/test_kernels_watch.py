@@ -100,7 +100,7 @@ def test_counts_are_those_of_the_marked_lines(faults):
         lanes = re.search(r"(\d+) LANES", source)
         assert seen[number].per_request == wanted, source
         assert seen[number].lanes == (int(lanes[1]) if lanes else 32), source
-    assert report.kernels["wasteful"] == (1, 32 * 4 + 32 * 16, 16 * 4)
+    assert report.kernels["wasteful"] == (1, 2 * 32 * 4, 16 * 4)
 
 
 def test_each_word_of_cuda_does_what_its_definition_says():
