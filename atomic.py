@@ -39,12 +39,16 @@ def replacing(file):
     a disk that is full says so, and names `file`.
     """
     file = Path(file)
-    ours = str(file.with_name(f".{file.name}."))             # how the names of its drafts begin
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)       # somebody may have removed it
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {file}: {error.strerror}") from error
     try:
         with drafting(file) as draft:
             yield draft
             publish(draft, file)
     except OSError as error:
+        ours = str(file.with_name(draft_prefix(file)))
         if not str(error.filename or ours).startswith(ours):  # the block was reading another file
             raise
         reason = error.strerror or str(error)
@@ -77,11 +81,16 @@ def drafting(path, is_folder=False, keep=False):
             os.close(held)
 
 
+def draft_prefix(path):
+    """How the names of its drafts begin; a disk allows 255 bytes for a whole name."""
+    return f".{os.fsdecode(os.fsencode(path.name)[:230])}."
+
+
 def make_draft(path, is_folder):
     """Make a draft; returns its path and the open file that holds its lock, None on Windows, which
     renames no open file."""
     while True:
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+        draft = path.with_name(f"{draft_prefix(path)}{secrets.token_hex(4)}.part")
         if is_folder:
             draft.mkdir(parents=True)
         else:
@@ -109,16 +118,14 @@ def publish(draft, path):
 
 def flush(path):
     """Write a file, or a folder's list of names where the system can, to the disk."""
-    if path.is_symlink() or path.is_dir() and not fcntl:
+    if path.is_symlink():
         return
-    descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        if not path.is_dir():
-            raise
-    finally:
-        os.close(descriptor)
+    with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+        descriptor = os.open(path, os.O_RDONLY if fcntl else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def remove(path):
@@ -132,7 +139,7 @@ def remove(path):
 
 def remove_dead_drafts(path):
     """Remove the drafts of `path` whose processes are dead."""
-    for draft in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+    for draft in path.parent.glob(f"{glob.escape(draft_prefix(path))}*.part"):
         remove_if_dead(draft)
 
 

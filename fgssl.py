@@ -44,11 +44,12 @@ from flags import (  # noqa: F401, for the scripts
 from imagesets import identity
 from imagesets.cache import Dataset, Split, list_cache, load_data  # noqa: F401, too
 from imagesets.cache_file import require_whole
-from imagesets.decode import Source, decode, reason, to_rgb, upright  # noqa: F401, too
-from imagesets.errors import UserError
+from imagesets.decode import Source, decode, to_rgb, upright  # noqa: F401, too
+from imagesets.errors import PassingError, UserError
 from imagesets.progress import progress
 from runfiles import (  # noqa: F401, for the scripts
-    Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save)
+    Log, commit, describe_device, load, load_weights, read_checkpoint, read_log, save,
+    save_or_rescue)
 
 # ------------------------------------------------------------------------------------------------
 # Data: an array of images -> batches
@@ -698,8 +699,12 @@ class Run:
                 self.saved = time.monotonic()
 
     def save(self, name):
-        images = self.identity if self.rank == 0 else None
-        save(self.out / name, self.step, self.args, self.rng, images, **self.state)
+        if self.rank == 0:
+            self.save_alone(name)
+        parallel.wait()
+
+    def save_alone(self, name):
+        save_or_rescue(self.out / name, self.step, self.args, self.rng, self.identity, **self.state)
 
     def due(self):
         """Whether to log this step: the first, the last, 50 or more evenly between, and any after
@@ -720,7 +725,7 @@ class Run:
         One that is not finite ends the run: FloatingPointError, after saving into diverged.pt.
         """
         values = {name: parallel.mean(value) for name, value in values.items()}
-        self.logger(self.step, **values)
+        self.write_log(self.logger, values)
         for name, value in values.items():
             if not math.isfinite(value):
                 self.save("diverged.pt")
@@ -731,7 +736,15 @@ class Run:
     def note(self, **values):
         """Log numbers of an evaluation; nothing where there are none."""
         if values:
-            self.logger.note(self.step, **values)
+            self.write_log(self.logger.note, values)
+
+    def write_log(self, write, values):
+        """A log that cannot be written ends the run, which is saved first."""
+        try:
+            write(self.step, **values)
+        except OSError:                                      # of rank 0, which alone writes
+            self.save_alone("checkpoint.pt")
+            raise
 
     def evaluates(self, also=False):
         """Whether to evaluate after this step, on rank 0: every --eval-every epochs, at the last
@@ -839,7 +852,7 @@ def launch(main):
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-    except (UserError, OSError, FloatingPointError) as error:
+    except (UserError, PassingError, OSError, FloatingPointError) as error:
         about = None if getattr(error, "filename", None) else getattr(error, "strerror", None)
         sys.exit(f"error: {about or error}")                 # "[Errno 28]" tells nothing more
 

@@ -113,7 +113,7 @@ def arguments(argv):
     tune = p.add_argument_group("fine-tuning")
     tune.add_argument("--finetune", action="store_true",
                       help="train the encoder too: for every K of --shots, or on all labels")
-    tune.add_argument("--steps", type=fgssl.number(int, 1), default=1200,
+    tune.add_argument("--steps", type=fgssl.number(int, 1), default=2400,
                       help="length of training, the same for few labels and for many")
     tune.add_argument("--lr", type=fgssl.number(float, above=0), default=0.01,
                       help="peak learning rate, of the head; see --layer-decay")

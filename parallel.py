@@ -10,8 +10,10 @@ Rank 0 alone prints and writes. In a single process every function here does not
 
 import contextlib
 import datetime
+import itertools
 import os
 import sys
+import time
 
 import torch
 import torch.distributed as dist
@@ -21,6 +23,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 # ------------------------------------------------------------------------------------------------
 # Processes
 # ------------------------------------------------------------------------------------------------
+
+
+store, turns = None, itertools.count()                       # what all processes see; see `run`
 
 
 def ranks():
@@ -49,7 +54,10 @@ def run(main):
         if local >= gpus:
             sys.exit(f"process {local + 1} on a machine of {gpus} GPUs: lower --nproc-per-node")
         torch.cuda.set_device(local)                         # "cuda" is this one from here on
+    global store
     store, number, count = next(dist.rendezvous("env://"))
+    if os.environ["LOCAL_RANK"] == "0":
+        store.set(first_of_machine(), str(os.getpid()))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=number, world_size=count,
                             timeout=datetime.timedelta(days=7))  # a rank that dies ends all anyway
@@ -124,13 +132,37 @@ def wait():
 
 @contextlib.contextmanager
 def local_rank0_first():
-    """Local rank 0 of each machine goes through this block first; the others reuse its files."""
-    first = ranks() == 1 or os.environ["LOCAL_RANK"] == "0"
-    if not first:
-        wait()
+    """Local rank 0 of each machine goes through this block first; the others reuse its files.
+
+    It may download for a day. The others look into the store whether it is done, for as long as
+    its process lives; a collective would wait for a fixed time. ChildProcessError if it died.
+    """
+    if ranks() > 1:
+        first, turn = first_of_machine(), f"{first_of_machine()}, turn {next(turns)}"
+        while os.environ["LOCAL_RANK"] != "0" and not store.check([turn]):
+            if store.check(["failed"]) or not lives(int(store.get(first))):
+                raise ChildProcessError("the first process of this machine ended")
+            time.sleep(0.1)
     yield
-    if first:
-        wait()
+    if ranks() > 1:
+        store.set(turn, "done")
+
+
+def first_of_machine():
+    """The key under which the store has the process id of this machine's local rank 0."""
+    return f"local rank 0 of machine {os.environ.get('GROUP_RANK', 0)}"
+
+
+def lives(process):
+    """Whether there is a process of this id on this machine."""
+    if os.name == "posix":                                   # elsewhere signal 0 ends a process
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+    return True
 
 
 # ------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@
 import contextlib
 import json
 import math
+import os
 import platform
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 import zipfile
@@ -42,23 +44,39 @@ def save(file, step, args, rng, data=None, **parts):
     be written; then the last checkpoint is untouched.
     """
     if parallel.rank() == 0:
-        checkpoint = {name: part.state_dict() for name, part in parts.items()}
-        checkpoint.update(step=step, args=vars(args).copy(), rng={
-            "views": rng.get_state(), "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
-        if data:
-            checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
-        save_tensors(file, checkpoint)
+        save_tensors(file, checkpoint_of(step, args, rng, data, **parts))
     parallel.wait()
+
+
+def checkpoint_of(step, args, rng, data=None, **parts):
+    """What `save` writes, a dict."""
+    checkpoint = {name: part.state_dict() for name, part in parts.items()}
+    checkpoint.update(step=step, args=vars(args).copy(), rng={
+        "views": rng.get_state(), "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []})
+    if data:
+        checkpoint["data"] = data | {"ids": torch.from_numpy(data["ids"])}
+    return checkpoint
+
+
+def save_or_rescue(file, *state, **parts):
+    """Write the checkpoint of a run. Where that fails and the run has none, since somebody removed
+    its folder, it is written elsewhere; the OSError says where. state, parts: those of `save`."""
+    checkpoint = checkpoint_of(*state, **parts)
+    try:
+        save_tensors(file, checkpoint)
+    except OSError as error:
+        if file.with_name("checkpoint.pt").exists():
+            raise
+        folder = tempfile.mkdtemp(prefix=f"{file.parent.name}-")
+        save_tensors(Path(folder, "checkpoint.pt"), checkpoint)
+        raise OSError(error.errno, f"{error.strerror}. The run is saved in {folder}: go on with "
+                      f"--out {folder} --resume") from error
 
 
 def save_tensors(file, content):
     """torch.save, whole or not at all. OSError where it cannot be written; a full disk is one, too,
     which PyTorch's writer reports as a RuntimeError."""
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {file}: {error.strerror}") from error
     with atomic.replacing(file) as draft, open(draft, "wb") as out:
         try:
             torch.save(content, out)
@@ -217,8 +235,7 @@ class Log:
             elif name == "n":
                 words[-1] += f" of {value}"
             elif not name.endswith("_per_s"):
-                label = {"knn": "k-NN"}.get(name, name.replace("_", " "))
-                words.append(f"{label} {FORMATS.get(name, '{:.4g}').format(value)}")
+                words.append(f"{label_of(name)} {FORMATS.get(name, '{:.4g}').format(value)}")
         line = "  ".join(word.replace(" ", "\xa0") for word in [*words, *tail])  # not broken
         lines = textwrap.wrap(line, 120, subsequent_indent="    ", break_on_hyphens=False)
         print("\n".join(lines).replace("\xa0", " "), flush=True)
@@ -234,9 +251,13 @@ class Log:
                              for key in (name, yardstick))]
             if points:
                 steps, values, level = zip(*points)
-                name, yardstick = name.replace("_", " "), yardstick.replace("_", " ")
+                unit = FORMATS.get(name, "").rpartition("}")[2].strip()
+                number = next((r["n"] for r in records if name in r and "n" in r), None)
+                name, yardstick = label_of(name), yardstick.replace("_", " ")
+                title = ", ".join(filter(None, [name, unit])) + (
+                    f" of {number:,} images" if number and unit == "%" else "")
                 panels.append(pictures.curve({name: (steps, values)}, {yardstick: level[-1]},
-                                             "step", xrange=(0, self.step)))
+                                             "step", xrange=(0, self.step), title=title))
         if panels:
             pictures.save(pictures.stack(panels), self.folder / "curves.png")
 
@@ -248,6 +269,13 @@ class Log:
             finite = {name: None if isinstance(value, float) and not math.isfinite(value) else value
                       for name, value in record.items()}  # JSON knows neither NaN nor infinity
             out.write(json.dumps(finite) + "\n")
+            out.flush()
+            os.fsync(out.fileno())                           # or a power cut empties the file
+
+
+def label_of(name):
+    """A number's name as people read it."""
+    return {"knn": "k-NN"}.get(name, name.replace("_", " "))
 
 
 def read_log(file):

@@ -6,6 +6,7 @@
 
 import codecs
 import contextlib
+import errno
 import os
 import sys
 import unicodedata
@@ -24,15 +25,22 @@ def to_ascii(text):
     return text.encode("ascii", "replace").decode()
 
 
+def to_utf8(text):
+    """Text as bytes of UTF-8, for files: a file name of UTF-8 that an ASCII locale read as bytes is
+    letters again; bytes of a name that are no UTF-8 are written as \\xNN."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace").encode()
+
+
 codecs.register_error("to_ascii", lambda error: (
     to_ascii(error.object[error.start:error.end]), error.end))
 
 
 class Stream:
-    """A text stream; once it cannot be written to, what follows is dropped."""
+    """A text stream; once it cannot be written to, what follows is dropped. full: the error of a
+    full disk."""
 
     def __init__(self, stream):
-        self._stream = stream
+        self._stream, self.full = stream, None
 
     def __getattr__(self, name):
         return getattr(self._stream, name)
@@ -50,7 +58,8 @@ class Stream:
     def _dropping(self):
         try:
             yield
-        except OSError:  # closed pipe, closed terminal, full disk
+        except OSError as error:  # closed pipe, closed terminal, full disk
+            self.full = error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
             nowhere = os.open(os.devnull, os.O_WRONLY)       # takes the rest of the buffer, too
             os.dup2(nowhere, self._stream.fileno())
             os.close(nowhere)
@@ -58,15 +67,19 @@ class Stream:
 
 @contextlib.contextmanager
 def tolerant():
-    """Within the block, writing to stdout and stderr raises nothing."""
+    """Within the block, writing to stdout and stderr raises nothing, also where they are closed.
+    OSError at its end where stdout is a file on a disk that became full."""
     before = sys.stdout, sys.stderr
     for stream in filter(None, before):
         if hasattr(stream, "reconfigure") and stream.errors != "surrogateescape":
             stream.reconfigure(errors="to_ascii")
-    sys.stdout, sys.stderr = (stream and Stream(stream) for stream in before)
+    sys.stdout, sys.stderr = (Stream(stream or open(os.devnull, "w")) for stream in before)
     try:
         yield
     finally:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
+        for stream in (sys.stdout, sys.stderr):
             stream.flush()
+        full = sys.stdout.full
         sys.stdout, sys.stderr = before
+    if full:
+        raise OSError(full.errno, f"cannot write all of the output: {full.strerror}") from full

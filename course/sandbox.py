@@ -49,7 +49,7 @@ class Sandbox:
     """A running worker for the tree of one submission."""
 
     def __init__(self, tree, door, kind, user, seconds):
-        self.work = Path(tree).parent
+        self.work, self.user = Path(tree).parent, user if kind == "user" else None
         for name in ("root", "tmp"):
             (self.work / name).mkdir(exist_ok=True)
         (self.work / "tmp").chmod(0o777)
@@ -69,8 +69,15 @@ class Sandbox:
                 end()
             except (ProcessLookupError, PermissionError):
                 pass
+        if self.user:
+            end_all_of(self.user)
         self.process.wait()
         self.process.stdout.close()
+
+
+def end_all_of(user):
+    """End all processes of a user, of whatever process group; as root."""
+    subprocess.run(["sh", "-c", "kill -9 -1"], user=user, group=user, extra_groups=[])
 
 
 def launch(setup, fds=()):

@@ -14,6 +14,7 @@ import pictures
 from evaluation.probe import Layers, extract_features, pool_map, stage_index
 from evaluation.report import evenly_spaced
 from evaluation.results import Extras
+from imagesets.imagefile import FORMATS
 from imagesets.progress import progress
 
 
@@ -70,7 +71,7 @@ def boxes_in_view(records, rows, size):
     """
     masks, at = [], 1 / 16 + 7 / 8 * (np.arange(size) + 0.5) / size
     for row in rows:
-        with Image.open(records.paths[row]) as image:
+        with Image.open(records.paths[row], formats=FORMATS) as image:
             width, height = image.size
         source = fgssl.Source(records.paths[row], banner=records.banner, fit=records.fit)
         x, y, side = source.square(width, height)

@@ -55,10 +55,10 @@ def run_cells(frozen, args, out, done=(), extras=None, files=()):
     files, also of a cell in `done` if one is missing. files: the names of the labelled images,
     which a finetuned.pt tells.
 
-    A cell learns from k labels a class of train and chooses (the probe's l2, the step of
-    fine-tuning) on at most k a class of val: whoever has five labels a class has no hundreds to
-    choose with. Features are standardised over all of train, which takes no labels. A cell's "val"
-    is of all of val, for choosing a recipe; its "test" is for the report. "all" has one draw.
+    A cell learns from k labels a class of train and chooses the probe's l2 on at most k a class of
+    val: whoever has five labels a class has no hundreds to choose with. Features are standardised
+    over all of train, which takes no labels. A cell's "val" is of all of val, for choosing a
+    recipe; its "test" is for the report. "all" has one draw.
     """
     extras = extras or Extras()
     methods = {"frozen": None} | ({"fine-tuned": recipe(args)} if args.finetune else {})
@@ -117,9 +117,7 @@ def run_cell(frozen, args, out, cell, title, stop):
         model = Classifier(copy.deepcopy(frozen.encoder), head, frozen.layer)
         if cell["shots"] != "all":
             train = fgssl.Split(train.images[rows], train.labels[rows])
-        choose = fgssl.Split(val.images[few], val.labels[few])
-        found["step"] = finetune(model, train, choose, args, inference, title,
-                                 out / "finetuning.pt", stop)
+        finetune(model, train, args, inference, title, out / "finetuning.pt", stop)
         scores_val, scores = (predict_scores(model, split.images, inference, what)
                               for split, what in ((val, "val"), (test, "test")))
     report, confusion = class_report(scores, labels_test, names)

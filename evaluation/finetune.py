@@ -1,6 +1,5 @@
 """Fine-tuning: encoder and linear head learn together, from labels."""
 
-import copy
 import math
 import shlex
 import sys
@@ -13,20 +12,19 @@ import torch
 import torch.nn.functional as F
 
 import fgssl
-from evaluation.classifier import predict_scores
 from evaluation.probe import stage_index
 from evaluation.results import digest, digest_weights
 from imagesets.progress import format_time
 from methods.optimizers import Muon
 
-VAL_EVALUATIONS = 20                    # of one fine-tuning; the best one's weights are kept
 RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
           "class_weights", "seed")
 
 
 def recipe(args):
-    """What a fine-tuned result depends on: the optimizer, once AdamW, and arguments."""
-    return {"optimizer": "muon"} | {name: getattr(args, name) for name in RECIPE}
+    """What a fine-tuned result depends on: the optimizer, once AdamW; which weights are kept, once
+    those of the step that did best on val; and arguments."""
+    return {"optimizer": "muon", "kept": "last"} | {name: getattr(args, name) for name in RECIPE}
 
 
 def stages_of_parameters(encoder, size):
@@ -89,30 +87,30 @@ def training_view(x, args, rng):
     return fgssl.normalize(fgssl.hflip(x, rng))
 
 
-def finetune(model, train, val, args, inference, title, file, stop):
-    """Train a Classifier on the Split `train`; leaves it with the weights that did best on `val`.
+def finetune(model, train, args, inference, title, file, stop):
+    """Train a Classifier on the Split `train`.
 
     Muon, warm-up, cosine. The length is in steps, so that one label a class gets as many as all.
-    The model is evaluated on val VAL_EVALUATIONS times; ties keep the latest weights. The run is
-    saved in `file` every minute and when `stop` is set; found there, it continues, on a CPU to the
-    same bit. The file stays until the results are written. Returns the step that did best.
+    The last weights are kept: the rate has come down to 0, and to choose a step by its accuracy on
+    val would take labels, and follow their noise. The run is saved in `file` every minute and when
+    `stop` is set; found there, it continues, on a CPU to the same bit. The file stays until the
+    results are written.
     """
     _, device, autocast = inference
     total, batch = args.steps, min(args.batch, len(train.labels))
     task = {"title": title, "recipe": recipe(args), "weights": digest_weights(model),
-            "data": digest(*train.images, train.labels, *val.images, val.labels)}
+            "data": digest(train.images, train.labels)}
     model.to(device, memory_format=torch.channels_last)
     groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
     optimizer = Muon(groups, args.lr, weight_decay=1e-4)
     weight = None
     if args.class_weights:
         weight = class_weights(train.labels, model.head.out_features).to(device)
-    rng, step, best = torch.Generator().manual_seed(args.seed), 0, {"val": -1.0, "step": 0}
-    state = dict(model=model, best=copy.deepcopy(model), optimizer=optimizer)
-    if file.exists() and (saved := fgssl.read_checkpoint(file)["args"]).get("task") == task:
-        step, best = fgssl.load(file, rng, **state)["step"], saved["best"]
+    rng, step = torch.Generator().manual_seed(args.seed), 0
+    state = dict(model=model, optimizer=optimizer)
+    if file.exists() and fgssl.read_checkpoint(file)["args"].get("task") == task:
+        step = fgssl.load(file, rng, **state)["step"]
 
-    evaluated = {round(total * i / VAL_EVALUATIONS) for i in range(1, VAL_EVALUATIONS + 1)}
     order = fgssl.batches(len(train.labels), batch, args.seed, step)
     first, start = step, time.monotonic()
     saved = shown = start
@@ -134,28 +132,19 @@ def finetune(model, train, val, args, inference, title, file, stop):
 
         leaving = bool(stop)
         save, show = leaving or time.monotonic() - saved > 60, time.monotonic() - shown > 10
-        if (save or show or step in evaluated) and not math.isfinite(loss.item()):
+        if (save or show or step == total) and not math.isfinite(loss.item()):
             raise FloatingPointError(f"{title}: loss {loss.item()} at step {step}, learning rate "
                                      f"{lr:.1e}. Try a smaller --lr.")
-        if step in evaluated:
-            scores = predict_scores(model, val.images, inference, "val")
-            score = fgssl.accuracy(scores.argmax(1), torch.from_numpy(val.labels))
-            if score >= best["val"]:
-                best = {"val": score, "step": step}
-                state["best"].load_state_dict(model.state_dict())
         if show:
             shown, rate = time.monotonic(), (step - first) / (time.monotonic() - start)
-            on_val = f"best val {best['val']:.1f} %  " if best["step"] else ""
-            print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  {on_val}"
+            print(f"{title}: step {step}/{total}  loss {loss.item():.3f}  "
                   f"{rate * batch:.0f} img/s  eta {format_time((total - step) / rate)}",
                   flush=True)
         if save:
-            fgssl.save(file, step, Namespace(task=task, best=best), rng, **state)
+            fgssl.save(file, step, Namespace(task=task), rng, **state)
             saved = time.monotonic()
         if leaving:
             exit_interrupted(stop)
-    model.load_state_dict(state["best"].state_dict())
-    return best["step"]
 
 
 def exit_interrupted(stop):

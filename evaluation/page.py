@@ -12,6 +12,7 @@ import torch
 import atomic
 import fgssl
 import pictures
+import terminal
 from evaluation.results import features_rows, few_label_tables, percent_of, rows_of
 
 STYLE = """
@@ -19,8 +20,10 @@ STYLE = """
         --mark: #fff3d6 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e6e6e6; --paper: #16181c; --line: #444; --faint: #a0a0a0; --mark: #4a3c12 } }
+@page wide { size: landscape }
 @media print { :root { --ink: #000; --paper: #fff; --line: #999; --faint: #333; --mark: #eee }
-  section { break-inside: avoid-page } .buttons { display: none } }
+  section, .row, tr { break-inside: avoid-page } .buttons { display: none }
+  section:has(.matrix) { page: wide } .matrix { zoom: .7 } .wide { overflow: visible } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
        max-width: 1100px; margin: 2em auto; padding: 0 1em }
 h1 { font-size: 1.6em } h2 { font-size: 1.2em; margin: 2em 0 .3em }
@@ -35,9 +38,10 @@ th[data-sort]::after { content: " \\2195"; color: var(--faint) }
 figure { margin: 0; width: 112px } figure img { display: block; width: 112px }
 figcaption { font-size: .7em; line-height: 1.25; overflow-wrap: anywhere; color: var(--faint) }
 .matrix td { width: 16px; min-width: 16px; height: 16px; padding: 0; border: 1px solid var(--line);
-             font-size: 9px; text-align: center; cursor: pointer }
+             font-size: 9px; text-align: center; cursor: pointer; print-color-adjust: exact }
 .matrix th { font-size: 10px; font-weight: normal; padding: 0 .3em; border: 0; white-space: nowrap }
-.matrix th.above { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3em 0 }
+.matrix th.above { writing-mode: vertical-rl; transform: rotate(180deg); padding: .3em 0;
+                   text-align: left }
 code { overflow-wrap: anywhere }
 """
 
@@ -59,7 +63,7 @@ class Section(NamedTuple):
 
 
 def figure(source, caption):
-    text = html.escape(caption.encode(errors="replace").decode())
+    text = html.escape(caption)
     return f'<figure><img alt="{text}" src="{source}"><figcaption>{text}</figcaption></figure>'
 
 
@@ -72,7 +76,7 @@ def write(file, title, about, sections, script=""):
              *(section.html() for section in sections),
              f"<script>{script}</script></body></html>\n"]
     with atomic.replacing(file) as draft:
-        draft.write_text("\n".join(parts), encoding="utf-8", errors="replace")
+        draft.write_bytes(terminal.to_utf8("\n".join(parts)))
 
 
 def data_uri(picture, kind="PNG", **options):
@@ -126,10 +130,10 @@ function draw(key) {
   if (key == 'name') order.sort((a, b) => M.names[a].localeCompare(M.names[b]));
   if (key == 'recall') order.sort((a, b) => recall[a] - recall[b]);
   table.textContent = '';
-  const head = table.insertRow();
+  const head = table.createTHead().insertRow(), body = table.createTBody();
   add(head, 'th', 'true / predicted');
   order.forEach(j => add(head, 'th', M.names[j]).className = 'above');
-  order.forEach(i => { const row = table.insertRow(); add(row, 'th', M.names[i]);
+  order.forEach(i => { const row = body.insertRow(); add(row, 'th', M.names[i]);
     order.forEach(j => { const n = M.counts[i][j], cell = row.insertCell();
       const part = total[i] ? n / total[i] : 0;
       cell.textContent = n || '';
@@ -180,7 +184,7 @@ def report(out, result, frozen, most=60, images_per_cell=4, cells=150):
         where = (test.labels == kept[i]) & (predicted == kept[j])
         images[f"{i}-{j}"] = [show(k) for k in where.nonzero()[0][:images_per_cell]]
     data = json.dumps({"names": [names[i] for i in kept], "counts": inner.tolist(),
-                       "images": images}).replace("<", "\\u003c")
+                       "images": images}, ensure_ascii=False).replace("<", "\\u003c")
     tables = [("Frozen features", features_rows(rows_of(result), percent_of(result))),
               *((f"Few labels, {method}", rows) for method, rows in
                 few_label_tables({out.resolve().name: [result]}))]

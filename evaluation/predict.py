@@ -3,12 +3,10 @@
 import glob
 import os
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 import fgssl
 import pictures
@@ -47,15 +45,14 @@ def read(source, side):
     """An image as uint8 (3, side, side), or the reason why it cannot be read."""
     try:
         return torch.from_numpy(fgssl.decode(source, side).copy())
-    except ValueError as error:
+    except (fgssl.UserError, fgssl.PassingError) as error:
         return str(error)
 
 
 def read_chunks(files, side, fit, workers=None, chunk=256):
     """Yield files, at most `chunk` together, each with its image or reason; reads with all cores
     and reports progress. fit: as of a Source."""
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         done = progress(range(len(files)), len(files), "photographs", patience=3)
         for first in range(0, len(files), chunk):
             part = files[first:first + chunk]

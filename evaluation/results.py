@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import csv
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import atomic
 import fgssl
 import pictures
+import terminal
 from imagesets.identity import file_ids
 
 COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
@@ -25,10 +27,11 @@ COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-
 
 
 def digest(*parts):
-    """16 hex digits that identify these bytes or arrays."""
+    """16 hex digits that identify these bytes or arrays; an array need not lie in one piece."""
     total = hashlib.sha256()
     for part in parts:
-        total.update(part)
+        for piece in [part] if isinstance(part, bytes) else map(np.ascontiguousarray, part):
+            total.update(piece)
     return total.hexdigest()[:16]
 
 
@@ -161,14 +164,12 @@ def write_result(file, result):
 
 def write_csv(file, rows):
     """Rows of texts and numbers as CSV in UTF-8, whole or not at all. Where there are letters
-    beyond ASCII it begins with a byte order mark, without which Excel misreads them; bytes of a
-    file name that are no text are written as \\xNN."""
+    beyond ASCII it begins with a byte order mark, without which Excel misreads them."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    content = terminal.to_utf8(text.getvalue())
     with atomic.replacing(file) as draft:
-        with open(draft, "w", newline="", encoding="utf-8", errors="backslashreplace") as out:
-            csv.writer(out).writerows(rows)
-        content = draft.read_bytes()
-        if not content.isascii():
-            draft.write_bytes(codecs.BOM_UTF8 + content)
+        draft.write_bytes(content if content.isascii() else codecs.BOM_UTF8 + content)
 
 
 class Extras:

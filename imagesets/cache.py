@@ -10,14 +10,12 @@ import functools
 import hashlib
 import os
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 import atomic
 
@@ -205,9 +203,7 @@ def write_rows(draft, sources, keys, side, older, label, workers):
     """Write a cache file: rows of `older`, {key: function that returns it}, and new ones. Returns
     [(row, reason)] of those that cannot be read."""
     bad, new = [], [pair for pair in zip(sources, keys) if pair[1] not in older]
-    with (open(draft, "wb") as out, warnings.catch_warnings(),
-          ThreadPoolExecutor(workers or cpus()) as pool):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with open(draft, "wb") as out, ThreadPoolExecutor(workers or cpus()) as pool:
         out.write(header(0, side))
         decoded = chain.from_iterable(
             pool.map(read_row, *zip(*new[i:i + 256]), [side] * 256)

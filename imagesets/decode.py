@@ -1,7 +1,6 @@
 """An image file of any kind -> a square of it, uint8 (3, side, side)."""
 
 import math
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,11 +8,10 @@ import numpy as np
 from PIL import Image
 
 from .errors import UserError
+from .imagefile import FORMATS, attempt, load_image
 
 PADDING = (124, 116, 104)  # beyond the picture: ImageNet's mean colour, 0 after `fgssl.normalize`
 FITS = ("crop", "pad")
-MOST_PIXELS = 500_000_000                # of an image that is read
-Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # where Pillow warns; it refuses above twice this
 
 
 class Source(NamedTuple):
@@ -58,30 +56,20 @@ def decode(source, side):
     source: a path, or a Source, which says what to crop. EXIF orientation is applied first. Grey,
     palette, CMYK and 16-bit images become RGB; transparency becomes white; what lies beyond the
     picture becomes PADDING. Without a box, a JPEG is decoded at the smallest DCT scale that still
-    covers the target (Pillow's draft mode). UserError names a file that cannot be read.
+    covers the target (Pillow's draft mode). UserError names a file that cannot be read, or would
+    take more memory than `imagefile.MOST_BYTES`; PassingError one that may be readable later.
     """
     source = source if isinstance(source, Source) else Source(source)
-    path = source.path
-    try:
-        with Image.open(path) as image:
-            longest = max(image.size)
-            if source.box is None:
-                image.draft("RGB", (side + source.banner, side + source.banner))
-            scale = max(image.size) / longest
-            image = to_rgb(upright(image), source.scale)
-            left, top, length = source.square(*image.size, scale)
-            picture = (image.width, image.height - source.banner * scale)
-            return cut_square(image, picture, left, top, length, side).transpose(2, 0, 1)
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
-        raise UserError(f"cannot read image {path}: {reason(error)}") from error
+    smallest = None if source.box else (side + source.banner, side + source.banner)
 
+    def read():
+        image, scale = load_image(source.path, smallest, shrink=True)
+        image = to_rgb(upright(image), source.scale)
+        left, top, length = source.square(*image.size, scale)
+        picture = (image.width, image.height - source.banner * scale)
+        return cut_square(image, picture, left, top, length, side).transpose(2, 0, 1)
 
-def reason(error):
-    """Why Pillow could not read an image, in words."""
-    if isinstance(error, Image.DecompressionBombError):
-        return (f"it has more than {MOST_PIXELS // 10 ** 6} megapixels, the most that is read. "
-                "Make it smaller.")
-    return str(error) or "it does not fit into memory"
+    return attempt(read, source.path)
 
 
 def cut_square(image, picture, left, top, length, side):
@@ -125,12 +113,15 @@ def to_rgb(image, scale=None):
         if not np.isfinite(grey).all():
             raise UserError("it has pixels that are not finite")
         black, white = scale or value_range([grey])
-        grey = ((grey.astype(np.float64) - black) / (white - black) * 255).clip(0, 255)
-        image = Image.fromarray(grey.round().astype(np.uint8))
+        grey = grey.astype(np.float64)
+        grey -= black                                        # in place, for memory
+        grey /= white - black
+        grey *= 255
+        image = Image.fromarray(grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 # ------------------------------------------------------------------------------------------------
@@ -149,16 +140,19 @@ def value_range(images):
     White is the largest value of the narrowest common range that holds all pixels: 1, or that of
     8, 10, 12, 14 or 16 bits, or else a power of two. Black is 0, and minus white if there are
     negative values. A camera of 12 bits, stored in 16, thus fills the range of 8. 16 bits with 8
-    bits of values are a dark image of 16: white stays 65535, and the survey names it.
+    bits of values are a dark image of 16: white stays 65535, and the survey names it. Floats may
+    lie 5 % beyond the range, at either end, as resampled ones and reflectances do.
     """
     low = min(float(image.min()) for image in images)
     high = max(float(image.max()) for image in images)
     most, kind = max(high, -low), images[0].dtype
     if kind.itemsize == 2 and most < 256:
         return 0, 65535
+    beyond = 0.05 if kind.kind == "f" else 0
     whites = [1] * (kind.kind == "f") + [2 ** bits - 1 for bits in (8, 10, 12, 14, 16)]
-    white = next((w for w in whites if most <= w), None) or 2 ** math.ceil(math.log2(most))
-    return (-white if low < 0 else 0), white
+    white = (next((w for w in whites if most <= (1 + beyond) * w), None)
+             or 2 ** math.ceil(math.log2(most)))
+    return (-white if low < -beyond * white else 0), white
 
 
 def scale_of_set(paths, most=64):
@@ -168,17 +162,15 @@ def scale_of_set(paths, most=64):
     With a range of its own, each image would be brightened differently.
     """
     paths = [path for path in paths if path.suffix.lower() not in (".jpg", ".jpeg", ".webp")]
-    deep = []
+    ranges = []
     for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)):
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                image = Image.open(paths[i])
-            with image:
-                if is_deep(image):
-                    pixels = np.asarray(image)
-                    deep.append(np.array([pixels.min(), pixels.max()]))
+            with Image.open(paths[i], formats=FORMATS) as image:
+                deep = is_deep(image)
+            if deep:
+                pixels = np.asarray(load_image(paths[i])[0])
+                ranges.append(np.array([pixels.min(), pixels.max()]))
         except Exception:  # `decode` names a file that cannot be read
             continue
-    deep = [pixels for pixels in deep if np.isfinite(pixels).all()]
-    return value_range(deep) if deep else None
+    ranges = [pixels for pixels in ranges if np.isfinite(pixels).all()]
+    return value_range(ranges) if ranges else None

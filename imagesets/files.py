@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image, features
 
 from .errors import UserError
+from .imagefile import FORMATS
 
 # Folders that systems, network disks, cameras and editors make; lower case. Hidden ones (".git")
 # are left out as well.
@@ -25,20 +26,19 @@ SYSTEM_SUFFIXES = (".lrdata", ".photoslibrary", ".aplibrary", ".migratedphotolib
 # Everyday files that are no images. Any other file that cannot be read is counted by extension.
 NOT_IMAGES = set(
     ".txt .csv .tsv .json .jsonl .xml .md .rst .html .htm .css .js .pdf .doc .docx .xls .xlsx .ods "
-    ".ini .cfg .toml .yaml .yml .db .log .py .ipynb .sh .mat .npy .npz .pkl .h5 .hdf5 .parquet .pt .pth .url .lnk .md5 .sha256".split())
-# What Pillow only recognises, or opens with the help of another program.
-NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"}
+    ".ini .cfg .toml .yaml .yml .db .log .py .ipynb .sh .mat .npy .npz .pkl .h5 .hdf5 .parquet "
+    ".pt .pth .url .lnk .md5 .sha256".split())
 
 
 @functools.cache
 def image_extensions():
-    """The extensions, in lower case, of what the installed Pillow decodes."""
+    """The extensions, in lower case, of the FORMATS that the installed Pillow decodes."""
     Image.init()                                             # takes 0.1 s, hence not at import
     lacking = {name for name, is_built in (
         ("AVIF", "avif" in features.modules and features.check("avif")),
         ("WEBP", features.check("webp")), ("JPEG2000", features.check("jpg_2000"))) if not is_built}
     return frozenset(extension for extension, kind in Image.registered_extensions().items()
-                     if kind in Image.OPEN and kind not in NOT_DECODED | lacking)
+                     if kind in FORMATS and kind not in lacking)
 
 
 def is_image(name):

@@ -137,8 +137,8 @@ def find_splits(base, top):
     names = ", ".join(folder.name for folder, _ in named)
     beside = f" beside {', '.join(folder.name for folder in others[:5])}" if others else ""
     refuse(top, f"it is not clear which folders are splits: {names}{beside}.",
-           "Expected splits, called train, val and test, or classes: move the others out, or rename "
-           "them.")
+           "Expected splits, called train, val and test, or classes: move the others out, or "
+           "rename them.")
 
 
 def class_rows(folder, split, top):

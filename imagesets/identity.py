@@ -7,6 +7,7 @@ from hashlib import blake2b
 import numpy as np
 
 from .errors import UserError
+from .imagefile import attempt
 
 PIECE = 4096  # bytes that are read at the start, in the middle and at the end of a file
 
@@ -27,7 +28,7 @@ def file_ids(paths):
         return found.digest()
 
     with ThreadPoolExecutor(8) as pool:
-        ids = b"".join(pool.map(file_id, paths))
+        ids = b"".join(pool.map(lambda path: attempt(lambda: file_id(path), path), paths))
     return np.frombuffer(ids, np.uint8).reshape(-1, 8).copy()
 
 

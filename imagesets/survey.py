@@ -5,7 +5,6 @@
 
 import hashlib
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -17,6 +16,8 @@ import pictures
 
 from .cache_file import cpus
 from .decode import decode
+from .errors import PassingError
+from .imagefile import FORMATS
 from .progress import progress
 
 LISTED = 5  # of each fault, how many files are named
@@ -25,14 +26,13 @@ LISTED = 5  # of each fault, how many files are named
 def survey(data, folder):
     """Print the contents and faults of a Dataset; draw samples to folder/<name>.png.
 
-    Every file is read completely. Reported are unreadable files, near-black images, duplicates
-    (files of equal content) and near-duplicates (resized or saved again). Within a split they
-    count twice; across splits they leak from train to test, and are named first.
+    Every file is read completely. Reported are unreadable files, near-black and flat images,
+    duplicates (files of equal content) and near-duplicates (resized or saved again). Within a split
+    they count twice; across splits they leak from train to test, and are named first.
     """
     records = data.records
     sources = [data.source(row) for row in range(len(records.paths))]
-    with warnings.catch_warnings(), ThreadPoolExecutor(data.workers or cpus()) as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    with ThreadPoolExecutor(data.workers or cpus()) as pool:
         results = list(progress(pool.map(examine, sources), len(sources), f"reading {data.name}"))
     bad = [row for row, result in enumerate(results) if result.error]
     good = np.setdiff1d(np.arange(len(sources)), bad)
@@ -51,10 +51,13 @@ def survey(data, folder):
     for row in bad[:LISTED]:
         print(f"  {results[row].error}")
     black = [row for row in good if results[row].small.max() < 32]
-    if black:
-        print(f"near-black {len(black)}: no pixel above an eighth of white; is their depth right?")
-        for row in black[:LISTED]:
-            print(names([row]))
+    flat = [row for row in np.setdiff1d(good, black) if np.ptp(results[row].small) < 8]
+    for title, rows in (("near-black {}: no pixel above an eighth of white", black),
+                        ("flat {}: all pixels within a 32nd of white", flat)):
+        if rows:
+            print(f"{title.format(len(rows))}; is their depth right?")
+            for row in rows[:LISTED]:
+                print(names([row]))
     rows_of = {}                                             # by digest of the content
     for row in good:
         rows_of.setdefault(results[row].digest, []).append(row)
@@ -144,9 +147,9 @@ def examine(source):
     try:
         digest = hashlib.blake2b(source.path.read_bytes()).digest()
         image = decode(source, 96).mean(0).reshape(32, 3, 32, 3).mean((1, 3))
-        with Image.open(source.path) as opened:
+        with Image.open(source.path, formats=FORMATS) as opened:
             return Examined(None, digest, opened.size, image.astype(np.uint8))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, PassingError) as error:
         return Examined(str(error))
 
 

@@ -68,10 +68,15 @@ def pip_command():
 
 
 def architectures():
-    """GPUs to compile for: $TORCH_CUDA_ARCH_LIST, else the visible ones, else 8.0 and 9.0."""
+    """GPUs to compile for: $TORCH_CUDA_ARCH_LIST, else all that the kernels are tested for, so that
+    one build serves every machine, and a visible one that is older."""
     seen = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    known = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0)]
+    if [*map(int, (torch.version.cuda or "0").split("."))] >= [12, 8]:
+        known += [(10, 0), (12, 0)]
+    found = [*sorted(card for card in seen if card < known[0]), *known]
     return (os.environ.get("TORCH_CUDA_ARCH_LIST") or
-            ";".join(f"{major}.{minor}" for major, minor in sorted(seen)) or "8.0;9.0+PTX")
+            ";".join(f"{major}.{minor}" for major, minor in found) + "+PTX")      # later cards
 
 
 def obstacle(kind):

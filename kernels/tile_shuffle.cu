@@ -8,8 +8,8 @@
 //                      0 where no tile was cut; there is no G here, and no clamp
 // Shapes    in (B, C, H, W), uint8 or float; perm, inverse (B, g*g) and offset (B, g*g, 2) int64;
 //           colour (B, g*g, C, 2C + 3) = [A | G | o | low | high] of each output tile, in Wide<T>,
-//           G may be left out; or none; out (B, g*g, C, t, t), or the image (B, C, g*t, g*t). A cell
-//           is H/g by W/g pixels; all is contiguous; uint8 gives float, without colour over 255.
+//           G may be left out; or none; out (B, g*g, C, t, t), or the image (B, C, g*t, g*t). Cells
+//           are H/g by W/g pixels; all is contiguous; uint8 gives float, without colour over 255.
 // Owners    forward: a block owns an output tile, a warp its rows in turn, a lane each 32nd pixel.
 //           backward: a block owns one cell of the image (the last ones take the ragged edge too),
 //           so each pixel has one writer: no atomics, nothing to zero beforehand.

@@ -1,8 +1,9 @@
 """Enlarge photographs with a trained generator: train_srgan.py --upscale."""
 
 import math
+import struct
 import sys
-import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from PIL import Image
 import atomic
 import fgssl
 import pictures
-from imagesets.progress import progress
+from imagesets.imagefile import MOST_BYTES, attempt, bytes_to_decode, load_image
+from imagesets.progress import format_bytes, progress
 from methods.srgan import freeze, load_generator
+
+TILE = 128  # pixels of the image that is enlarged
 
 
 @torch.no_grad()
-def enlarged_tiles(generator, low, tile=128):
+def enlarged_tiles(generator, low, tile=TILE):
     """Yield (top, left, part) of generator(low) for an image of any size, in the memory of one
     tile. Tiles overlap by the generator's reach, so that every pixel is as if the image had been
     enlarged whole.
@@ -35,7 +39,7 @@ def enlarged_tiles(generator, low, tile=128):
                                           s * before:s * (before + tile)]
 
 
-def enlarge_in_tiles(generator, low, tile=128):
+def enlarge_in_tiles(generator, low, tile=TILE):
     """enlarged_tiles put together: a tensor, which a photograph's memory may not hold."""
     s = generator.scale
     high = torch.empty(1, 3, s * low.shape[2], s * low.shape[3])
@@ -46,35 +50,75 @@ def enlarge_in_tiles(generator, low, tile=128):
 
 def read(file):
     """An image as RGB, its alpha channel or None, and its colour profile or None. UserError."""
-    try:
-        with Image.open(file) as image, warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = fgssl.upright(image)
-            profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-            if not image.has_transparency_data:
-                return fgssl.to_rgb(image), None, profile
-            image = image.convert("RGBA")
-            return image.convert("RGB"), image.getchannel("A"), profile
-    except Exception as error:  # Pillow's readers raise errors of many kinds
-        raise fgssl.UserError(f"cannot read image {file}: {fgssl.reason(error)}") from error
+    def load():
+        image = fgssl.upright(load_image(file)[0])
+        profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
+        if not image.has_transparency_data:
+            return fgssl.to_rgb(image), None, profile
+        image = image.convert("RGBA")
+        return image.convert("RGB"), image.getchannel("A"), profile
+
+    return attempt(load, file)
+
+
+def enlarged_strips(generator, image, alpha, device, label):
+    """Yield an image, enlarged, as strips from top to bottom: uint8 (h, width, 3), or 4 with its
+    alpha channel (bicubic). Reports progress by tiles."""
+    low, s = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device), generator.scale
+    tiles = math.ceil(image.height / TILE) * math.ceil(image.width / TILE)
+    row = []
+    for top, left, part in progress(enlarged_tiles(generator, low), tiles, f"{label}, tiles",
+                                    patience=5):
+        row.append(np.asarray(pictures.to_image(part[0])))
+        if left + part.shape[3] == s * image.width:
+            strip, row = np.concatenate(row, 1), []
+            if alpha:
+                first = max(0, top // s - 4)                 # bicubic looks 2 pixels up and down
+                last = min(image.height, (top + len(strip)) // s + 4)
+                cut = alpha.crop((0, first, image.width, last))
+                cut = cut.resize((s * cut.width, s * cut.height), Image.BICUBIC)
+                cut = np.asarray(cut)[top - s * first:][:len(strip)]
+                strip = np.dstack([strip, cut])
+            yield strip
+
+
+def write_png(file, width, height, channels, strips, profile=None):
+    """Write strips (h, width, 3 or 4), uint8, as a PNG (ISO/IEC 15948), each as it comes: the image
+    is never whole in memory, as Pillow's writer has it."""
+    def chunk(kind, data):
+        check = zlib.crc32(kind + data)
+        out.write(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check))
+
+    packer = zlib.compressobj()
+    with open(file, "wb") as out:
+        out.write(b"\x89PNG\r\n\x1a\n")
+        color = {3: 2, 4: 6}[channels]                       # RGB, RGBA
+        chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0))
+        if profile:
+            chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(profile))
+        for strip in strips:
+            x = strip.reshape(len(strip), -1)
+            lines = np.ones((len(x), 1 + x.shape[1]), np.uint8)  # filter 1: less the pixel before
+            lines[:, 1:] = x
+            lines[:, 1 + channels:] -= x[:, :-channels]
+            chunk(b"IDAT", packer.compress(lines.tobytes()))
+        chunk(b"IDAT", packer.flush())
+        chunk(b"IEND", b"")
 
 
 def enlarge_file(generator, file, target, device):
-    """Write an image, enlarged, as a PNG, with its alpha channel (bicubic) and colour profile."""
+    """Write an image, enlarged, as a PNG, with its alpha channel and colour profile."""
     image, alpha, profile = read(file)
-    size = image.width * generator.scale, image.height * generator.scale
-    low = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].to(device)
-    high = Image.new("RGB", size)
-    tiles = math.ceil(low.shape[2] / 128) * math.ceil(low.shape[3] / 128)
-    for top, left, part in progress(enlarged_tiles(generator, low), tiles, f"{file}, tiles",
-                                    patience=5):
-        high.paste(pictures.to_image(part[0]), (left, top))
-    if alpha:
-        high.putalpha(alpha.resize(size, Image.BICUBIC))
+    width, height = image.width * generator.scale, image.height * generator.scale
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic.replacing(target) as draft:
-        high.save(draft, "PNG", icc_profile=profile)
-    print(f"{file} {image.width} x {image.height} -> {target} {high.width} x {high.height}")
+        write_png(draft, width, height, 4 if alpha else 3,
+                  enlarged_strips(generator, image, alpha, device, file), profile)
+    print(f"{file} {image.width} x {image.height} -> {target} {width} x {height}")
+    with Image.open(target) as high:
+        if target.stat().st_size + bytes_to_decode(high) > MOST_BYTES:
+            print(f"{target} takes more than {format_bytes(MOST_BYTES)} to decode: no script here "
+                  "reads it. Enlarge parts of the image for that", file=sys.stderr)
 
 
 def targets(files, out, scale):
@@ -101,7 +145,7 @@ def upscale(files, checkpoint, out):
     for file, target in jobs.items():
         try:
             enlarge_file(generator, file, target, device)
-        except (fgssl.UserError, OSError, MemoryError) as error:
+        except (fgssl.UserError, fgssl.PassingError, OSError, MemoryError) as error:
             failed.append(str(error) or f"{file} does not fit into memory")
             print(failed[-1], file=sys.stderr)
     if failed:

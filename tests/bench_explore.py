@@ -1,11 +1,11 @@
 """How much of what is wrong with a folder does --explore find? Faults are planted, and looked for.
 
-    python tests/bench_explore.py out/grocery/checkpoint.pt --data grocery
+    python tests/bench_explore.py --checkpoint out/grocery/checkpoint.pt --data grocery
 
-Links the images of a labelled set into a folder, where 5 % lie in the folder of a wrong class, drawn
-at random, and 50 are there twice: the copies are resized to 50 to 90 % or only saved again, as JPEGs
-of quality 50 to 90. Then prints how many of the first 5 % of doubtful_labels.csv are wrong, and what
-is in duplicates.csv.
+Links the images of a labelled set into a folder, where 5 % lie in the folder of a wrong class,
+drawn at random, and 50 are there twice: the copies are resized to 50 to 90 % or only saved again,
+as JPEGs of quality 50 to 90. Then prints how many of the first 5 % of doubtful_labels.csv are
+wrong, and what is in duplicates.csv.
 """
 
 import csv
@@ -55,7 +55,7 @@ def read(file):
 
 def main(argv=None):
     p = fgssl.parser(__doc__, training=False)
-    p.add_argument("checkpoint", type=fgssl.path)
+    p.add_argument("--checkpoint", type=fgssl.path, default="out/simclr/checkpoint.pt")
     args = p.parse_args(argv)
     run = fgssl.load_encoder(args.checkpoint)[1]
     records = fgssl.load_data(args.data or run["data"], args.root).records
@@ -68,8 +68,8 @@ def main(argv=None):
     first = doubtful[:round(0.05 * len(doubtful))]
     right = sum(row["file"][:6] in wrong for row in first)       # a copy is where its image is
     told = {frozenset([row["file"], row["duplicate"]]) for row in found}
-    print(f"{len(doubtful)} images, {len(wrong)} labels changed; of the first {len(first)} doubtful "
-          f"labels {right} were changed, {100 * right / len(first):.1f} %")
+    print(f"{len(doubtful)} images, {len(wrong)} labels changed; of the first {len(first)} "
+          f"doubtful labels {right} were changed, {100 * right / len(first):.1f} %")
     print(f"{len(pairs)} copies; {len(pairs & told)} found, {len(told - pairs)} other pairs told")
 
 

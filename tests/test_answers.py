@@ -174,12 +174,34 @@ def test_a_closed_pipe_ends_nothing():
     assert (found.returncode, found.stderr.strip()) == (0, b"done")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_output_into_a_full_disk_is_said_at_the_end():
+    """--predict photos > classes.txt lost the classes, with exit status 0."""
+    with open("/dev/full", "w") as full:
+        found = subprocess.run([sys.executable, "-c", LAUNCHED, ROOT], stdout=full,
+                               stderr=subprocess.PIPE, text=True)
+    assert (found.returncode, found.stderr.splitlines()) == (1, [
+        "done", "error: cannot write all of the output: No space left on device"])
+
+
+def test_no_output_at_all_ends_nothing(tmp_path):
+    """A job without stdout and stderr: the first line of progress ended it."""
+    code = (f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); os.chdir({str(tmp_path)!r})\n"
+            "import fgssl; from imagesets.progress import progress\n"
+            "def main(): [*progress('ab', 2, 'letters')]; print('done'); open('done', 'w')\n"
+            "fgssl.launch(main)")
+    found = subprocess.run(["sh", "-c", 'exec "$0" -c "$1" >&- 2>&-', sys.executable, code])
+    assert found.returncode == 0 and (tmp_path / "done").exists()
+
+
 def test_tables_are_utf8_in_any_locale_and_excel_sees_it(tmp_path):
     code = ("import sys; sys.path.insert(0, sys.argv[1]); from evaluation import results\n"
-            "results.write_csv(sys.argv[2], [['\\u00c9pinard', 1], ['b\\udcff', 2]])")
+            "results.write_csv(sys.argv[2], [['\\u00c9pinard', 1], ['b\\udcff', 2], "
+            "['\\udcc3\\udc89', 3]])")
     subprocess.run([sys.executable, "-c", code, ROOT, tmp_path / "a.csv"], check=True,
                    env={**os.environ, "PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"})
-    assert (tmp_path / "a.csv").read_bytes() == "\ufeffÉpinard,1\r\nb\\udcff,2\r\n".encode()
+    assert (tmp_path / "a.csv").read_bytes() == (
+        "\ufeffÉpinard,1\r\nb\\xff,2\r\nÉ,3\r\n").encode(), "of two bytes, an É again"
     results.write_csv(tmp_path / "b.csv", [["plain", 1]])
     assert (tmp_path / "b.csv").read_bytes() == b"plain,1\r\n", "no mark where none is needed"
 

@@ -1,5 +1,6 @@
 """The image cache: what is kept, what is decoded again, what is refused."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -289,6 +290,25 @@ def test_a_temporary_failure_is_not_cached(photos, monkeypatch):
         with pytest.raises(ValueError, match="gone"):
             dataset(photos).cached("train", 24)
     assert len(dataset(photos).cached("train", 24).images) == 8
+
+
+def test_what_a_failing_disk_cost_comes_back_under_skip_bad(photos, monkeypatch, capsys):
+    """Passing errors of 10 files: these 10 images were gone in all later runs."""
+    opened = Image.open
+
+    def fail(path, *more, **options):
+        if Path(getattr(path, "name", path)).stem in ("2", "5"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return opened(path, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", fail)
+        split = dataset(photos, skip_bad=True).cached("train", 24)
+        assert split.labels.tolist() == [0, 1, 3, 4, 6, 7] and "2 of 8" in capsys.readouterr().err
+    names = count_decoded(monkeypatch)
+    split = dataset(photos, skip_bad=True).cached("train", 24)
+    assert values(split) == [20 * i for i in range(8)] and split.labels.tolist() == list(range(8))
+    assert {*names} == {"2.png", "5.png"} and "skipped" not in capsys.readouterr().err
 
 
 def test_a_set_without_one_readable_image_is_an_error_even_with_skip_bad(photos):

@@ -9,8 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -299,6 +301,28 @@ def test_a_link_in_a_submission_is_not_followed(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "fgssl.py").symlink_to(tmp_path / "secret.py")
     assert submission.read(tmp_path / "in") == {}
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root becomes another user")
+def test_without_namespaces_a_process_that_left_its_group_ends_too():
+    """It would run on, as the same user, beside the next submission of this job."""
+    with tempfile.TemporaryDirectory() as folder:
+        tree, user = Path(folder, "tree"), sandbox.user_number(62)
+        tree.mkdir()
+        Path(folder).chmod(0o755)
+        argv = ["/bin/sh", "-c", "setsid sleep 600 & sleep 600"]
+        process = sandbox.launch(dict(tree=str(tree), kind="user", user=user, seconds=60,
+                                      argv=argv))
+
+        def running():
+            return subprocess.run(["ps", "-U", str(user), "-o", "args="], capture_output=True,
+                                  text=True).stdout.count("sleep 600\n")
+        end = time.monotonic() + 60
+        while running() < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        sandbox.end_all_of(user)
+        process.wait()
+        assert time.monotonic() < end and not running()
 
 
 def test_isolation_is_the_best_that_the_system_has(tmp_path):

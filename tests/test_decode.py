@@ -228,6 +228,14 @@ def test_negative_values_are_kept_apart(low, high, black, tmp_path):
     assert (np.diff(seen) >= 0).all() and len(set(seen)) > 50 and abs(seen[0] - black) <= 1
 
 
+def test_floats_a_little_beyond_0_and_1_keep_their_contrast(tmp_path):
+    """Resampling overshoots, and reflectances are noisy: the whole image was one grey."""
+    pixels = np.linspace(-0.02, 1.04, 64, dtype=np.float32)[None].repeat(64, 0)
+    Image.fromarray(pixels).save(tmp_path / "a.tif")
+    seen = fgssl.decode(tmp_path / "a.tif", 64)[0, 32]
+    assert np.abs(seen - (pixels[0].clip(0, 1) * 255)).max() <= 1, "one rounding"
+
+
 def test_the_images_of_a_set_have_one_scale(tmp_path):
     """A dark image was brightened to the white of the others."""
     for name in ("ash", "oak"):

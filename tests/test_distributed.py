@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 
@@ -130,6 +131,8 @@ def main(what, photos, out):
         if parallel.rank() == 1:
             raise ValueError("no such bird")
         return parallel.wait()
+    if what == "wait":
+        return wait_for_the_first(photos)
     torch.set_num_threads(1)
     patch, written = pytest.MonkeyPatch(), written_below(out)
     left = {name: contrast(*case) for name, case in CASES.items()}
@@ -137,6 +140,20 @@ def main(what, photos, out):
     stop_early(photos, f"{out}/two_then_one", patch, rank=1)
     train_simclr.main(["--out", f"{out}/one_then_two/train_simclr", "--resume", "--sync-bn"])
     torch.save(left | {"written": list(written)}, f"{out}.rank{parallel.rank()}.pt")
+
+
+def wait_for_the_first(how):
+    """Local rank 0 takes two seconds over a download, or dies in it; the other waits."""
+    parallel.any_rank = None                                 # a collective has a time limit
+    for turn in range(2):
+        with parallel.local_rank0_first():
+            if parallel.rank() == 0:
+                print(f"first {turn}", flush=True)
+                time.sleep(2 * (1 - turn))
+                if how != "done":
+                    os.kill(os.getpid(), signal.SIGKILL)
+            elif turn == 1:
+                os.write(2, b"second")                       # its stderr is dropped, this is not
 
 
 # ------------------------------------------------------------------------------------------------
@@ -248,6 +265,45 @@ def test_a_rank_that_fails_ends_all_with_its_error(photos, tmp_path):
     assert program.returncode == 1
     assert "ValueError: no such bird" in errors and "rank 1 of 2 failed" in errors
     assert errors.count("File \"" + __file__) <= 4, "rank 0, which lost its partner, is silent"
+
+
+@pytest.fixture
+def pair():
+    """Starts two ranks without torchrun, which would end the second when the first dies."""
+    store, programs = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True), []
+
+    def start(*command):
+        for rank in "01":
+            environment = os.environ | {
+                "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "RANK": rank, "LOCAL_RANK": rank,
+                "WORLD_SIZE": "2", "GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "test",
+                "TORCHELASTIC_USE_AGENT_STORE": "True"}
+            programs.append(subprocess.Popen([sys.executable, __file__, *command], text=True,
+                                             env=environment, stdout=subprocess.PIPE,
+                                             stderr=subprocess.PIPE))
+        return programs
+
+    yield start
+    for program in programs:
+        program.kill()
+        program.communicate()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no kill -9")
+@pytest.mark.parametrize("how", ["done", "dies"])
+def test_the_first_is_waited_for_as_long_as_it_lives(pair, how):
+    """In a collective, a download of more than its time limit failed, again at each try."""
+    first, second = pair("wait", how, "nowhere")
+    assert first.stdout.readline() == "first 0\n"
+    if how == "done":
+        assert first.wait(60) == second.wait(60) == 0
+        assert first.stdout.read() == "first 1\n" and second.stderr.read() == "second"
+    else:
+        assert first.wait(60) == -signal.SIGKILL
+        began = time.monotonic()
+        assert second.wait(60) == 1 and time.monotonic() - began < 20  # it polls every 0.1 s
+        assert "the first process of this machine ended" in second.stderr.read()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals are sent the POSIX way")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import imagesets
+
 pytestmark = pytest.mark.docs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,7 +22,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*
          *(ROOT / folder / "README.md" for folder in ("imagesets", "kernels", "tests"))]
 EXAMPLES = sorted(ROOT.glob("docs/examples/*.py"))
 SCRIPTS = ["fgssl", "train_simclr", "train_jigsaw", "train_srgan", "linear_eval", "reproduce",
-           "course.make", "course.grade", "bench_views", "bench_step", "bench_explore",
+           "course.make", "course.grade", "bench_views", "bench_step", "bench_explore", "faults",
            "kernels.bench", *(file.stem for file in EXAMPLES)]
 FOLDERS = ".", "methods", "evaluation", "imagesets", "kernels", "course", "tests"
 FILES = [file for folder in FOLDERS for file in sorted((ROOT / folder).glob("*"))
@@ -113,8 +115,8 @@ def test_every_command_is_one_that_runs(page, parse, capsys):
 def test_every_flag_is_an_option(page, parse):
     known = {"--nproc-per-node", "--help"}
     for script in SCRIPTS:
-        known |= set(parse(script, ["data", "toy"] if script == "fgssl" else [])
-                     ._option_string_actions)
+        needed = {"fgssl": ["data", "toy"], "bench_explore": ["checkpoint.pt"]}
+        known |= set(parse(script, needed.get(script, []))._option_string_actions)
     given = {flag for span in code(page) for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", span)}
     assert given <= known, f"{page.name} names what no script takes: {sorted(given - known)}"
 
@@ -192,6 +194,15 @@ def test_the_readme_quotes_the_loss_as_it_is():
 
     quoted = re.search(r"(?ms)^```python\n(.*?)^```$", (ROOT / "README.md").read_text())[1]
     assert body(quoted) == body((ROOT / "kernels" / "reference.py").read_text())
+
+
+def test_the_readme_quotes_the_first_lines_of_an_evaluation(toy_root):
+    first, seen, _ = re.search(r"(?m)^toy: .*\n.*\n.*; folder out/simclr$",
+                               (ROOT / "README.md").read_text())[0].splitlines()
+    records = imagesets.read("toy", toy_root)
+    assert first == imagesets.describe(records)
+    pattern = re.sub(r"\{.*?\}", r"\\d+", re.search(r'f"(pretraining saw .*)"', SOURCE)[1])
+    assert re.fullmatch(pattern, seen) and f"{(records.splits == 'test').sum()} test" in seen
 
 
 def test_the_diff_of_the_example_is_true():

@@ -94,7 +94,7 @@ def test_a_folder_is_explored(shades, evaluated, tmp_path, capsys):
 
 def test_faults_are_planted_and_counted(shades, evaluated, capsys):
     """tests/bench_explore.py, from which the documents have their figures."""
-    bench_explore.main([str(evaluated / "probe.pt"), "--data", str(shades)])
+    bench_explore.main(["--checkpoint", str(evaluated / "probe.pt"), "--data", str(shades)])
     *_, labels, copies = capsys.readouterr().out.splitlines()
     assert labels.startswith("131 images, 4 labels changed; of the first 7 doubtful labels ")
     assert copies.startswith("50 copies; ")

@@ -3,6 +3,8 @@
 import json
 import multiprocessing
 import random
+import shutil
+import tempfile
 from types import SimpleNamespace
 
 import pytest
@@ -211,3 +213,45 @@ def test_two_runs_do_not_write_into_one_folder(photos, tmp_path):
     done.set()
     other.join()
     train_simclr.main(command)
+
+
+def train_and_at_step_2(photos, out, monkeypatch, what):
+    """SimCLR, of three steps; what() happens before the second."""
+    embed, seen = train_simclr.embed, []
+
+    def watched(*args):
+        seen.append(1)
+        if len(seen) == 2:
+            what()
+        return embed(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_simclr, "embed", watched)
+        train_simclr.main(["--data", str(photos), "--out", str(out), *TINY, "--epochs", "1"])
+
+
+def test_a_folder_that_is_removed_in_mid_run_is_made_again(photos, tmp_path, monkeypatch, run):
+    out = tmp_path / "run"
+    train_and_at_step_2(photos, out, monkeypatch, lambda: shutil.rmtree(out))
+    found = fgssl.read_checkpoint(out / "checkpoint.pt")
+    assert all(torch.equal(found["encoder"][name], value)
+               for name, value in run[1]["encoder"].items()), "another run, of the same seed"
+    assert fgssl.read_log(out / "log.jsonl")[-1]["step"] == 3 and (out / "curves.png").exists()
+
+
+def test_weights_are_saved_elsewhere_where_the_folder_cannot_be_made_again(photos, tmp_path,
+                                                                         monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def replace_by_file():
+        shutil.rmtree(out)
+        out.write_text("somebody else's")
+
+    with pytest.raises(OSError, match="cannot write .*checkpoint.pt.*The run is saved in") as error:
+        train_and_at_step_2(photos, out, monkeypatch, replace_by_file)
+    elsewhere, = tmp_path.glob("run-*")
+    assert f"--out {elsewhere} --resume" in error.value.strerror and out.is_file()
+    assert fgssl.read_checkpoint(elsewhere / "checkpoint.pt")["step"] == 2
+    train_simclr.main(["--out", str(elsewhere), "--resume"])
+    assert fgssl.read_checkpoint(elsewhere / "checkpoint.pt")["step"] == 3

@@ -170,8 +170,8 @@ def test_a_change_of_anything_builds_anew(fresh, monkeypatch):
 
 
 def test_the_hash_is_of_the_architectures_built_not_of_the_cards(fresh, monkeypatch):
-    """A second card of one kind, or another order, must not build anew; nor any card where
-    $TORCH_CUDA_ARCH_LIST says what is built."""
+    """One build serves every machine, with whatever card or none; but not a card that is older than
+    all that it is built for."""
     monkeypatch.setattr(build, "toolkit", lambda: ("/toolkit", "13.0"))
 
     def library(*cards):
@@ -180,10 +180,15 @@ def test_the_hash_is_of_the_architectures_built_not_of_the_cards(fresh, monkeypa
         return build.library("cuda")
 
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    assert library((9, 0)) == library((9, 0), (9, 0)) != library((8, 0))
-    assert library((8, 0), (9, 0)) == library((9, 0), (8, 0)) != library((9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "12.6")       # knows no Blackwell
+    before = library()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert library() == library((9, 0)) == library((8, 0), (12, 1)) != before
+    assert build.architectures() == "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+    assert library() != library((7, 0), (9, 0)) == library((9, 0), (7, 0))
+    assert build.architectures().startswith("7.0;7.5;")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0;9.0")
-    assert library() == library((9, 0)) == library((7, 5))
+    assert library() == library((9, 0)) == library((7, 0))
 
 
 def pretend_to_compile(name, sources, build_directory, **settings):

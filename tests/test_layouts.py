@@ -227,7 +227,7 @@ def test_one_file_with_a_common_name_is_no_named_set(name, tmp_path):
 # ------------------------------------------------------------------------------------------------
 
 
-def test_every_kind_that_pillow_decodes_is_read(tmp_path):
+def test_every_kind_of_image_is_found(tmp_path):
     """AVIF, .jfif and .jpe vanished without a word."""
     names = [f"{'ao'[i % 2]}/{i}{extension}" for i, extension in
              enumerate(sorted(files.image_extensions()) * 2)]

@@ -129,3 +129,17 @@ def test_near_black_images_are_named(tmp_path, capsys):
     fgssl.main(["data", str(tmp_path / "deep"), "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "near-black 3" in printed and "  oak/2.png" in printed
+
+
+def test_flat_images_are_named(tmp_path, capsys):
+    """A "no data" of -9999 in one map of heights made grey of all others."""
+    rng = np.random.default_rng(0)
+    for name, low in (("ash", 0), ("oak", -9999)):
+        (tmp_path / "deep" / name).mkdir(parents=True)
+        for i in range(3):
+            heights = rng.uniform(0, 100, (20, 20)).astype(np.float32)
+            heights[:5] += low
+            Image.fromarray(heights).save(tmp_path / "deep" / name / f"{i}.tif")
+    fgssl.main(["data", str(tmp_path / "deep"), "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "flat 3: " in printed and "  ash/2.tif" in printed and "near-black" not in printed

@@ -116,18 +116,20 @@ def in_a_copy(run):
     return json.loads(answer) if answer else {"": "the process has crashed, or never ended"}
 
 
-def compile_what_changed(kind, target):
+def compile_what_changed(kind, work):
     """In place of build.compile_library: in one folder for all bodies, ninja compiles the changed
-    file alone."""
-    work = Path("compiled").resolve()                        # the tests take another cache each time
-    work.mkdir(exist_ok=True)
-    sources = [build.HERE / "bindings.cpp", *(work / f"{name}.cpp" for name in build.KERNELS)]
+    file alone. The tests take another cache, and so another `work`, each time."""
+    compiled = Path("compiled").resolve()
+    compiled.mkdir(exist_ok=True)
+    sources = [build.HERE / "bindings.cpp", *(compiled / f"{name}.cpp" for name in build.KERNELS)]
     for name, file in zip(build.KERNELS, sources[1:]):
         if not file.exists():
             file.write_text(f'#include "{build.HERE / name}"\n')
-    cpp_extension.load(f"fgssl_{kind}", list(map(str, sources)), build_directory=str(work),
+    cpp_extension.load(f"fgssl_{kind}", list(map(str, sources)), build_directory=str(compiled),
                        extra_cflags=build.FLAGS[kind], is_python_module=False)
-    os.link(work / f"fgssl_{kind}.so", target)               # the file that is loaded already
+    library = work / "kernels.so"
+    os.link(compiled / f"fgssl_{kind}.so", library)          # the file that is loaded already
+    return library
 
 
 def main():
