@@ -1,4 +1,6 @@
-"""python -m kernels: which implementation runs here and why, the tools found, the builds kept."""
+"""python -m kernels: which implementation runs here and why, the tools found, the builds kept.
+gpu-check: all that a GPU can say (gpu_check.py). check, profile FILE.cu: a sanitizer and a
+profiler for any CUDA file, on the CPU (watch.py)."""
 import sys
 
 import torch
