@@ -1,4 +1,6 @@
-"""python -m kernels: which implementation runs here and why, the tools found, the builds kept."""
+"""python -m kernels: which implementation runs here and why, the tools found, the builds kept.
+gpu-check: all that a GPU can say (gpu_check.py). check, profile FILE.cu: a sanitizer and a
+profiler for any CUDA file, on the CPU (watch.py)."""
 import sys
 
 import torch
@@ -7,8 +9,12 @@ from . import build, gpu_check, status
 
 if sys.argv[1:2] == ["gpu-check"]:               # all that a machine with a GPU can say
     sys.exit(gpu_check.main(sys.argv[2:]) > 0)
+if sys.argv[1:2] in (["check"], ["profile"]):    # a .cu file on the CPU, watched
+    from . import watch                          # not on Windows
+    sys.exit(watch.main(sys.argv[1:]))
 if sys.argv[1:]:
-    sys.exit(f"python -m kernels takes nothing, or gpu-check; not {' '.join(sys.argv[1:])}")
+    sys.exit(f"python -m kernels takes nothing, gpu-check, check FILE.cu or profile FILE.cu; not "
+             f"{' '.join(sys.argv[1:])}")
 
 here = status()
 found = build.toolkit()

@@ -22,7 +22,7 @@ import atomic
 HERE = Path(__file__).parent
 KERNELS = ("nt_xent.cu", "nt_xent_mma.cu", "tile_shuffle.cu")
 SOURCES = (*KERNELS, "bindings.cpp", "common.cuh", "nt_xent.cuh", "nt_xent_mma.cuh",
-           "cuda_on_cpu.h")
+           "cuda_on_cpu.h", "cuda_words.h")
 FLAGS = {"cuda": ["-O3", "-DWITH_CUDA"], "emulated": ["-O2", "-Wno-unknown-pragmas"]}
 SUBJECT = {"cuda": "the CUDA kernels with nvcc, about a minute",
            "emulated": "the CUDA kernels for the CPU with g++, about half a minute"}

@@ -29,6 +29,7 @@ inline void check(cudaError_t error, const char* kernel) {
         kernel<<<grid, block, smem, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__);         \
         check(cudaGetLastError(), #kernel);                                                    \
     } while (0)
+#define WATCH(...)  // the CPU's affair
 #define DYN_SMEM(type, name)                                  \
     extern __shared__ __align__(16) unsigned char shared_[];  \
     type* name = reinterpret_cast<type*>(shared_)
@@ -57,14 +58,14 @@ template <> __device__ inline bfloat16 narrow<bfloat16>(float x) { return __floa
 
 // ---------------------------------------- global memory: all access is through these, and counts
 
-template <typename T> __device__ inline T load_global(const T* from) {
+template <typename T> __device__ __forceinline__ T load_global(const T* from) {
 #ifndef __CUDACC__
     cuda_on_cpu::self->block->read += sizeof(T);
 #endif
     return *from;
 }
 
-template <typename T> __device__ inline void store_global(T* to, T value) {
+template <typename T> __device__ __forceinline__ void store_global(T* to, T value) {
 #ifndef __CUDACC__
     cuda_on_cpu::self->block->written += sizeof(T);
 #endif
@@ -72,7 +73,7 @@ template <typename T> __device__ inline void store_global(T* to, T value) {
 }
 
 // What another block of the same launch stored: from the L2 cache, for an L1 may be out of date.
-template <typename T> __device__ inline T load_fresh(const T* from) {
+template <typename T> __device__ __forceinline__ T load_fresh(const T* from) {
 #ifdef __CUDACC__
     return __ldcg(from);
 #else
@@ -211,23 +212,23 @@ inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
 }
 
 // Register m holds, of matrix m, row g at columns 2q, 2q+1; transposed: column g at rows 2q, 2q+1.
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
+__forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
-    cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));
-    if (cuda_on_cpu::self->rank % 32 == 0) cuda_on_cpu::count_conflicts(rows);
+    cuda_on_cpu::matrix_rows(CUDA_ON_CPU_SITE, row, rows);
+    cuda_on_cpu::Quiet quiet;
     int g = cuda_on_cpu::self->rank % 32 / 4, q = cuda_on_cpu::self->rank % 4;
     for (int m = 0; m < 4; m++) memcpy(&r[m], rows[8 * m + g] + 2 * q, 4);
 }
 
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
+__forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
     const uint16_t* rows[32];
-    cuda_on_cpu::exchange(CUDA_ON_CPU_SITE, ~0u, &row, rows, sizeof(row));
-    if (cuda_on_cpu::self->rank % 32 == 0) cuda_on_cpu::count_conflicts(rows);
+    cuda_on_cpu::matrix_rows(CUDA_ON_CPU_SITE, row, rows);
+    cuda_on_cpu::Quiet quiet;
     int g = cuda_on_cpu::self->rank % 32 / 4, q = cuda_on_cpu::self->rank % 4;
     for (int m = 0; m < 4; m++) r[m] = rows[8 * m + 2 * q][g] | rows[8 * m + 2 * q + 1][g] << 16;
 }
 
-inline void cp_async_16(void* to, const void* from, int valid) {
+__forceinline__ void cp_async_16(void* to, const void* from, int valid) {
     if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
         cuda_on_cpu::refuse("cp.async between addresses that are not multiples of 16");
     cuda_on_cpu::copy({to, from, valid, 0});
@@ -235,11 +236,5 @@ inline void cp_async_16(void* to, const void* from, int valid) {
 
 inline void cp_async_commit() { cuda_on_cpu::self->group++; }
 
-template <int pending> void cp_async_wait() {
-    cuda_on_cpu::Fibre& self = *cuda_on_cpu::self;
-    std::vector<cuda_on_cpu::Copy> later;
-    for (const cuda_on_cpu::Copy& copy : self.copies)
-        copy.group < self.group - pending ? copy.make() : later.push_back(copy);
-    self.copies = later;
-}
+template <int pending> void cp_async_wait() { cuda_on_cpu::copy_wait(pending); }
 #endif

@@ -15,8 +15,9 @@
 // Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once
 // in `reverse`, by chance in `random`, for the hardware may do either. Counted are launches, the
 // bytes that load_global, store_global and cp_async_16 move, and the bank conflicts of ldmatrix.
-// Accesses outside a tensor are AddressSanitizer's to find. Not shown: PTX encodings, other bank
-// conflicts, occupancy, the memory model.
+// Accesses outside a tensor are AddressSanitizer's to find, or watch.h's, and so are races and
+// other bank conflicts. Not shown: PTX encodings, occupancy, the memory model. The functions of
+// CUDA are in cuda_words.h.
 #pragma once
 #include <ucontext.h>
 
@@ -35,6 +36,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <vector>
 
 // ---------------------------------------- words of the language
@@ -42,7 +44,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline
+#define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define threadIdx (cuda_on_cpu::self->index)
 #define blockIdx (cuda_on_cpu::self->block->index)
@@ -50,8 +52,13 @@
 #define gridDim (cuda_on_cpu::self->block->grid)
 
 // The two forms C++ cannot parse; under nvcc they are kernel<<<...>>>(...) and extern __shared__.
-#define LAUNCH(kernel, grid, block, smem, stream, ...) \
-    cuda_on_cpu::launch(#kernel, grid, block, smem, [&] { kernel(__VA_ARGS__); })
+#define LAUNCH(kernel, grid, block, smem, stream, ...)                                        \
+    cuda_on_cpu::launch_with(#kernel, grid, block, smem, cuda_on_cpu::arguments(__VA_ARGS__), \
+                             [&](auto... arguments) {                                         \
+                                 cuda_on_cpu::self->quiet = 0;                                \
+                                 kernel(arguments...);                                        \
+                                 cuda_on_cpu::self->quiet = 1;                                \
+                             })
 #define DYN_SMEM(type, name) \
     type* name = reinterpret_cast<type*>(cuda_on_cpu::self->block->shared.get())
 
@@ -71,15 +78,49 @@ using cudaStream_t = void*;
 
 namespace cuda_on_cpu {
 
-constexpr unsigned MAX_THREADS = 1024;
+constexpr unsigned MAX_THREADS = 1024, MAX_RESUMES = 1000000;
 constexpr size_t MAX_SHARED = 99 * 1024;  // bytes a block may ask for on every GPU since sm_80
 constexpr size_t STACK = 256 * 1024;
+
+struct Block;
+struct Copy;
+struct Fibre;
+enum Mode { READ, WRITE, ATOMIC };
+
+// watch.py compiles with CUDA_ON_CPU_WATCH: then watch.h is told of what follows. Else WATCH() is
+// nothing.
+#ifdef CUDA_ON_CPU_WATCH
+namespace watch {
+void launch_begins(const char* kernel);
+void launch_ends();
+void block_begins(const Block& block);
+void barrier_opens();
+void warp_synced(unsigned first_rank, unsigned mask);
+void fence();
+void changed();
+void access(uintptr_t at, size_t bytes, Mode mode, uint32_t pc);
+void copy_begins(const Copy& copy, uint32_t pc);
+void copy_ends(const Copy& copy);
+void matrix_read(const void* row, uint32_t pc);
+void refused(const Fibre* fibre, const std::string& why);
+void add_memory(const void* at, size_t bytes, const char* name, unsigned element);
+void free_memory(const void* at);
+void add_formula(const char* kernel, double read, double written);
+}  // namespace watch
+#define WATCH(...) cuda_on_cpu::watch::__VA_ARGS__
+#else
+#define WATCH(...) void()
+#endif
+#define CUDA_ON_CPU_PC uint32_t(reinterpret_cast<uintptr_t>(__builtin_return_address(0)))
 
 struct Copy {  // a cp.async: `valid` bytes, then zeros up to 16
     void* to;
     const void* from;
     int valid, group;
-    void make() const {
+    bool made = false;
+    void make() {
+        if (made) return;
+        made = true;
         memcpy(to, from, valid);
         memset(static_cast<char*>(to) + valid, 0, 16 - valid);
     }
@@ -97,6 +138,9 @@ struct Fibre {
     void* all = nullptr;         // and where it wants everyone's
     std::vector<Copy> copies;
     int group = 0;               // cp.async groups committed so far
+    unsigned resumes = 0;
+    int vote = 0;
+    int quiet = 0;               // inside the emulator: not to be watched
     ucontext_t context;
     std::unique_ptr<char[]> stack{new char[STACK]};
 };
@@ -117,6 +161,12 @@ struct Block {
 };
 
 inline thread_local Fibre* self = nullptr;
+
+struct Quiet {  // what a thread does in its lifetime is the emulator's
+    Quiet() { if (self) self->quiet++; }
+    ~Quiet() { if (self) self->quiet--; }
+};
+
 // Counted since they were set to 0.
 inline std::atomic<long long> bytes_read{0}, bytes_written{0}, bank_conflicts{0}, launches{0};
 
@@ -126,6 +176,7 @@ inline std::string name(dim3 i) {
 }
 
 inline std::runtime_error refusal(const Fibre& fibre, const std::string& why) {
+    WATCH(refused(&fibre, why));
     return std::runtime_error(std::string("kernel ") + fibre.block->kernel + ", block " +
                               name(fibre.block->index) + ", thread " + name(fibre.index) + ": " +
                               why);
@@ -134,6 +185,7 @@ inline std::runtime_error refusal(const Fibre& fibre, const std::string& why) {
 inline void yield() { swapcontext(&self->context, &self->block->scheduler); }
 
 [[noreturn]] inline void refuse(const std::string& why) {
+    self->quiet++;
     self->block->error = refusal(*self, why).what();
     for (;;) yield();  // the scheduler throws and never resumes this fibre
 }
@@ -165,6 +217,7 @@ inline void exchange(const char* site, unsigned mask, const void* mine, void* al
         missing += !here || other.mask != mask;
     }
     if (missing) return yield();
+    if (!bytes) WATCH(warp_synced(warp, mask));
     for (unsigned to = 0; to < 32; to++) {
         if (!(mask >> to & 1)) continue;
         for (unsigned from = 0; from < 32; from++)
@@ -176,13 +229,30 @@ inline void exchange(const char* site, unsigned mask, const void* mine, void* al
 }
 
 // cp.async may copy at any time up to its wait: now, or when its group is waited for.
-inline void copy(Copy copy) {
+[[gnu::noinline]] inline void copy(Copy copy) {
+    WATCH(copy_begins(copy, CUDA_ON_CPU_PC));
+    Quiet quiet;
     Block& block = *self->block;
     block.read += copy.valid;
     if (block.order == Block::REVERSE || (block.order == Block::RANDOM && block.random() % 2))
-        return copy.make();
+        copy.make();
     copy.group = self->group;
     self->copies.push_back(copy);
+}
+
+// Wait until at most `pending` of the groups committed by this thread are under way.
+inline void copy_wait(int pending) {
+    Quiet quiet;
+    std::vector<Copy> later;
+    for (Copy& copy : self->copies) {
+        if (copy.group >= self->group - pending) {
+            later.push_back(copy);
+            continue;
+        }
+        copy.make();
+        WATCH(copy_ends(copy));
+    }
+    self->copies = later;
 }
 
 template <typename T> T shuffle(const char* site, unsigned mask, T value, unsigned from) {
@@ -194,10 +264,13 @@ template <typename T> T shuffle(const char* site, unsigned mask, T value, unsign
     return all[from % 32];
 }
 
-// An ldmatrix reads each of its four matrices, eight rows of 16 bytes, in one pass if the rows lie
-// in different banks.
-inline void count_conflicts(const uint16_t* const (&rows)[32]) {
-    for (int matrix = 0; matrix < 4; matrix++) {
+// An ldmatrix: each lane brings the address of a row of 16 bytes and gets all 32. Each of the four
+// matrices, eight rows, is read in one pass if its rows lie in different banks.
+[[gnu::noinline]] inline void matrix_rows(const char* site, const void* row,
+                                          const uint16_t* (&rows)[32]) {
+    WATCH(matrix_read(row, CUDA_ON_CPU_PC));
+    exchange(site, ~0u, &row, rows, sizeof(row));
+    for (int matrix = 0; matrix < 4 && self->rank % 32 == 0; matrix++) {
         int lines[8] = {}, most = 0;  // rows in each eighth of the banks
         for (int i = 0; i < 8; i++) {
             int& line = lines[reinterpret_cast<uintptr_t>(rows[8 * matrix + i]) / 16 % 8];
@@ -227,6 +300,26 @@ inline void open_barrier(Block& block) {
                                      ", but thread " + name(first->index) + " at " + first->site);
         fibre.state = Fibre::READY;
     }
+    WATCH(barrier_opens());
+}
+
+// No lane of the warp can go on: those that ask together which lanes are active get their answer.
+inline unsigned converge(Block& block, unsigned warp) {
+    unsigned mask = 0;
+    const char* site = nullptr;
+    auto asks = [&](unsigned i) {
+        if (warp + i >= block.fibres.size()) return false;
+        Fibre& fibre = block.fibres[warp + i];
+        return fibre.state == Fibre::IN_WARP_OP && !fibre.mask && (!site || fibre.site == site);
+    };
+    for (unsigned i = 0; i < 32; i++)
+        if (asks(i)) mask |= 1u << i, site = block.fibres[warp + i].site;
+    for (unsigned i = 0; i < 32; i++)
+        if (mask >> i & 1) {
+            *static_cast<unsigned*>(block.fibres[warp + i].all) = mask;
+            block.fibres[warp + i].state = Fibre::READY;
+        }
+    return __builtin_popcount(mask);
 }
 
 // Resume each lane of a warp that can go on, once; returns how many there were.
@@ -237,23 +330,27 @@ inline unsigned run_lanes(Block& block, unsigned warp, const std::vector<unsigne
         if (warp + lane >= block.fibres.size()) continue;
         self = &block.fibres[warp + lane];
         if (self->state != Fibre::READY) continue;
+        if (++self->resumes > MAX_RESUMES)
+            throw refusal(*self, std::string("it never ends; it has waited a million times, last "
+                                             "at ") + self->site);
         swapcontext(&block.scheduler, &self->context);
         if (!block.error.empty()) throw std::runtime_error(block.error);
         left -= self->state == Fibre::EXITED;
         resumed++;
     }
-    return resumed;
+    return resumed ? resumed : converge(block, warp);
 }
 
 // A warp runs as far as it can before the next starts: they drift as far as the barriers allow.
 inline void run_block(Block& block) {
     unsigned left = block.dim.count();
     memset(block.shared.get(), 0xff, block.shared_bytes);  // NaN in every floating type
+    WATCH(block_begins(block));
     for (unsigned i = 0; i < left; i++) {
         Fibre& fibre = block.fibres[i];
         fibre.block = &block, fibre.rank = i, fibre.state = Fibre::READY;
         fibre.index = block.dim.at(i);
-        fibre.copies.clear(), fibre.group = 0;
+        fibre.copies.clear(), fibre.group = fibre.resumes = 0, fibre.quiet = 1;
         getcontext(&fibre.context);
         fibre.context.uc_stack.ss_sp = fibre.stack.get();
         fibre.context.uc_stack.ss_size = STACK;
@@ -276,6 +373,8 @@ inline void run_block(Block& block) {
         }
         if (!ran) open_barrier(block);
     }
+    self = nullptr;
+    WATCH(barrier_opens());
 }
 
 // How many multiprocessors the GPU is said to have.
@@ -287,12 +386,15 @@ inline int multiprocessors() {
 inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
                    const std::function<void()>& body) {
     launches++;
-    if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED)
-        throw std::runtime_error(std::string("kernel ") + kernel + ", grid " + name(grid) +
-                                 ", block " + name(dim) + ", " + std::to_string(smem) +
-                                 " bytes of shared memory: a block has 1 to " +
-                                 std::to_string(MAX_THREADS) + " threads and at most " +
-                                 std::to_string(MAX_SHARED) + " bytes");
+    if (!grid.count() || !dim.count() || dim.count() > MAX_THREADS || smem > MAX_SHARED) {
+        std::string why = std::string("kernel ") + kernel + ", grid " + name(grid) + ", block " +
+                          name(dim) + ", " + std::to_string(smem) +
+                          " bytes of shared memory: a block has 1 to " +
+                          std::to_string(MAX_THREADS) + " threads and at most " +
+                          std::to_string(MAX_SHARED) + " bytes";
+        WATCH(refused(nullptr, why));
+        throw std::runtime_error(why);
+    }
     const char* variable = getenv("CUDA_ON_CPU_ORDER");
     std::string text = variable ? variable : "forward";
     bool random = text.rfind("random:", 0) == 0;
@@ -324,63 +426,28 @@ inline void launch(const char* kernel, dim3 grid, dim3 dim, size_t smem,
         bank_conflicts += block.conflicts;
     };
     std::vector<std::thread> workers;
+#ifndef CUDA_ON_CPU_WATCH  // which is for one
     for (unsigned i = 1; i < std::min(grid.count(), std::thread::hardware_concurrency()); i++)
         workers.emplace_back(work);
+#endif
     work();
     for (std::thread& worker : workers) worker.join();
     if (failure) std::rethrow_exception(failure);
 }
 
+// The arguments of a launch, evaluated once, as on a GPU. An Array is passed by its address.
+template <typename T> std::decay_t<T> argument(const T& value) { return (std::decay_t<T>)value; }
+template <typename... T> auto arguments(const T&... values) {
+    return std::make_tuple(argument(values)...);
+}
+template <typename Arguments, typename Kernel>
+void launch_with(const char* kernel, dim3 grid, dim3 dim, size_t smem, const Arguments& arguments,
+                 Kernel call) {
+    WATCH(launch_begins(kernel));
+    launch(kernel, grid, dim, smem, [&] { std::apply(call, arguments); });
+    WATCH(launch_ends());
+}
+
 }  // namespace cuda_on_cpu
 
-// ---------------------------------------- functions of the language
-
-#define __syncthreads() cuda_on_cpu::barrier(CUDA_ON_CPU_SITE)
-#define __syncwarp() cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, ~0u, 0, cuda_on_cpu::self->rank)
-#define __shfl_sync(mask, value, lane) cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, mask, value, lane)
-#define __shfl_xor_sync(mask, value, bits) \
-    cuda_on_cpu::shuffle(CUDA_ON_CPU_SITE, mask, value, (cuda_on_cpu::self->rank % 32) ^ (bits))
-
-template <typename T> T atomicAdd(T* to, T value) {
-    static std::mutex mutex;
-    std::lock_guard<std::mutex> lock(mutex);
-    T old = *to;
-    *to = old + value;
-    return old;
-}
-
-inline void __threadfence() {}
-
-// As far off as CUDA allows: 2 ulp and 2^-22 |x|, always upwards, so that it shows; but exp(0) is
-// 1, as ex2.approx has it.
-inline float __expf(float x) {
-    float off = std::isfinite(x) && x != 0 ? 1 + 0x1p-22f * (1 + std::fabs(x)) : 1;
-    return std::exp(x) * off;
-}
-
-struct __half { uint16_t bits; };
-struct __nv_bfloat16 { uint16_t bits; };
-
-inline float __half2float(__half x) {
-    _Float16 value;
-    memcpy(&value, &x, 2);
-    return value;
-}
-inline __half __float2half(float x) {
-    _Float16 value = x;
-    __half result;
-    memcpy(&result, &value, 2);
-    return result;
-}
-inline float __bfloat162float(__nv_bfloat16 x) {
-    uint32_t wide = uint32_t(x.bits) << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even
-    uint32_t wide;
-    memcpy(&wide, &x, 4);
-    if (x != x) return {0x7fff};
-    return {uint16_t((wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
-}
+#include "cuda_words.h"

@@ -15,7 +15,7 @@
 //           so each pixel has one writer: no atomics, nothing to zero beforehand.
 // Traffic   each output is written once and each source pixel under a tile read once: B g^2 C t^2
 //           (sizeof in + sizeof out) bytes; for each of a block's 256 threads 24 bytes of tables.
-//           With colour, C times as often (2 C with G), but from the L1 cache, and the
+//           With colour, C times as often (C + 1 with G), but from the L1 cache, and the
 //           colour once a block. 256 x 3 x 225 x 225 uint8 -> fp32 is 194 MB, 65 us at 3 TB/s, and
 //           that is the bound. PyTorch's composition writes and reads the fp32 tiles again for the
 //           cast, the mean, the product, the clamp and the transposition.
