@@ -1,4 +1,6 @@
-"""python -m kernels: which implementation runs here and why, the tools found, the builds kept."""
+"""python -m kernels: which implementation runs here and why, the tools found, the builds kept.
+gpu-check: all that a GPU can say (gpu_check.py). check, profile FILE.cu: a sanitizer and a
+profiler for any CUDA file, on the CPU (watch.py)."""
 import sys
 
 import torch
@@ -11,7 +13,7 @@ if sys.argv[1:2] in (["check"], ["profile"]):    # a .cu file on the CPU, watche
     from . import watch                          # not on Windows
     sys.exit(watch.main(sys.argv[1:]))
 if sys.argv[1:]:
-    sys.exit("python -m kernels takes nothing, gpu-check, check or profile; not "
+    sys.exit(f"python -m kernels takes nothing, gpu-check, check FILE.cu or profile FILE.cu; not "
              f"{' '.join(sys.argv[1:])}")
 
 here = status()

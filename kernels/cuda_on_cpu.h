@@ -15,8 +15,9 @@
 // Shared memory starts as NaN. A cp.async copies as late as it may in the order `forward`, at once
 // in `reverse`, by chance in `random`, for the hardware may do either. Counted are launches, the
 // bytes that load_global, store_global and cp_async_16 move, and the bank conflicts of ldmatrix.
-// Accesses outside a tensor are AddressSanitizer's to find. Not shown: PTX encodings, other bank
-// conflicts, occupancy, the memory model.
+// Accesses outside a tensor are AddressSanitizer's to find, or watch.h's, and so are races and
+// other bank conflicts. Not shown: PTX encodings, occupancy, the memory model. The functions of
+// CUDA are in cuda_words.h.
 #pragma once
 #include <ucontext.h>
 
@@ -165,6 +166,7 @@ struct Quiet {  // what a thread does in its lifetime is the emulator's
     Quiet() { if (self) self->quiet++; }
     ~Quiet() { if (self) self->quiet--; }
 };
+
 // Counted since they were set to 0.
 inline std::atomic<long long> bytes_read{0}, bytes_written{0}, bank_conflicts{0}, launches{0};
 

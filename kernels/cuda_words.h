@@ -7,7 +7,8 @@
 #include <map>
 #include <type_traits>
 
-#define __shared__ static thread_local  // a thread of the CPU runs one block at a time
+// A thread of the CPU runs one block at a time. `used`: other fibres see every store.
+#define __shared__ static thread_local __attribute__((used))
 #define __constant__
 #define __managed__
 #define __noinline__ __attribute__((noinline))
@@ -101,7 +102,8 @@ inline unsigned active_mask(const char* site) {
 #define __shfl_up_sync(...) cuda_on_cpu::shuffle_by<cuda_on_cpu::UP>(CUDA_ON_CPU_SITE, __VA_ARGS__)
 #define __shfl_down_sync(...) \
     cuda_on_cpu::shuffle_by<cuda_on_cpu::DOWN>(CUDA_ON_CPU_SITE, __VA_ARGS__)
-#define __shfl_xor_sync(...) cuda_on_cpu::shuffle_by<cuda_on_cpu::XOR>(CUDA_ON_CPU_SITE, __VA_ARGS__)
+#define __shfl_xor_sync(...) \
+    cuda_on_cpu::shuffle_by<cuda_on_cpu::XOR>(CUDA_ON_CPU_SITE, __VA_ARGS__)
 #define __ballot_sync(mask, holds) cuda_on_cpu::ballot(CUDA_ON_CPU_SITE, mask, holds)
 #define __any_sync(mask, holds) (cuda_on_cpu::ballot(CUDA_ON_CPU_SITE, mask, holds) != 0)
 #define __all_sync(mask, holds) (cuda_on_cpu::ballot(CUDA_ON_CPU_SITE, mask, !(holds)) == 0)
@@ -249,14 +251,20 @@ inline __nv_bfloat16 __float2bfloat16(float x) {  // to nearest, ties to even
 
 // ---------------------------------------- the group of all threads of a block
 
+namespace cuda_on_cpu {
+inline void barrier_at(const char* file, int line) {
+    Quiet quiet;
+    static thread_local std::map<std::pair<const char*, int>, std::string> sites;
+    std::string& site = sites[{file, line}];
+    if (site.empty()) site = std::string(file) + ":" + std::to_string(line);
+    barrier(site.c_str());
+}
+}  // namespace cuda_on_cpu
+
 namespace cooperative_groups {
 struct thread_block {
     static void sync(const char* file = __builtin_FILE(), int line = __builtin_LINE()) {
-        cuda_on_cpu::Quiet quiet;
-        static thread_local std::map<std::pair<const char*, int>, std::string> sites;
-        std::string& site = sites[{file, line}];
-        site = std::string(file) + ":" + std::to_string(line);
-        cuda_on_cpu::barrier(site.c_str());
+        cuda_on_cpu::barrier_at(file, line);
     }
     static unsigned thread_rank() { return cuda_on_cpu::self->rank; }
     static unsigned size() { return blockDim.count(); }

@@ -36,8 +36,8 @@ struct Site {  // a load or store in the program
     Totals totals[2] = {};            // of this launch: global, shared
     bool open = false;
 };
-inline std::map<std::tuple<uint32_t, int, int, std::string>, Totals> lines;  // [pc, is_shared, mode,
-                                                                             // kernel]
+// [pc, is_shared, mode, kernel]
+inline std::map<std::tuple<uint32_t, int, int, std::string>, Totals> lines;
 inline std::vector<Site*> open_sites, used_sites;  // since the last barrier, in this launch
 
 inline size_t different(std::vector<uintptr_t>& values) {  // how many; they come first

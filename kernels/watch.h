@@ -1,31 +1,25 @@
-// A sanitizer and a profiler for kernels that run on the CPU. Compiled by watch.py, beside the file
-// that it watches.
+// A sanitizer for kernels that run on the CPU: what is wrong with a load or store. profile.h counts
+// them. watch_calls.h calls both; watch.py compiles it and links it with the file that it watches.
 //
 // g++ -fsanitize=thread inserts a call of __tsan_read4(address) and the like at every load and
 // store of the kernel. These functions are ours, in place of its runtime's. Each word of shared and
 // global memory has a `Cell`, which remembers who wrote it and who read it last. Two accesses of
 // different threads, one of them a write and not both atomic, are a race unless one happens before
 // the other: because a barrier lies between them, a __syncwarp that both threads take part in, or,
-// across blocks, a fence, an atomic operation on the same address in both, and a fence. So a race is
-// found in whatever order the threads run. A shuffle orders nothing: CUDA promises no more.
-//
-// The n-th time that each lane comes to an access, counted from the last barrier, is one request of
-// the warp. Global memory answers it in sectors of 32 bytes. Shared memory has 32 banks of 4 bytes
-// and answers in wavefronts, one for each different word of the most crowded bank; lanes that bring
-// 8 or 16 bytes go in two or four groups.
+// across blocks, a fence, an atomic operation on the same address in both, and a fence. So a race
+// is found in whatever order the threads run. A shuffle orders nothing: CUDA promises no more.
+// Blocks run one after another here. A block that publishes what a third one published to it
+// (a chain of fences) is not followed; nor is volatile, which orders nothing.
 //
 // What is found goes to the file $CUDA_WATCH, one line each, fields apart by tabs:
-//   fault kind kernel pc other_pc who other_who text       line pc space op kernel and six counts
-//   kernel name launches bytes_read bytes_written          formula kernel bytes_read bytes_written
-// Blocks run one after another here.
+//   fault kind kernel pc other_pc who other_who text      line pc space op kernel and five counts
+//   kernel name launches bytes_read bytes_written         formula kernel bytes_read bytes_written
+#pragma once
 #include <fcntl.h>
-#include <signal.h>
-#include <sys/time.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <deque>
-#include <fstream>
 #include <set>
 
 #include "profile.h"
@@ -99,11 +93,13 @@ void flush() {
     if (done) return;
     done = true;
     for (auto& [name, of] : totals)
-        say("kernel\t" + name + "\t" + text(of[0]) + "\t" + text(of[1]) + "\t" + text(of[2]) + "\n");
+        say("kernel\t" + name + "\t" + text(of[0]) + "\t" + text(of[1]) + "\t" + text(of[2]) +
+            "\n");
     for (auto& [key, of] : lines) {
         auto& [pc, is_shared, mode, name] = key;
-        std::string line = "line\t" + text(pc) + (is_shared ? "\tshared\t" : "\tglobal\t") +
-                           (mode == READ ? "read\t" : mode == WRITE ? "write\t" : "atomic\t") + name;
+        const char* op = mode == READ ? "read\t" : mode == WRITE ? "write\t" : "atomic\t";
+        std::string line =
+            "line\t" + text(pc) + (is_shared ? "\tshared\t" : "\tglobal\t") + op + name;
         for (double x : of) line += "\t" + text(x);
         say(line + "\n");
     }
@@ -125,7 +121,8 @@ void fault(const char* kind, uint32_t pc, const std::string& text, const Access*
     static std::set<std::tuple<std::string, uint32_t, uint32_t>> known;
     uint32_t other_pc = other ? other->pc : 0;
     if (known.size() >= 100 || !known.insert({kind, pc, other_pc}).second) return;
-    say(std::string("fault\t") + kind + "\t" + kernel + "\t" + std::to_string(pc) + "\t" +
+    const char* where = self ? kernel : "";
+    say(std::string("fault\t") + kind + "\t" + where + "\t" + std::to_string(pc) + "\t" +
         std::to_string(other_pc) + "\t" + (self ? who(number, self->rank) : "main()") + "\t" +
         (other ? who(other->block, other->rank) : "") + "\t" + text + "\n");
 }
@@ -133,27 +130,6 @@ void fault(const char* kind, uint32_t pc, const std::string& text, const Access*
 void refused(const Fibre* fibre, const std::string& why) {
     self = const_cast<Fibre*>(fibre);
     fault("refused", 0, why);
-    stop();
-}
-
-// A signal: the program crashed, or one block has run for too long.
-void on_signal(int signal, siginfo_t* info, void* context) {
-    uint32_t pc = last_pc;
-    auto* of = static_cast<ucontext_t*>(context);
-#if defined(__x86_64__)
-    pc = of->uc_mcontext.gregs[REG_RIP] + 1;
-#elif defined(__aarch64__)
-    pc = of->uc_mcontext.pc + 4;
-#endif
-    Access last;
-    last.pc = last_pc, last.rank = self ? self->rank : 0, last.block = number;
-    if (signal == SIGPROF)
-        fault("hang", pc, "one block has run for " + text(seconds) + " s" +
-              (self && *self->site ? std::string(", and last waited at ") + self->site : ""), &last);
-    else
-        fault("crash", pc, signal == SIGFPE ? "division of an integer by zero"
-                                            : "access to the address " +
-                                                  text(double(Address(info->si_addr))), &last);
     stop();
 }
 
@@ -194,7 +170,8 @@ void free_memory(const void* at) {
 std::string place(Address at) {
     Memory* best = nullptr;
     auto distance = [&](const Memory& m) {
-        return at < m.begin ? m.begin - at : at - m.begin < m.bytes ? 0 : at - m.begin - m.bytes + 1;
+        Address last = m.begin + m.bytes - 1;
+        return at < m.begin ? m.begin - at : at > last ? at - last : 0;
     };
     for (Memory& m : memories)
         if (m.bytes && (!best || distance(m) < distance(*best))) best = &m;
@@ -338,7 +315,8 @@ void access(Address at, size_t bytes, Mode mode, uint32_t pc) {
         Cell& cell = memory->cells[i];
         Access* by = cell.shared;
         Address here = memory->begin + i * memory->unit;
-        bool unwritten = memory->is_shared ? cell.write.block != number : cell.write.block == NOBODY;
+        bool unwritten = cell.write.block == NOBODY ||
+                         (memory->is_shared && cell.write.block != number);
         if (mode != WRITE && unwritten) fault("unwritten", pc, place(here));
         if (!me) {
             if (mode == WRITE) cell.write = now;
@@ -401,158 +379,4 @@ void copy_ends(const Copy& copy) {
 
 void matrix_read(const void* row, uint32_t pc) { access(Address(row), 16, READ, pc); }
 
-// ---------------------------------------- launches and blocks
-
-// What watch.py found in the program's symbols: __shared__ arrays, __device__ variables.
-void add_variables() {
-    std::ifstream file(getenv("CUDA_WATCH_VARIABLES"));
-    std::string kind, name;
-    Address at, bytes, base = 0;
-    while (file >> kind >> std::hex >> at >> bytes && std::getline(file >> std::ws, name)) {
-        if (name == "cuda_on_cpu::self") base = Address(&self) - at;
-        else if (kind == "shared") add(reinterpret_cast<void*>(base + at), bytes, name, 0, true, HOST);
-        else add(reinterpret_cast<void*>(at), bytes, name, 0, false, HOST);
-    }
-}
-
-void on_time() {  // SIGPROF so many seconds of the CPU's from now
-    itimerval left{};
-    left.it_value.tv_sec = seconds;
-    setitimer(ITIMER_PROF, &left, nullptr);
-}
-
-// What the host wrote by memcpy and the like, which g++ does not tell us of: what is not as
-// cudaMalloc left it.
-void find_written(Memory& memory) {
-    auto* bytes = reinterpret_cast<const unsigned char*>(memory.begin);
-    for (size_t i = 0; i < memory.bytes; i++) {
-        Access& write = memory.cells[i / memory.unit].write;
-        if (write.block == NOBODY && bytes[i] != 0xff) write.block = HOST;
-    }
-}
-
-void launch_begins(const char* name) {
-    kernel = name, first = number + 1;
-    for (Memory& memory : memories)
-        if (!memory.is_shared && !memory.freed) find_written(memory);
-    indices.clear(), released.clear();
-    if (!instrumented) fault("not instrumented", 0, ""), stop();
-}
-
-void launch_ends() {
-    auto& of = totals[kernel];
-    of[0]++;
-    for (Site* site : used_sites)
-        for (int is_shared : {0, 1}) {
-            Totals& mine = site->totals[is_shared];
-            if (!mine[0]) continue;
-            Totals& to = lines[{site->pc, is_shared, site->mode, kernel}];
-            for (size_t i = 0; i < mine.size(); i++) to[i] += mine[i];
-            if (!is_shared && site->mode != WRITE) of[1] += mine[2];
-            if (!is_shared && site->mode != READ) of[2] += mine[2];
-            mine = Totals();
-        }
-    used_sites.clear();
-    free_memory(dynamic);
-    dynamic = nullptr;
-    on_time();
-}
-
-void block_begins(const Block& now) {
-    block = &now, number++, epoch = 1, spins = busy = 0;
-    indices.push_back(now.index);
-    clocks.assign((now.dim.count() + 31) / 32 * 32 * 32, 0), fenced.assign(now.dim.count(), 0);
-    for (unsigned rank = 0; rank < now.dim.count(); rank++) clocks[rank * 32 + rank % 32] = 1;
-    known.clear(), acquired.clear();
-    if (now.shared_bytes && !dynamic)
-        add(dynamic = now.shared.get(), now.shared_bytes, "shared memory", 0, true, HOST);
-    for (auto [begin, memory] : by_address)
-        if (memory->is_shared && begin != Address(dynamic))
-            memset(reinterpret_cast<void*>(begin), 0xff, memory->bytes);
-    on_time();
-}
-
-void add_formula(const char* kernel, double read, double written) {
-    say(std::string("formula\t") + kernel + "\t" + text(read) + "\t" + text(written) + "\n");
-}
-
-// Before main().
-struct Start {
-    Start() {
-        static char stack[65536];
-        stack_t other{};
-        other.ss_sp = stack, other.ss_size = sizeof(stack);
-        sigaltstack(&other, nullptr);
-        struct sigaction action{};
-        action.sa_sigaction = on_signal, action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        for (int signal : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGPROF})
-            sigaction(signal, &action, nullptr);
-        counting = getenv("CUDA_WATCH_COUNT");
-        if (const char* limit = getenv("CUDA_WATCH_SECONDS")) seconds = atoi(limit);
-        atexit(flush);
-        add_variables();
-    }
-} start;
-
 }  // namespace cuda_on_cpu::watch
-
-// ---------------------------------------- what g++ calls
-
-using cuda_on_cpu::Mode;
-#define PC CUDA_ON_CPU_PC
-namespace {
-template <unsigned alignment = 1>
-void touch(const void* at, size_t bytes, Mode mode, uint32_t pc) {
-    cuda_on_cpu::watch::access(uintptr_t(at), bytes, mode, pc);
-    if (uintptr_t(at) % alignment) cuda_on_cpu::watch::misaligned(uintptr_t(at), alignment, pc);
-}
-}
-extern "C" {
-#define ACCESS(n)                                                                             \
-    void __tsan_read##n(void* at) { touch<n>(at, n, cuda_on_cpu::READ, PC); }                 \
-    void __tsan_write##n(void* at) { touch<n>(at, n, cuda_on_cpu::WRITE, PC); }               \
-    void __tsan_unaligned_read##n(void* at) { touch(at, n, cuda_on_cpu::READ, PC); }          \
-    void __tsan_unaligned_write##n(void* at) { touch(at, n, cuda_on_cpu::WRITE, PC); }
-ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)
-void __tsan_read_range(void* at, size_t bytes) { touch(at, bytes, cuda_on_cpu::READ, PC); }
-void __tsan_write_range(void* at, size_t bytes) { touch(at, bytes, cuda_on_cpu::WRITE, PC); }
-void __tsan_init() { cuda_on_cpu::watch::instrumented = true; }
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_read(void**) {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_atomic_thread_fence(int) {}
-
-// std::atomic, which is the emulator's.
-#define ATOMIC(bits)                                                                          \
-    int##bits##_t __tsan_atomic##bits##_load(const volatile int##bits##_t* at, int) {         \
-        return __atomic_load_n(at, __ATOMIC_SEQ_CST);                                         \
-    }                                                                                         \
-    void __tsan_atomic##bits##_store(volatile int##bits##_t* at, int##bits##_t x, int) {      \
-        __atomic_store_n(at, x, __ATOMIC_SEQ_CST);                                            \
-    }                                                                                         \
-    int##bits##_t __tsan_atomic##bits##_exchange(volatile int##bits##_t* at, int##bits##_t x, \
-                                                 int) {                                       \
-        return __atomic_exchange_n(at, x, __ATOMIC_SEQ_CST);                                  \
-    }                                                                                         \
-    int##bits##_t __tsan_atomic##bits##_fetch_add(volatile int##bits##_t* at,                 \
-                                                  int##bits##_t x, int) {                     \
-        return __atomic_fetch_add(at, x, __ATOMIC_SEQ_CST);                                   \
-    }                                                                                         \
-    int##bits##_t __tsan_atomic##bits##_fetch_sub(volatile int##bits##_t* at,                 \
-                                                  int##bits##_t x, int) {                     \
-        return __atomic_fetch_sub(at, x, __ATOMIC_SEQ_CST);                                   \
-    }
-ATOMIC(8) ATOMIC(16) ATOMIC(32) ATOMIC(64)
-
-struct Index {  // of an array, as g++ describes it
-    const char* file;
-    uint32_t line, column;
-    struct { uint16_t kind, info; char name[1]; } *array;
-};
-void __ubsan_handle_out_of_bounds(Index* of, uintptr_t index) {
-    cuda_on_cpu::watch::fault("index outside", PC, std::to_string(intptr_t(index)) + " of " +
-                                                       of->array->name);
-    cuda_on_cpu::watch::stop();
-}
-}

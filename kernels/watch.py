@@ -13,7 +13,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
@@ -26,10 +25,10 @@ ORDERS = "forward", "reverse", "random:1"
 NAMES = {order: order.split(":")[0] for order in ORDERS}    # of files
 COMMON = "-std=c++17", "-g", "-w", "-DCUDA_ON_CPU_WATCH", f"-I{HERE}"
 WATCHED = "-O1", "-fsanitize=thread", "-fsanitize=bounds"
-HEADERS = "cuda_on_cpu.h", "cuda_words.h", "profile.h", "watch.h"
+HEADERS = "cuda_on_cpu.h", "cuda_words.h", "profile.h", "watch.h", "watch_calls.h"
 EMULATOR = {*HEADERS, "common.cuh", "host.cuh"}  # a fault there is shown where it was called
-MAINS = {"nt_xent.cu": "nt_xent_main.cu", "nt_xent_mma.cu": "nt_xent_main.cu",
-         "tile_shuffle.cu": "tile_shuffle_main.cu"}
+MAINS = {"nt_xent.cu": "main_nt_xent.cu", "nt_xent_mma.cu": "main_nt_xent.cu",
+         "tile_shuffle.cu": "main_tile_shuffle.cu"}
 CUDA_HEADERS = ("cuda_runtime.h", "cuda.h", "device_launch_parameters.h", "cuda_fp16.h",
                 "cuda_bf16.h", "cooperative_groups.h")
 SECONDS, MEMORY, OUTPUT = 120, 8 << 30, 32 << 20    # what one run may take
@@ -54,7 +53,7 @@ WHY = {
              "inside the array.",
 }
 HINTS = [    # of what C++ cannot parse
-    (r"<<<", "a launch is written LAUNCH(kernel, grid, block, shared bytes, stream, arguments ...)"),
+    ("<<<", "a launch is written LAUNCH(kernel, grid, block, shared bytes, stream, arguments ...)"),
     (r"extern\s+__shared__", "shared memory of the launch's size is written DYN_SMEM(type, name);"),
 ]
 
@@ -95,7 +94,8 @@ class Fault:
 
     def __str__(self):
         seen = "every order" if len(self.orders) == len(ORDERS) else f"order {self.orders[0]}"
-        head = f"{self.kind}, in {f'kernel {self.kernel}' if self.kernel else 'main()'}: {self.text}"
+        where = f"kernel {self.kernel}" if self.kernel else "main()"
+        head = f"{self.kind}, in {where}: {self.text}"
         return "\n".join([head, *map(str, self.places), f"  Seen in {seen} of the threads. "
                           f"{WHY[self.kind]}"])
 
@@ -156,9 +156,9 @@ def runtime(cxx, folder):
     if kept.exists():
         return kept
     built = folder / "watch.o"
-    done = call([cxx, *COMMON, "-O2", "-c", "-x", "c++", HERE / "watch.h", "-o", built])
+    done = call([cxx, *COMMON, "-O2", "-c", "-x", "c++", HERE / "watch_calls.h", "-o", built])
     if done.returncode:
-        raise Refused(f"watch.h does not compile:\n{done.stderr}")
+        raise Refused(f"watch_calls.h does not compile:\n{done.stderr}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(built, kept.with_suffix(f".{os.getpid()}"))
@@ -175,14 +175,15 @@ def explain(errors, file):
         if Path(where).name in EMULATOR:         # which macro or template of the file led there?
             near = re.findall(r"^(\S+?):(\d+):\S*\s+(?:required from here|note: in expansion of)",
                               before + after, re.M)
-            where, line = next((at for at in near if Path(at[0]).name not in EMULATOR), (where, line))
+            near = [at for at in near if Path(at[0]).name not in EMULATOR]
+            where, line = near[0] if near else (where, line)
         what, source = after.splitlines()[0], source_line(where, int(line))
         hint = next((hint for pattern, hint in HINTS if re.search(pattern, source)), None)
-        word = re.search(r"[‘'](\w+)[’'] (?:was not declared|has not been declared|is not a member|"
-                         r"does not name a type)", what) or re.search(r"^(\S+): No such file", what)
+        word = re.search(r"[‘'](\w+)[’'] (?:was not declared|has not been declared|is not a member"
+                         r"|does not name a type)|^(\S+): No such file", what)
         if word and not hint:
-            hint = (f"{word[1]} is misspelt, or not among the words of CUDA that the emulator has: "
-                    "kernels/cuda_words.h")
+            hint = (f"{word[1] or word[2]} is misspelt, or not among the words of CUDA that the "
+                    "emulator has: kernels/cuda_words.h")
         told.append(f"{where}:{line}: {source}\n    {hint or what}")
     if "undefined reference to `main'" in errors:
         told.append(f"{file} has no main() that launches its kernels; see kernels/host.cuh")
@@ -216,20 +217,17 @@ def compile_program(file, folder):
 
 
 def write_variables(program, file):
-    """The addresses of __shared__ arrays and __device__ variables, for watch.h."""
-    text = ""
+    """The addresses of __shared__ arrays and __device__ variables, for watch_calls.h."""
+    other = re.compile(r"std::|cuda_on_cpu::|__|_IO|DW\.|guard variable|typeinfo|vtable")
+    found = []
     for row in call(["nm", "-SC", "-f", "sysv", program]).stdout.splitlines():
-        cells = [cell.strip() for cell in row.split("|")]
-        if len(cells) < 5 or cells[3] not in ("TLS", "OBJECT") or not cells[4]:
-            continue
-        if cells[0] != "cuda_on_cpu::self" and re.match(
-                r"std::|cuda_on_cpu::|__|_IO|DW\.|guard variable|typeinfo|vtable|cooperative_groups::",
-                cells[0]):
-            continue
-        kind = "shared" if cells[3] == "TLS" else "global"
-        text += f"{kind} {cells[1]} {cells[4]} {cells[0].split('::')[-1]}\n" if cells[0] != \
-            "cuda_on_cpu::self" else f"{kind} {cells[1]} {cells[4]} {cells[0]}\n"
-    file.write_text("".join(sorted(text.splitlines(True), key=lambda x: "cuda_on_cpu::self" not in x)))
+        name, address, _, kind, size, *_ = [*map(str.strip, row.split("|")), *[""] * 5]
+        if name == "cuda_on_cpu::self":          # by which the others of its kind are found
+            found.insert(0, f"self {address} {size} self\n")
+        elif kind in ("TLS", "OBJECT") and size and not other.match(name):
+            space = "shared" if kind == "TLS" else "global"
+            found.append(f"{space} {address} {size} {name.split('::')[-1]}\n")
+    file.write_text("".join(found))
 
 
 def limit():
@@ -322,7 +320,7 @@ def run(file, args=(), kernel=None):
 
 
 def watch(program, args=(), kernel=None):
-    """Run a compiled program in three orders of threads. Raises Refused if it has no such kernel."""
+    """Run a compiled program in three orders of threads. Raises Refused if no such kernel runs."""
     started, told = {}, {}
     with tempfile.TemporaryDirectory(prefix="watch-") as folder:
         folder = Path(folder)
@@ -350,9 +348,9 @@ def watch(program, args=(), kernel=None):
 
 def wait_for(processes, folder):
     """Until all have ended, or one hangs: then the others do so too."""
-    end = time.monotonic() + 2 * SECONDS
+    end, reports = time.monotonic() + 4 * SECONDS, [folder / name for name in NAMES.values()]
     while any(process.poll() is None for process in processes) and time.monotonic() < end:
-        if any("fault\thang" in path.read_text() for path in folder.glob("*") if path.name in NAMES.values()):
+        if any(b"fault\thang" in path.read_bytes() for path in reports if path.exists()):
             return
         time.sleep(0.02)
 
@@ -361,26 +359,25 @@ def read_report(program, told, kernel):
     """What the files of each order say, put together."""
     rows = [(order, *row) for order, (rows, _, _) in told.items() for row in rows]
     if any(row[1:3] == ("fault", "not instrumented") for row in rows):
-        raise Refused("this g++ accepts -fsanitize=thread, but inserts no calls: the watch is blind")
+        raise Refused("this g++ takes -fsanitize=thread, but inserts no calls: the watch is blind")
     addresses = {int(row[2]) for row in rows if row[1] == "line"}
     addresses |= {int(pc) for row in rows if row[1] == "fault" for pc in row[4:6]}
     located = locate(program, addresses)
     report = Report([], [], {}, {}, told["forward"][2])
     faults, lines = {}, {}
+
+    def add(to, key, counts):
+        to[key] = tuple(map(sum, zip(to.get(key, [0] * len(counts)), map(int, counts))))
+
     for order, what, *cells in rows:
         if what == "fault":
             add_fault(faults, read_fault(cells, located, order))
-        elif what == "kernel":
-            old = report.kernels.get(plain_name(cells[0]), (0, 0, 0))
-            if order == "forward":
-                report.kernels[plain_name(cells[0])] = tuple(map(sum, zip(old, map(int, cells[1:]))))
-        elif what == "formula" and order == "forward":
-            old = report.formulas.get(cells[0], (0, 0))
-            report.formulas[cells[0]] = tuple(map(sum, zip(old, map(int, cells[1:]))))
-        elif what == "line":
+        elif what == "line":                     # of the order forward alone
             pc, space, op, name, *counts = cells
-            key = (plain_name(name), *located[int(pc)], space, op)
-            lines[key] = list(map(sum, zip(lines.get(key, [0] * 5), map(int, counts))))
+            add(lines, (plain_name(name), *located[int(pc)], space, op), counts)
+        elif order == "forward":
+            add(report.kernels if what == "kernel" else report.formulas, plain_name(cells[0]),
+                cells[1:])
     hangs = any(fault.kind == "hang" for fault in faults.values())    # then the others are killed
     for order, (rows, status, output) in told.items():
         if status and not hangs and not any(row[0] == "fault" for row in rows):
@@ -458,8 +455,9 @@ def print_profile(report, file):
         for line in lines:
             unit = "sectors   " if line.space == "global" else "wavefronts"
             print(f"  {line.space} {line.op:6} {line.requests:10,} {line.lanes:7.1f} "
-                  f"{line.per_request:11.2f} {line.ideal:7.2f} {line.per_request / line.ideal:7.2f} "
-                  f"{unit}  {Path(line.file).name}:{line.line}: {line.source[:60]}")
+                  f"{line.per_request:11.2f} {line.ideal:7.2f} "
+                  f"{line.per_request / line.ideal:7.2f} {unit}  "
+                  f"{Path(line.file).name}:{line.line}: {line.source[:60]}")
         print()
     if report.faults:
         print(f"{file} has faults: python -m kernels check {file}")

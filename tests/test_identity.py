@@ -144,5 +144,5 @@ def test_what_the_weights_of_init_saw_counts_as_seen(mine, tmp_path):
     checkpoint["data"]["ids"] += 1                           # as if trained on other images
     torch.save(checkpoint, file)
     records = imagesets.read(mine, ".")
-    args = argparse.Namespace(checkpoint=str(file), allow_seen=True)
+    args = argparse.Namespace(checkpoint=str(file), allow_seen=True, fold=None)
     assert count_seen(args, records, np.flatnonzero(records.splits == "train")) == 28

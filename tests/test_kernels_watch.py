@@ -100,7 +100,7 @@ def test_counts_are_those_of_the_marked_lines(faults):
         lanes = re.search(r"(\d+) LANES", source)
         assert seen[number].per_request == wanted, source
         assert seen[number].lanes == (int(lanes[1]) if lanes else 32), source
-    assert report.kernels["wasteful"] == (1, 32 * 4 + 32 * 16, 16 * 4)
+    assert report.kernels["wasteful"] == (1, 2 * 32 * 4, 16 * 4)
 
 
 def test_each_word_of_cuda_does_what_its_definition_says():
@@ -115,8 +115,9 @@ def broken(name, folder):
     """The report on a copy of the kernels with one patch applied, or none."""
     shutil.copytree(ROOT / "kernels", folder / "kernels")
     if name in RACING + ("no_swizzle",):
-        subprocess.run(["git", "apply", "--unidiff-zero", str(MUTANTS / f"{name}.patch")], cwd=folder,
-                       env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)}, check=True)
+        patch = str(MUTANTS / f"{name}.patch")
+        subprocess.run(["git", "apply", "--unidiff-zero", patch], cwd=folder, check=True,
+                       env={**os.environ, "GIT_CEILING_DIRECTORIES": str(folder.parent)})
         name = "nt_xent.cu"
     return watch.run(folder / "kernels" / name)
 
@@ -209,12 +210,14 @@ def test_compilers_that_cannot_do_it(tmp_path):
     assert "there is no nowhere/g++" in refused(file, "", CXX="nowhere/g++")
     clang = compiler(tmp_path / "clang", "echo '#define __GNUC__ 4'; echo '#define __clang__ 1'")
     assert "is not g++" in refused(file, "", CXX=clang)
-    without = compiler(tmp_path / "old", f'case "$*" in *-fsanitize=thread*) echo "g++: error: '
-                       f'unrecognized option -fsanitize=thread" >&2; exit 1;; esac; exec {CXX} "$@"')
+    without = compiler(tmp_path / "old", f"""case "$*" in *-fsanitize=thread*)
+        echo "g++: error: unrecognized option -fsanitize=thread" >&2; exit 1;;
+        esac; exec {CXX} "$@\"""")
     assert "has no -fsanitize=thread" in refused(file, "", CXX=without)
-    silent = compiler(tmp_path / "silent", 'for a; do shift; case $a in -fsanitize*) ;; *) set -- "$@"'
-                      f' "$a";; esac; done; exec {CXX} "$@"')
-    text = '#include "host.cuh"\n__global__ void f() {}\nint main() { LAUNCH(f, 1, 1, 0, nullptr); }'
+    silent = compiler(tmp_path / "silent", f"""for a; do
+        shift; case $a in -fsanitize*) ;; *) set -- "$@" "$a";; esac
+        done; exec {CXX} "$@\"""")
+    text = '#include "host.cuh"\n__global__ void f() {}\nint main() { LAUNCH(f, 1, 1, 0, 0); }'
     assert "inserts no calls" in refused(file, text, CXX=silent)
 
 

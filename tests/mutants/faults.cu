@@ -164,8 +164,10 @@ KERNEL(wasteful) {
     float y = x[32 * lane];  // 32 SECTORS
     tile[lane][1] = y;  // 32 WAVEFRONTS
     padded[lane][1] = y;  // 1 WAVEFRONT
-    float4 z = reinterpret_cast<float4*>(x)[lane];  // 16 SECTORS
-    if (lane % 2) unwritten[lane] = z.x;  // 4 SECTORS, 16 LANES
+    float z = x[4 * lane];  // 16 SECTORS
+    __syncwarp();
+    z += tile[lane][1] + padded[lane][1];
+    if (lane % 2) unwritten[lane] = z;  // 4 SECTORS, 16 LANES
 }
 
 #define RUN(name, blocks, threads) \

@@ -15,7 +15,8 @@ __device__ int counter;
 __device__ int value_of(int thread) { return (thread * 37 + 11) % 101 - 40; }
 
 // What `source` says each lane reads, if that is in its segment of `width` lanes; else its own.
-template <typename Source> bool shuffled(const Array<int>& got, int first, int width, Source source) {
+template <typename Source>
+bool shuffled(const Array<int>& got, int first, int width, Source source) {
     for (int i = 0; i < 64; i++) {
         int from = source(i % 32), start = i % 32 / width * width;
         bool inside = from >= start && from < start + width;
@@ -58,7 +59,8 @@ __global__ void votes(unsigned* out) {
     to[13] = warpSize;
 }
 
-__global__ void atomics(int* out, unsigned* bits, float* sums, double* sum, unsigned long long* big) {
+__global__ void atomics(int* out, unsigned* bits, float* sums, double* sum,
+                        unsigned long long* big) {
     __shared__ int shared[2];
     int x = value_of(threadIdx.x);
     if (threadIdx.x < 2) shared[threadIdx.x] = 0;
@@ -90,8 +92,8 @@ __global__ void numbers(float* out, float4* vectors, const float* in, int* whole
     to[12] = __int_as_float(__float_as_int(x)), to[13] = fmaxf(x, 1), to[14] = rsqrt(double(x));
     to[15] = __expf(x);
     whole[i * 8] = __popc(i), whole[i * 8 + 1] = __clz(i), whole[i * 8 + 2] = __ffs(i);
-    whole[i * 8 + 3] = __brev(i), whole[i * 8 + 4] = min(i, blockDim.x), whole[i * 8 + 5] = max(3, i);
-    whole[i * 8 + 6] = block.size(), whole[i * 8 + 7] = block.thread_index().x;
+    whole[i * 8 + 3] = __brev(i), whole[i * 8 + 4] = min(i, blockDim.x);
+    whole[i * 8 + 5] = max(3, i), whole[i * 8 + 6] = block.size(), whole[i * 8 + 7] = block.thread_index().x;
     float2 pair = make_float2(x, 2 * x);
     vectors[i] = make_float4(pair.x, pair.y, 3 * x, 4 * x);
     block.sync();

@@ -26,7 +26,8 @@ template <typename In> bool check_forward(bool image, int columns) {
     formula(columns ? "tiles_recolour" : "tiles_forward",
             reads * out.count * sizeof(In) + tables + 4. * colour.count, 4. * out.count);
     return expect(out, [&](int i) {
-        int x = i % T, y = i / T % T, c = i / T / T % C, k = i / T / T / C % K, b = i / T / T / C / K;
+        int x = i % T, y = i / T % T, c = i / T / T % C, k = i / T / T / C % K;
+        int b = i / T / T / C / K;
         if (image) {
             x = i % (G * T), y = i / (G * T) % (G * T), c = i / (G * T) / (G * T) % C;
             k = y / T * G + x / T, b = i / (G * T) / (G * T) / C, x %= T, y %= T;
