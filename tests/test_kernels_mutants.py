@@ -257,6 +257,7 @@ def test_the_true_kernels_pass(kernels, monkeypatch):
     assert source_error(ROOT / "kernels") is None
 
 
+@pytest.mark.mutants
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git to apply the patches with")
 @pytest.mark.parametrize("patch", sorted(MUTANTS.glob("*.patch")), ids=lambda patch: patch.stem)
 def test_mutant_is_rejected(patch, mutants, tmp_path, monkeypatch):

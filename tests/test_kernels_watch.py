@@ -126,7 +126,7 @@ def broken(name, folder):
 def reports(request, tmp_path_factory):
     """{name: future of its report} of what will be tested, two at a time."""
     names = [item.callspec.params["name"] for item in request.session.items
-             if "reports" in getattr(item, "fixturenames", ())]
+             if item.path == request.path and "reports" in item.fixturenames]
     pool = ThreadPoolExecutor(2)
     yield {name: pool.submit(broken, name, tmp_path_factory.mktemp("watched")) for name in names}
     pool.shutdown(cancel_futures=True)
