@@ -113,9 +113,9 @@ def read_result(file):
     if not is_result(result):
         raise fgssl.UserError(f"{file} is no eval.json of this version of the script, or damaged; "
                               "make one with python linear_eval.py CHECKPOINT --out FOLDER")
-    if result.get("checksum") not in (None, checksum(result)):
-        print(f"{file} was changed or damaged since it was written: it is used as it is",
-              file=sys.stderr)
+    if result.get("checksum") != checksum(result):
+        print(f"{file} was changed or damaged since it was written, or is of an older version of "
+              "the script: it is used as it is", file=sys.stderr)
     return result
 
 

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import atomic  # noqa: E402
 import fgssl  # noqa: E402
+import pictures  # noqa: E402
 from evaluation import results  # noqa: E402
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -310,7 +311,7 @@ def draw(name):
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]
         picture = results.few_label_curves(rows, majority)
-        picture.save(RECORDS.parent / f"few_labels-{name}.png")
+        pictures.save(picture, RECORDS.parent / f"few_labels-{name}.png")
 
 
 def write(name, table):
