@@ -280,20 +280,22 @@ def figures(name, label, columns):
 
 
 def render(name, columns):
-    """A table as Markdown; a figure of several runs is their mean ± standard deviation.
+    """A table as Markdown; a figure of several runs is their mean ± standard deviation. A row of
+    which nothing is recorded is left out.
 
     Bold is what differs from the row `against` by more than two standard errors of the difference.
     For those the variance within a cell is taken to be one for all trained rows of a column.
     """
     table = TABLES[name]
     rows = {run.label: figures(name, run.label, columns) for run in table.runs}
+    rows = {label: row for label, row in rows.items() if any(row.values())}
     lines = [[f"{Path(table.data).name}, {table.of}, %", *columns]]
     for label, row in rows.items():
         lines.append([label, *map(results.mean_std, row.values())])
     for i, column in enumerate(columns if table.against else (), 1):
-        trained = [rows[run.label][column] for run in table.runs
-                   if run.train and len(rows[run.label][column]) > 1]
-        if not trained:                                      # not recorded yet
+        trained = [rows[run.label][column] for run in table.runs if run.train and run.label in rows]
+        trained = [values for values in trained if len(values) > 1]
+        if not trained or table.against not in rows:         # not recorded yet
             continue
         error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
         for line, row in zip(lines[1:], rows.values()):

@@ -50,9 +50,7 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     record = folder / "results" / "tiny.json"
     record.write_text("".join(line.replace("Sim_CLR", "other") for line in open(record)))
     reproduce.main(["tiny", "--write"])
-    _, label, *cells, _ = readme.read_text().splitlines()[5].split("|")
-    assert ran[3:] == [] and label.strip() == "Sim CLR"
-    assert [cell.strip() for cell in cells] == [""] * 3, "what is not recorded is left empty"
+    assert ran[3:] == [] and "Sim CLR" not in readme.read_text(), "no row without a figure"
     reproduce.main(["tiny"])
     assert ran[3:] == ["linear_eval.py"], "what is recorded is not run again, nor what is trained"
     reproduce.main(["tiny", "--again"])
