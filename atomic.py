@@ -113,7 +113,7 @@ def publish(draft, path):
             list(pool.map(flush, draft.rglob("*")))
     flush(draft)
     os.replace(draft, path)
-    flush(path.parent)
+    flush(Path(path).parent)
 
 
 def flush(path):
