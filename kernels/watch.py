@@ -201,7 +201,7 @@ def compile_program(file, folder):
         main = next(at / main for at in (file.parent, HERE) if (at / main).exists())
         source.write_text(f'#line 1 "{main}"\n{main.read_text()}')
     else:
-        source.write_text(f'#include "{file}"\n')
+        source.write_text(f'#include "host.cuh"\n#include "{file}"\n')  # as nvcc includes CUDA's
     command = [cxx, "-iquote", file.parent, *COMMON, f"-I{folder}", *WATCHED, "-c", source, "-o",
                folder / "program.o"]
     done = call(command)
