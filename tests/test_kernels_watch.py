@@ -145,6 +145,7 @@ def test_own_kernels_have_no_fault_and_move_the_bytes_of_their_headers(name, rep
     assert all(line.per_request == line.ideal == 4 for line in swizzled)     # four matrices
 
 
+@pytest.mark.mutants
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git to apply the patches with")
 @pytest.mark.parametrize("name", RACING)
 def test_racing_mutant_is_caught_in_every_order(name, reports):
@@ -152,6 +153,7 @@ def test_racing_mutant_is_caught_in_every_order(name, reports):
     assert races and all(fault.orders == list(watch.ORDERS) for fault in races)
 
 
+@pytest.mark.mutants
 @pytest.mark.skipif(not shutil.which("git"), reason="there is no git to apply the patches with")
 @pytest.mark.parametrize("name", ["no_swizzle"])
 def test_no_swizzle_is_caught_by_its_wavefronts(name, reports):
