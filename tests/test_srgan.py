@@ -264,6 +264,18 @@ def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
     assert checkpoint["encoder"]["bn1.num_batches_tracked"] == 2 * PER_EPOCH
 
 
+def test_without_truth_the_discriminator_learns_by_matching_alone(photos, tmp_path, run):
+    """The head of the first task keeps its direction (it decays), and its bias; the others learn."""
+    alone = train(photos, tmp_path, "--truth", "0", "--adversarial", "0")[0]["head"]
+    torch.manual_seed(0)
+    args = srgan.arguments(["--data", str(photos), "--out", str(tmp_path), *TINY, "--resume"])
+    first = srgan.build_discriminator(args).head.state_dict()
+    assert torch.equal(alone["truth.0.bias"], first["truth.0.bias"])
+    torch.testing.assert_close(alone["truth.0.weight"], first["truth.0.weight"], rtol=1e-4, atol=0)
+    assert not torch.equal(alone["match.0.bias"], first["match.0.bias"])
+    assert not torch.equal(run[1]["head"]["truth.0.bias"], first["truth.0.bias"])
+
+
 def test_a_true_crop_is_matched_with_its_own_photographs_view(photos, tmp_path, monkeypatch):
     """Among the generated images, or a row further, it would be taught what is wrong."""
     pairs, same = [], lambda x, *_: fgssl.evaluation_view(x, 32)
