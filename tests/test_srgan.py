@@ -265,7 +265,7 @@ def test_the_discriminator_reads_one_batch_a_step_and_the_generator_runs_once(
 
 
 def test_without_truth_the_discriminator_learns_by_matching_alone(photos, tmp_path, run):
-    """The head of the first task keeps its direction (it decays), and its bias; the others learn."""
+    """The head of the first task only decays, and keeps its bias; the others learn."""
     alone = train(photos, tmp_path, "--truth", "0", "--adversarial", "0")[0]["head"]
     torch.manual_seed(0)
     args = srgan.arguments(["--data", str(photos), "--out", str(tmp_path), *TINY, "--resume"])
