@@ -21,7 +21,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fgssl  # noqa: E402
 import kernels  # noqa: E402
+import runfiles  # noqa: E402
 import train_simclr  # noqa: E402
+from methods.optimizers import OPTIMIZERS  # noqa: E402
 
 STEPS, DECODED = 20, 128
 
@@ -46,8 +48,8 @@ def main():
 
     encoder = fgssl.resnet(args.arch).to(device, memory_format=torch.channels_last)
     head = train_simclr.ProjectionHead(encoder.dim, args.hidden, 128).to(device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], args.lr,
-                                  fused=device.type == "cuda")
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, weight_decay=args.weight_decay)
     rng, order = torch.Generator(), fgssl.batches(len(images), args.batch, args.seed)
     for _ in range(2 + STEPS):
         with stage("cache read"):
@@ -70,7 +72,7 @@ def main():
     median = {name: statistics.median(times[2:]) for name, times in seconds.items()}
     step, views = sum(median.values()), 2 * args.batch
     print(f"{data.name}, {args.size} px, {args.arch}, {views} views a step, "
-          f"{fgssl.describe(device)}, {STEPS} steps")
+          f"{runfiles.describe_device(device)}, {STEPS} steps")
     print(f"{'decode':10}  {DECODED / decode:8.0f} images/s, once")
     for name, time_of in median.items():
         print(f"{name:10}  {views / time_of:8.0f} views/s  {100 * time_of / step:5.1f} %")
