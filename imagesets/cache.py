@@ -232,8 +232,9 @@ def older_rows(file, side, wanted):
             with contextlib.suppress(OSError, ValueError):   # ValueError: it has no rows
                 rows = memory_map(old, side)
                 if not wanted.isdisjoint(rows["key"].tolist()):
-                    found |= {key: functools.partial(rows.__getitem__, i)
-                              for i, key in enumerate(stored_keys(old, side)) if key in wanted}
+                    found |= {key: functools.partial(rows.__getitem__, i) for i, key in
+                              zip(range(len(rows)), stored_keys(old, side))  # it may be growing
+                              if key in wanted}
     return found
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 import fgssl
 import imagesets
-from imagesets import cache, imagefile
+from imagesets import cache, cache_file, imagefile
 from imagesets.errors import PassingError, UserError
 
 
@@ -165,6 +165,24 @@ def test_what_was_decoded_survives_kill_9(photos, monkeypatch):
     assert set(names) >= {"5.png", "6.png", "7.png"} and len(names) < 8
     fgssl.main(["cache", "--clear"])
     assert list((photos.parent / "cache").iterdir()) == []
+
+
+def test_a_file_that_another_process_is_writing_gives_the_rows_it_had(photos, monkeypatch):
+    dataset(photos).cached("train", 24)
+    (whole,) = cache_files(photos)
+    content, row = whole.read_bytes(), whole.stat().st_size // 8
+    growing = whole.with_name(f".{whole.name}.part")
+    growing.write_bytes(content[:cache_file.HEADER + 5 * row])
+    whole.unlink()
+
+    def memory_map(file, side, real=cache.memory_map):
+        rows = real(file, side)
+        if file == growing:
+            growing.write_bytes(content)
+        return rows
+
+    monkeypatch.setattr(cache, "memory_map", memory_map)
+    assert values(dataset(photos).cached("train", 24)) == [20 * i for i in range(8)]
 
 
 def test_a_bad_file_costs_no_decoding_of_the_others(photos, monkeypatch):
