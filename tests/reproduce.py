@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,7 +38,8 @@ KEPT = ("digest", "n", "commit", "majority", "random_init", "encoder", "few_labe
 
 class Run(NamedTuple):
     """A row. train: a trainer and its flags, or "" for random weights; evaluate: flags of each call
-    of linear_eval.py; seeds: 0, 1, ..., whose mean and std stand in the row."""
+    of linear_eval.py; seeds: 0, 1, ..., whose mean and std stand in the row. Of evaluations that
+    differ in --layer and --steps alone, seeds above 0 have the one that `prefers` names."""
     label: str
     train: str
     evaluate: tuple = ("",)
@@ -160,20 +162,39 @@ TABLES = {
 
 
 def runs(name):
-    """(Run, seed, folder, training command or None, evaluating commands) of each run of a table."""
-    table = TABLES[name]
-    for seed in range(max(run.seeds for run in table.runs)):
-        for run in (run for run in table.runs if seed < run.seeds):
-            slug = "".join(c if c.isalnum() else "_" for c in run.label)
-            folder = OUT / name / f"{slug}_{seed}"
-            same = ["--data", table.data, "--seed", str(seed), "--out"]
-            train, source = None, ["--init", "random"]
-            if run.train:
-                train = [*shlex.split(run.train), *same, str(folder)]
-                source = [str(folder / "checkpoint.pt")]
-            yield run, seed, folder, train, [
-                ["linear_eval.py", *source, *shlex.split(flags), *same, str(folder / f"eval{i}")]
-                for i, flags in enumerate(run.evaluate)]
+    """(Run, seed, folder, training command or None, {i: evaluating command i}) of each run of a
+    table."""
+    for seed in range(max(run.seeds for run in TABLES[name].runs)):
+        for run in (run for run in TABLES[name].runs if seed < run.seeds):
+            kept = prefers(name, run, True) if seed else range(len(run.evaluate))
+            yield run, seed, *commands(name, run, seed, kept)
+
+
+def commands(name, run, seed, kept):
+    """The folder of a run, its training command or None, those of its evaluations in `kept`."""
+    slug = "".join(c if c.isalnum() else "_" for c in run.label)
+    folder = OUT / name / f"{slug}_{seed}"
+    same = ["--data", TABLES[name].data, "--seed", str(seed), "--out"]
+    train, source = None, ["--init", "random"]
+    if run.train:
+        train = [*shlex.split(run.train), *same, str(folder)]
+        source = [str(folder / "checkpoint.pt")]
+    return folder, train, {i: ["linear_eval.py", *source, *shlex.split(run.evaluate[i]), *same,
+                               str(folder / f"eval{i}")] for i in kept}
+
+
+def prefers(name, run, complete=False):
+    """Which of a row's evaluations count: of those that differ in --layer and --steps alone, the
+    one whose fine-tuned networks did best on val with seed 0, as far as recorded. complete: none of
+    them where not all are recorded."""
+    groups, known = {}, recorded(name)
+    for i, command in commands(name, run, 0, range(len(run.evaluate)))[2].items():
+        cells = known.get(shlex.join(command), {"few_labels": ()})["few_labels"]
+        val = [cell["val"] for cell in cells if cell["method"] == "fine-tuned"] or [-1]
+        kind = re.sub(r"--(layer|steps) \S+", "", run.evaluate[i])
+        groups.setdefault(kind, []).append((mean(val), -i))
+    return sorted(-max(group)[1] for group in groups.values()
+                  if len(group) == 1 or not complete or min(group)[0] >= 0)
 
 
 def recorded(name):
@@ -190,7 +211,8 @@ def execute(name):
         if lock is None:
             continue
         with lock:
-            todo = [command for command in evaluations if shlex.join(command) not in recorded(name)]
+            todo = [command for command in evaluations.values()
+                    if shlex.join(command) not in recorded(name)]
             finished = folder / "finished"                   # written when training is
             if todo and train and not finished.exists():
                 began = os.times()
@@ -240,26 +262,20 @@ def python(*command):
 
 def few_labels(name, label):
     """{"1 fine-tuned 5": [cell of eval.json, ...] over seeds and draws} of a row, for its second
-    evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": of one of its evaluations}.
-
-    That is, where they differ, by the length of fine-tuning say, the one with the best mean
-    accuracy on val, of draw 0: recipes are chosen by val, each row's by its own.
-    """
+    evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": those of the first that the
+    row `prefers` and that has some}."""
     found, known = {}, recorded(name)
     for run, *_, evaluations in runs(name):
-        for i, command in enumerate(evaluations if run.label == label else ()):
+        counts = prefers(name, run) if run.label == label else ()
+        of = {}                                              # the evaluation that a kind is of
+        for i, command in evaluations.items() if counts else ():
             for cell in known.get(shlex.join(command), {"few_labels": ()})["few_labels"]:
-                for which in (i, "every"):
-                    found.setdefault(f"{which} {cell['method']} {cell['shots']}", []).append(cell)
-    best = {}
-    for cells in [cells for kind, cells in found.items() if kind[0].isdigit()]:
-        kind = f"{cells[0]['method']} {cells[0]['shots']}"
-        best[kind] = max(best.get(kind, []), cells, key=on_val)
-    return found | best
-
-
-def on_val(cells):
-    return mean(cell["val"] for cell in cells if cell["draw"] == 0) if cells else -1
+                kind = f"{cell['method']} {cell['shots']}"
+                for which in (f"{i} ", "every "):
+                    found.setdefault(which + kind, []).append(cell)
+                if i in counts and of.setdefault(kind, i) == i:
+                    found.setdefault(kind, []).append(cell)
+    return found
 
 
 def figures(name, label, columns):
@@ -268,7 +284,7 @@ def figures(name, label, columns):
     found = {title: [cell["test"] for cell in few.get(where, [])]
              for title, where in columns.items()}
     for run, _, _, _, evaluations in runs(name):
-        for i, command in enumerate(evaluations if run.label == label else ()):
+        for i, command in evaluations.items() if run.label == label else ():
             result = known.get(shlex.join(command))
             for title, where in columns.items() if result else ():
                 kind, _, what = where.rpartition(" ")
@@ -308,7 +324,7 @@ def render(name, columns):
 def draw(name):
     """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
     rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
-                                        if kind.startswith("f") for cell in cells]}]
+                                        if kind[0] == "f" for cell in cells]}]
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]
@@ -345,7 +361,7 @@ def main(argv=None):
         return
     if args.dry_run:
         for _, _, _, train, evaluations in runs(args.table):
-            for command in ([train] if train else []) + evaluations:
+            for command in ([train] if train else []) + [*evaluations.values()]:
                 print(f"python {shlex.join(command)}")
         return
     if args.again:
@@ -353,7 +369,7 @@ def main(argv=None):
         shutil.rmtree(OUT / args.table, ignore_errors=True)
     if not args.write:
         execute(args.table)
-    missing = [command for *_, evaluations in runs(args.table) for command in evaluations
+    missing = [command for *_, evaluations in runs(args.table) for command in evaluations.values()
                if shlex.join(command) not in recorded(args.table)]
     if missing and not args.write:
         print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")

@@ -96,24 +96,35 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
     assert found["k-NN"] == [json.loads(last)["knn"]]
 
 
-def test_a_row_shows_the_evaluation_that_val_prefers(monkeypatch):
-    """By test it would be the other; and by all draws, where only one of them has a second draw."""
-    cells = {"a": [(0, 70, 1), (0, 60, 2)], "b": [(0, 50, 10), (0, 60, 20), (1, 90, 90)]}
-
-    def recorded(name):
-        return {of: {"few_labels": [{"method": "fine-tuned", "shots": 5, "draw": draw, "val": val,
-                                     "test": test} for draw, val, test in found],
-                     "random_init": {"linear": 3}} for of, found in cells.items()}
-
-    run = Run("any", "")
-    columns = {"5": "fine-tuned 5", "longer": "1 fine-tuned 5", "linear": "linear",
-               "folds": "every linear", "5 in folds": "every fine-tuned 5"}
+def test_seeds_above_0_have_the_evaluation_that_val_prefers_with_seed_0(monkeypatch):
+    """By test it would be the other; and by all seeds, too, of which one was run before."""
+    tune = "--finetune --shots 5 --layer"
+    run = Run("any", "train_simclr.py", ("--shots 5", f"{tune} 4 --steps 9", f"{tune} 3 --steps 9"), 2)
+    columns = {"5": "fine-tuned 5", "stage 3": "2 fine-tuned 5", "linear": "linear",
+               "all": "every linear", "every 5": "every fine-tuned 5", "frozen": "frozen 5"}
     monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
-    monkeypatch.setattr(reproduce, "recorded", recorded)
-    monkeypatch.setattr(reproduce, "runs", lambda name: [(run, 0, None, None, [["a"], ["b"]])])
-    found = reproduce.figures("t", "any", columns)
-    assert found == {"5": [1, 2], "longer": [10, 20, 90], "linear": [3], "folds": [3, 3],
-                     "5 in folds": [1, 2, 10, 20, 90]}
+    records = {}
+    monkeypatch.setattr(reproduce, "recorded", lambda name: records)
+
+    def record(seed, i, *found):
+        command = reproduce.commands("t", run, seed, [i])[2][i]
+        records[" ".join(command)] = {"random_init": {"linear": 10 * seed + i}, "few_labels": [
+            {"method": method, "shots": 5, "draw": 0, "val": val, "test": test}
+            for method, val, test in found]}
+
+    def evaluated():
+        return [[*evaluations] for *_, evaluations in reproduce.runs("t")]
+
+    assert evaluated() == [[0, 1, 2], [0]], "not yet known"
+    record(0, 0, ("frozen", 20, 1))
+    record(0, 1, ("frozen", 90, 2), ("fine-tuned", 70, 3))
+    record(0, 2, ("frozen", 90, 4), ("fine-tuned", 60, 5))
+    assert evaluated() == [[0, 1, 2], [0, 1]]
+    record(1, 1, ("fine-tuned", 10, 6))
+    assert evaluated() == [[0, 1, 2], [0, 1]]
+    assert reproduce.figures("t", "any", columns) == {
+        "5": [3, 6], "stage 3": [5], "linear": [0], "all": [0, 1, 2, 11], "every 5": [3, 5, 6],
+        "frozen": [1]}
 
 
 def test_what_exceeds_the_noise_is_bold(monkeypatch):
@@ -145,7 +156,7 @@ def test_every_command_is_one_that_its_script_takes(tmp_path, capsys, monkeypatc
     monkeypatch.chdir(tmp_path)
     for name in reproduce.TABLES:
         for *_, train, evaluations in reproduce.runs(name):
-            for script, *argv in ([train] if train else []) + evaluations:
+            for script, *argv in ([train] if train else []) + [*evaluations.values()]:
                 importlib.import_module(script.removesuffix(".py")).arguments(argv)
     reproduce.main([])
     assert len(capsys.readouterr().out.splitlines()) == len(reproduce.TABLES)
