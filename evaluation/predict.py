@@ -24,21 +24,23 @@ COLUMNS = ("file", "class", "probability", *(f"{what} {i}" for i in range(2, 6)
 
 def expand(arguments):
     """The image files that are meant, each once: files, folders with all below them, patterns such
-    as photos/*.jpg where the shell left them, and with "-" a list of files on standard input."""
-    found = []
+    as photos/*.jpg where the shell left them, and with "-" a list of these on standard input."""
+    found, each = [], {}
     for name in arguments:
         if name == "-":
-            found += filter(None, sys.stdin.read().splitlines())
+            found += expand(filter(None, os.fsdecode(sys.stdin.buffer.read()).split("\n")))
         elif os.path.isdir(name):
             images = list_images(Path(name))
             if not images:
                 print(f"{name} holds no images", file=sys.stderr)
             found += map(str, images)
         elif glob.has_magic(name) and not os.path.exists(name):
-            found += sorted(glob.glob(name, recursive=True)) or [name]
+            found += expand(sorted(glob.glob(name, recursive=True))) or [name]
         else:
             found.append(name)
-    return list(dict.fromkeys(found))
+    for name in found:
+        each.setdefault(os.path.abspath(name), name)
+    return [*each.values()]
 
 
 def read(source, side):

@@ -1,5 +1,6 @@
 """Results that cannot be lost: on file before pictures, replaced by no other, printed anywhere."""
 
+import csv
 import json
 import os
 import subprocess
@@ -204,6 +205,14 @@ def test_tables_are_utf8_in_any_locale_and_excel_sees_it(tmp_path):
         "\ufeffÉpinard,1\r\nb\\xff,2\r\nÉ,3\r\n").encode(), "of two bytes, an É again"
     results.write_csv(tmp_path / "b.csv", [["plain", 1]])
     assert (tmp_path / "b.csv").read_bytes() == b"plain,1\r\n", "no mark where none is needed"
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
+    names = ["=HYPERLINK(1)", "+1", "-x.jpg", "@SUM(1)", "\tx", "\rx", "a=b", 'two\nlines, "x"']
+    results.write_csv(tmp_path / "a.csv", [["name", "number"], *([name, -1.5] for name in names)])
+    with open(tmp_path / "a.csv", newline="") as file:
+        found = [*csv.reader(file)][1:]
+    assert found == [["'" * (i < 6) + name, "-1.5"] for i, name in enumerate(names)]
 
 
 def test_few_similarities_are_held_and_nothing_changes(monkeypatch):
