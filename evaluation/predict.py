@@ -163,7 +163,7 @@ def write_predictions(file, rows, side, fit, count=40):
     if shown:
         lines = [shown[i:i + 8] for i in range(0, len(shown), 8)]
         x = [torch.stack([image for _, image in line]) for line in lines]
-        captions = [[f"{100 * row['five'][0][1]:.0f} % {row['class']}" for row, _ in line]
-                    for line in lines]
+        captions = [[f"{100 * row['five'][0][1]:.0f} % {row['class']}\n{Path(row['file']).stem}"
+                     for row, _ in line] for line in lines]
         pictures.grid(file.with_suffix(".png"), x, side=128, captions=captions)
         print(f"wrote {file.with_suffix('.png')}: the least certain")

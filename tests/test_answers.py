@@ -2,9 +2,11 @@
 
 import csv
 import json
+import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from conftest import ROOT
 import fgssl
 import linear_eval
 from evaluation import few_labels, page, probe, results
+from imagesets import cache_file
 
 PLAIN = ["--init", "random", "--size", "24", "--precision", "fp32"]
 
@@ -213,6 +216,23 @@ def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
     with open(tmp_path / "a.csv", newline="") as file:
         found = [*csv.reader(file)][1:]
     assert found == [["'" * (i < 6) + name, "-1.5"] for i, name in enumerate(names)]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
+def test_the_images_that_were_read_do_not_stay_in_memory(tmp_path, monkeypatch):
+    """100,000 images at 64 px are a file of 3.8 GB, which was in memory whole after a look."""
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    row = cache_file.row_type(112)
+    with open(tmp_path / "rows", "wb") as file:
+        file.truncate(cache_file.HEADER + 1024 * row.itemsize)
+    images, held = cache_file.memory_map(tmp_path / "rows", 112)["image"], []
+    monkeypatch.setattr(fgssl, "features", lambda _, part, *more: (
+        part.sum(), held.append(resident() - before), torch.zeros(len(part), 1))[-1])
+    before = resident()
+    assert len(probe.extract_features(None, images, (), "test")) == 1024
+    assert len(held) == 4 and max(held) < 20e6, "a chunk has 9.6 MB, the file 38 MB"
 
 
 def test_few_similarities_are_held_and_nothing_changes(monkeypatch):
