@@ -478,13 +478,16 @@ def load_encoder(file, arch=None):
     """The encoder in one of our checkpoints, or in a bare state dict such as torchvision's.
 
     arch: needed for a bare state dict, which does not name its architecture; a classifier `fc` that
-    the architecture lacks is left out. Returns the encoder and the arguments of its run ({} for a
-    bare state dict). Raises UserError listing every missing, unexpected or misshapen key.
+    the architecture lacks and the prefix `module.` of DataParallel are left out. Returns the
+    encoder and the arguments of its run ({} for a bare state dict). Raises UserError listing every
+    missing, unexpected or misshapen key.
     """
-    checkpoint = read_checkpoint(file)
+    checkpoint = {str(name).removeprefix("module."): value
+                  for name, value in read_checkpoint(file).items()}
     run = checkpoint["args"] if "encoder" in checkpoint and "args" in checkpoint else {}
     if not run and not all(isinstance(v, torch.Tensor) for v in checkpoint.values()):
-        raise UserError(f"{file} is neither a trainer's checkpoint nor an encoder's state dict")
+        raise UserError(f"{file} is neither a trainer's checkpoint nor an encoder's state dict; "
+                        f"it holds {', '.join([*checkpoint][:5])}")
     if run and arch not in (None, run["arch"]):
         raise UserError(f"{file} holds a {run['arch']}, not a {arch}")
     arch = arch or run.get("arch")

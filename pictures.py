@@ -67,6 +67,7 @@ def fit(text, size, width):
     """The text, cut to a width in pixels, with dots where it is cut."""
     if width_of(text, size) <= width:
         return text
+    text = text[:int(width)]                                 # a letter is a pixel wide or more
     while text and width_of(text + "...", size) > width:
         text = text[:-1]
     return text + "..."
@@ -76,8 +77,8 @@ def grid(path, rows, titles=(), side=None, captions=(), heads=()):
     """Write a PNG of image tensors in rows: (n, 3, H, W) each, uint8 or float in [0, 1].
 
     titles: one a row, at its left, of lines. side: width of a drawn image; by default at least 96
-    pixels. captions: a list a row, of what stands under its images; empty for a row without. heads:
-    one a column.
+    pixels. captions: a list a row, of what stands under its images, in lines; empty for a row
+    without. heads: one a column.
     """
     side, gap = side or max(96, rows[0].shape[-1]), 4
     lines = [title.split("\n") for title in titles]
@@ -85,7 +86,8 @@ def grid(path, rows, titles=(), side=None, captions=(), heads=()):
     margin = gap + (round(widest) + 10 if titles else 0)
     tops = [gap + (18 if heads else 0)]  # of the rows, and of what would follow
     for r in range(len(rows)):
-        tops.append(tops[-1] + side + gap + (16 if r < len(captions) and captions[r] else 0))
+        below = [caption.split("\n") for caption in captions[r]] if r < len(captions) else []
+        tops.append(tops[-1] + side + gap + 16 * max(map(len, below), default=0))
     sheet = Image.new("RGB", (margin + max(map(len, rows)) * (side + gap), tops[-1]), "white")
     draw = ImageDraw.Draw(sheet)
     for c, head in enumerate(heads):
@@ -97,9 +99,10 @@ def grid(path, rows, titles=(), side=None, captions=(), heads=()):
             image = to_image(x).resize((side, side), Image.BICUBIC)
             left = margin + c * (side + gap)
             sheet.paste(image, (left, top))
-            if tops[r + 1] - top > side + gap:
-                put(draw, (left + side // 2, top + side + 9), fit(captions[r][c], 12, side), 12,
-                    "mm")
+            caption = captions[r][c] if r < len(captions) and captions[r] else ""
+            for i, line in enumerate(caption.split("\n")):
+                place = left + side // 2, top + side + 9 + 16 * i
+                put(draw, place, fit(line, 12, side), 12, "mm")
     save(sheet, path)
 
 

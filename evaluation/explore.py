@@ -98,7 +98,7 @@ def write_embeddings(out, identity, h, files, labels, names, named):
                  identity=identity)
     write_csv(out / "embeddings.csv", [
         ["file", "label", *(f"h{i}" for i in range(h.shape[1]))],
-        *([file, label, *(f"{v:.5g}" for v in row)] for file, label, row in
+        *([file, label, *(float(f"{v:.5g}") for v in row)] for file, label, row in
           zip(files, named, h.tolist()))])
 
 
@@ -162,7 +162,9 @@ def groups(out, x, files, named, images, show, most=40):
     (out / "clusters").mkdir(exist_ok=True)
     for title, inside in sheets.items():
         sheet = torch.from_numpy(images[inside])
-        pictures.grid(out / "clusters" / f"{title}.png", [*sheet.split(8)], side=112)
+        captions = [name_of(files[i]) for i in inside]
+        pictures.grid(out / "clusters" / f"{title}.png", [*sheet.split(8)], side=112,
+                      captions=[captions[i:i + 8] for i in range(0, len(captions), 8)])
     return page.Section("Which groups are there?", f"clusters.csv and clusters/: {len(medoids)} "
                         "groups, each named by its most typical image",
                         "The most typical images of each (k-means).", shown)

@@ -24,21 +24,23 @@ COLUMNS = ("file", "class", "probability", *(f"{what} {i}" for i in range(2, 6)
 
 def expand(arguments):
     """The image files that are meant, each once: files, folders with all below them, patterns such
-    as photos/*.jpg where the shell left them, and with "-" a list of files on standard input."""
-    found = []
+    as photos/*.jpg where the shell left them, and with "-" a list of these on standard input."""
+    found, each = [], {}
     for name in arguments:
         if name == "-":
-            found += filter(None, sys.stdin.read().splitlines())
+            found += expand(filter(None, os.fsdecode(sys.stdin.buffer.read()).split("\n")))
         elif os.path.isdir(name):
             images = list_images(Path(name))
             if not images:
                 print(f"{name} holds no images", file=sys.stderr)
             found += map(str, images)
         elif glob.has_magic(name) and not os.path.exists(name):
-            found += sorted(glob.glob(name, recursive=True)) or [name]
+            found += expand(sorted(glob.glob(name, recursive=True))) or [name]
         else:
             found.append(name)
-    return list(dict.fromkeys(found))
+    for name in found:
+        each.setdefault(os.path.abspath(name), name)
+    return [*each.values()]
 
 
 def read(source, side):
@@ -161,7 +163,7 @@ def write_predictions(file, rows, side, fit, count=40):
     if shown:
         lines = [shown[i:i + 8] for i in range(0, len(shown), 8)]
         x = [torch.stack([image for _, image in line]) for line in lines]
-        captions = [[f"{100 * row['five'][0][1]:.0f} % {row['class']}" for row, _ in line]
-                    for line in lines]
+        captions = [[f"{100 * row['five'][0][1]:.0f} % {row['class']}\n{Path(row['file']).stem}"
+                     for row, _ in line] for line in lines]
         pictures.grid(file.with_suffix(".png"), x, side=128, captions=captions)
         print(f"wrote {file.with_suffix('.png')}: the least certain")

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 import pictures
 from evaluation.results import write_csv
+from imagesets.progress import progress
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -58,7 +59,8 @@ def write_confusion(out, name, confusion, names, worst=20):
     be written, a second picture below shows the `worst` by recall."""
     write_csv(out / f"{name}.csv", itertools.chain(
         [["true class / taken for", *names]],
-        ([name, *row.tolist()] for name, row in zip(names, confusion))))
+        ([name, *row.tolist()] for name, row in progress(
+            zip(names, confusion), len(names), f"{name}.csv, classes", patience=5))))
     total = np.maximum(confusion.sum(1), 1)
 
     def fractions(rows, columns=slice(None)):

@@ -164,9 +164,14 @@ def write_result(file, result):
 
 def write_csv(file, rows):
     """Rows of texts and numbers as CSV in UTF-8, whole or not at all. Where there are letters
-    beyond ASCII it begins with a byte order mark, without which Excel misreads them."""
+    beyond ASCII it begins with a byte order mark, without which Excel misreads them. A text that a
+    spreadsheet would run as a formula, such as a file's name =1+1.jpg, gets an apostrophe."""
+    def safe(cell):
+        formula = isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+        return f"'{cell}" if formula else cell
+
     text = io.StringIO(newline="")
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows(map(safe, row) for row in rows)
     content = terminal.to_utf8(text.getvalue())
     with atomic.replacing(file) as draft:
         draft.write_bytes(content if content.isascii() else codecs.BOM_UTF8 + content)

@@ -64,7 +64,7 @@ def retrieval_sheet(file, h, split, names, count=8):
             image[:, frame if right else broken] = torch.tensor(GREEN if right else RED)[:, None]
         rows.append(x)
         label, right = split.labels[query], (split.labels[near[1:]] == split.labels[query]).sum()
-        titles.append(f"{pictures.fit(names[label], 14, 220)}\n{right} of {len(near) - 1} right, "
-                      f"{there[label] - 1} there are")
+        titles.append(f"{pictures.fit(names[label], 14, 220)}\n{right} of {len(near) - 1} right; "
+                      f"there are {there[label] - 1}")
     heads = "test image", *(f"nearest {i}" for i in range(1, len(rows[0])))
     pictures.grid(file, rows, titles, side=112, heads=heads)

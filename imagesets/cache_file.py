@@ -4,6 +4,7 @@ A row that agrees with its checksum is the image that its key stands for, whatev
 rest of the file: a damaged file, or one that is not finished, still gives its whole rows.
 """
 
+import mmap
 import os
 import sys
 import zlib
@@ -87,6 +88,14 @@ def open_rows(file, keys, side):
         reason = error.strerror or error
     print(f"{file} is damaged, {reason}: it is made again", file=sys.stderr)
     return None
+
+
+def release(images):
+    """Give back the memory of what was read of a memory_map: the system counts it as this process's
+    and keeps it in its own cache; what is read again is there again."""
+    mapped = getattr(images, "_mmap", None)
+    if hasattr(mapped, "madvise"):                           # not on Windows
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def require_whole(images):

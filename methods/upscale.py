@@ -1,6 +1,7 @@
 """Enlarge photographs with a trained generator: train_srgan.py --upscale."""
 
 import math
+import os
 import struct
 import sys
 import zlib
@@ -13,6 +14,7 @@ from PIL import Image
 import atomic
 import fgssl
 import pictures
+from imagesets.decode import is_deep
 from imagesets.imagefile import MOST_BYTES, attempt, bytes_to_decode, load_image
 from imagesets.progress import format_bytes, progress
 from methods.srgan import freeze, load_generator
@@ -53,7 +55,7 @@ def read(file):
     def load():
         image = fgssl.upright(load_image(file)[0])
         profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
-        if not image.has_transparency_data:
+        if is_deep(image) or not image.has_transparency_data:  # to RGBA, 16 bits become white
             return fgssl.to_rgb(image), None, profile
         image = image.convert("RGBA")
         return image.convert("RGB"), image.getchannel("A"), profile
@@ -122,16 +124,22 @@ def enlarge_file(generator, file, target, device):
 
 
 def targets(files, out, scale):
-    """{file: its PNG}, each file once, beside it or into the folder `out`; files of one name get
-    numbers, so that none replaces another's."""
-    found = {}
-    for file in map(Path, files):
+    """{file: its PNG}, each file once, beside it or into the folder `out`. Where the name is that
+    of another's PNG or of one of the files, in small or large letters, it gets a number: none
+    replaces another."""
+    def place(path):                                         # another spelling of a path is no file
+        return Path(os.path.realpath(path.parent), path.name)
+
+    files = list({place(file): file for file in reversed([*map(Path, files)])}.values())[::-1]
+    found, taken = {}, {str(place(file)).casefold() for file in files}
+    for file in files:
         stem, number = f"{file.stem}_x{scale}", 1
         target = Path(out or file.parent) / f"{stem}.png"
-        while file not in found and target in found.values():
+        while str(place(target)).casefold() in taken:
             number += 1
             target = target.with_name(f"{stem}_{number}.png")
-        found.setdefault(file, target)
+        taken.add(str(place(target)).casefold())
+        found[file] = target
     return found
 
 

@@ -1,9 +1,12 @@
 """Results that cannot be lost: on file before pictures, replaced by no other, printed anywhere."""
 
+import csv
 import json
+import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from conftest import ROOT
 import fgssl
 import linear_eval
 from evaluation import few_labels, page, probe, results
+from imagesets import cache_file
 
 PLAIN = ["--init", "random", "--size", "24", "--precision", "fp32"]
 
@@ -204,6 +208,31 @@ def test_tables_are_utf8_in_any_locale_and_excel_sees_it(tmp_path):
         "\ufeffÉpinard,1\r\nb\\xff,2\r\nÉ,3\r\n").encode(), "of two bytes, an É again"
     results.write_csv(tmp_path / "b.csv", [["plain", 1]])
     assert (tmp_path / "b.csv").read_bytes() == b"plain,1\r\n", "no mark where none is needed"
+
+
+def test_a_name_is_no_formula_in_a_spreadsheet(tmp_path):
+    names = ["=HYPERLINK(1)", "+1", "-x.jpg", "@SUM(1)", "\tx", "\rx", "a=b", 'two\nlines, "x"']
+    results.write_csv(tmp_path / "a.csv", [["name", "number"], *([name, -1.5] for name in names)])
+    with open(tmp_path / "a.csv", newline="") as file:
+        found = [*csv.reader(file)][1:]
+    assert found == [["'" * (i < 6) + name, "-1.5"] for i, name in enumerate(names)]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="no /proc here")
+def test_the_images_that_were_read_do_not_stay_in_memory(tmp_path, monkeypatch):
+    """100,000 images at 64 px are a file of 3.8 GB, which was in memory whole after a look."""
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+    row = cache_file.row_type(112)
+    with open(tmp_path / "rows", "wb") as file:
+        file.truncate(cache_file.HEADER + 1024 * row.itemsize)
+    images, held = cache_file.memory_map(tmp_path / "rows", 112)["image"], []
+    monkeypatch.setattr(fgssl, "features", lambda _, part, *more: (
+        part.sum(), held.append(resident() - before), torch.zeros(len(part), 1))[-1])
+    before = resident()
+    assert len(probe.extract_features(None, images, (), "test")) == 1024
+    assert len(held) == 4 and max(held) < 20e6, "a chunk has 9.6 MB, the file 38 MB"
 
 
 def test_few_similarities_are_held_and_nothing_changes(monkeypatch):

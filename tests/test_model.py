@@ -244,6 +244,17 @@ def test_a_torchvision_file_loads_with_its_classifier_left_out(tmp_path, counter
         fgssl.load_encoder(tmp_path / "resnet18.pth")
 
 
+def test_dataparallels_prefix_is_left_out_and_a_wrapped_file_says_what_it_holds(tmp_path):
+    """PyTorch's ImageNet example writes module.conv1.weight, into state_dict of a larger dict."""
+    encoder = with_statistics(fgssl.resnet("resnet10"))
+    state = {f"module.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save(state | {"module.fc.weight": torch.ones(9, 256)}, tmp_path / "a.pth")
+    assert_same_weights(fgssl.load_encoder(tmp_path / "a.pth", "resnet10")[0], encoder)
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "b.pth")
+    with pytest.raises(ValueError, match="b.pth is neither.*it holds epoch, state_dict"):
+        fgssl.load_encoder(tmp_path / "b.pth", "resnet10")
+
+
 def test_a_state_dict_of_another_architecture_is_refused_key_by_key(tmp_path):
     torch.save(fgssl.resnet("resnet18").state_dict(), tmp_path / "a.pth")
     with pytest.raises(ValueError) as error:

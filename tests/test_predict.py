@@ -3,7 +3,9 @@
 import errno
 import io
 import json
+import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +24,14 @@ def test_files_folders_patterns_and_standard_input(shades, tmp_path, monkeypatch
     every = sorted(map(str, folder.glob("*.png")))
     assert predict.expand([str(folder)]) == every
     assert predict.expand([str(folder / "*.png"), every[0]]) == every, "each once"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join([*every[:2], ""])))
-    assert predict.expand(["-"]) == every[:2]
+    assert predict.expand([every[0], str(folder / ".." / "ash" / "*.png")]) == every[:1] + [
+        str(folder / ".." / "ash" / Path(name).name) for name in every[1:]], "in any spelling"
+    assert predict.expand([str(shades / "test" / "a*")]) == every, "a pattern of folders"
     assert predict.expand([str(tmp_path / "no*.png")]) == [str(tmp_path / "no*.png")], "is named"
+    odd = [str(tmp_path / name) for name in ("a\u2028b.png", "c\x85d.png", "\udcff.png", "e .png")]
+    lines = b"\n".join(map(os.fsencode, [*odd, str(folder), ""]))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8"))
+    assert predict.expand(["-"]) == odd + every, "a name in Latin-1 was a UnicodeDecodeError"
 
 
 def test_the_table_has_a_row_for_each_file(shades, evaluated, tmp_path, capsys):

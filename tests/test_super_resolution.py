@@ -4,6 +4,7 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -166,6 +167,25 @@ def test_no_two_images_share_an_output_and_a_bad_one_ends_nothing(run, tmp_path,
                     str(tmp_path / "out")])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_x4.png", "a_x4_2.png",
                                                                     "a_x4_3.png"]
+
+
+def test_an_output_is_neither_an_input_nor_anothers_in_whatever_spelling():
+    """Windows and macOS hold one file for A.png and a.png; ../here/a.png is a.png; and a_x4.png,
+    given too, was replaced by the enlarged a.png, then enlarged once more."""
+    here = Path.cwd().name
+    files = ["A.png", "a.jpg", f"../{here}/a.jpg", f"../{here}/a.bmp", "b.png", "b_x4.png"]
+    found = {str(file): str(target) for file, target in upscale.targets(files, None, 4).items()}
+    assert found == {"A.png": "A_x4.png", "a.jpg": "a_x4_2.png", "b.png": "b_x4_2.png",
+                     f"../{here}/a.bmp": f"../{here}/a_x4_3.png", "b_x4.png": "b_x4_x4.png"}
+    assert [*map(str, upscale.targets(["x/a.png", "y/A.png"], "out", 4).values())] == [
+        "out/a_x4.png", "out/A_x4_2.png"]
+
+
+def test_16_bits_with_a_transparent_value_are_not_white(tmp_path):
+    grey = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
+    Image.fromarray(grey).save(tmp_path / "a.png", transparency=0)
+    image, _, _ = upscale.read(tmp_path / "a.png")
+    assert (np.asarray(image) == np.round(grey / 257)[..., None]).all()
 
 
 def test_strips_are_the_image_and_its_alpha(tmp_path):
