@@ -77,6 +77,18 @@ def test_command_line_status(fresh):
         assert word in out, out
 
 
+def test_command_line_help():
+    """`--help` answered "takes nothing, gpu-check, ...; not --help"."""
+    for argument, status in (("--help", 0), ("chekc", 1)):
+        ran = subprocess.run([sys.executable, "-m", "kernels", argument], cwd=ROOT, text=True,
+                             capture_output=True)
+        assert ran.returncode == status
+        said = ran.stderr if status else ran.stdout
+        for command in ("gpu-check", "check FILE.cu", "profile FILE.cu"):
+            assert f"python -m kernels {command} " in said, said
+    assert "no command 'chekc'" in said
+
+
 def fake_nvcc(folder, version):
     """An nvcc that knows its version, behind a wrapper script in another folder."""
     real, wrapper = folder / "toolkit" / "bin" / "nvcc", folder / "wrapper" / "nvcc"
