@@ -10,8 +10,6 @@ The last four take --help.
 """
 import sys
 
-import torch
-
 from . import build, gpu_check, status
 
 command = sys.argv[1] if sys.argv[1:] else ""
@@ -32,8 +30,6 @@ print(f"CPU tensors    {here['cpu']}")
 print(f"CUDA tensors   {here['cuda']}: {here['why']}")
 print(f"emulated       {build.obstacle('emulated') or 'can run: the CUDA source on the CPU'}")
 print(f"toolkit        {'CUDA {1} in {0}'.format(*found) if found else 'none'}")
-if not found and (torch.version.cuda or "") >= "13":
-    print(f"               {build.pip_command()}")
 print(f"architectures  {build.architectures()}")
 print(f"builds         {build.cache()}")
 for library in sorted(build.cache().glob("*/kernels.so")):
