@@ -1,20 +1,28 @@
-"""python -m kernels: which implementation runs here and why, the tools found, the builds kept.
-gpu-check: all that a GPU can say (gpu_check.py). check, profile FILE.cu: a sanitizer and a
-profiler for any CUDA file, on the CPU (watch.py)."""
-import sys
+"""The kernels on the command line.
 
-import torch
+    python -m kernels                    # which implementation runs here and why, tools, builds
+    python -m kernels gpu-check          # all that a GPU can say (gpu_check.py)
+    python -m kernels check FILE.cu      # the faults of a CUDA program, found on the CPU (watch.py)
+    python -m kernels profile FILE.cu    # which of its lines waste memory traffic
+    python -m kernels.bench              # the times of both operations (bench.py)
+
+The last four take --help.
+"""
+import sys
 
 from . import build, gpu_check, status
 
-if sys.argv[1:2] == ["gpu-check"]:               # all that a machine with a GPU can say
+command = sys.argv[1] if sys.argv[1:] else ""
+if command in ("-h", "--help"):
+    print(__doc__.strip())
+    sys.exit()
+if command == "gpu-check":
     sys.exit(gpu_check.main(sys.argv[2:]) > 0)
-if sys.argv[1:2] in (["check"], ["profile"]):    # a .cu file on the CPU, watched
+if command in ("check", "profile"):
     from . import watch                          # not on Windows
     sys.exit(watch.main(sys.argv[1:]))
-if sys.argv[1:]:
-    sys.exit(f"python -m kernels takes nothing, gpu-check, check FILE.cu or profile FILE.cu; not "
-             f"{' '.join(sys.argv[1:])}")
+if command:
+    sys.exit(f"there is no command {command!r}.\n\n{__doc__.strip()}")
 
 here = status()
 found = build.toolkit()
@@ -22,8 +30,6 @@ print(f"CPU tensors    {here['cpu']}")
 print(f"CUDA tensors   {here['cuda']}: {here['why']}")
 print(f"emulated       {build.obstacle('emulated') or 'can run: the CUDA source on the CPU'}")
 print(f"toolkit        {'CUDA {1} in {0}'.format(*found) if found else 'none'}")
-if not found and (torch.version.cuda or "") >= "13":
-    print(f"               {build.pip_command()}")
 print(f"architectures  {build.architectures()}")
 print(f"builds         {build.cache()}")
 for library in sorted(build.cache().glob("*/kernels.so")):

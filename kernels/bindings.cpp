@@ -9,6 +9,7 @@
 
 #include <string>
 #include <tuple>
+#include <vector>
 
 #ifdef WITH_CUDA
 #include <c10/cuda/CUDAGuard.h>
@@ -97,8 +98,19 @@ Tensor room(const Tensor& rows, const Tensor& z) {
     return output({bytes}, z.options().dtype(at::kByte));
 }
 
-// The loss; lse; and for the backward z in bf16 (parts) and counters at 0 (tickets). `rows` is for
-// autograd: its values are those of columns first .. first + R.
+// Shapes of what the forward leaves for the backward: z in bf16 (parts), counters at 0 (tickets).
+std::vector<int64_t> parts_shape(const Tensor& z) {
+    int64_t depth = z.size(1);
+    int64_t count = depth > 256 ? 0 : z.scalar_type() == at::kFloat ? 2
+                                  : z.scalar_type() == at::kBFloat16;
+    return {count, z.size(0), blocks(depth, 16) * 16};
+}
+std::vector<int64_t> tickets_shape(const Tensor& rows) {
+    return {blocks(rows.size(0), 64) * blocks(rows.size(1), 64) + 1};
+}
+
+// The loss; lse; and for the backward parts and tickets. `rows` is for autograd: its values are
+// those of columns first .. first + R.
 std::tuple<Tensor, Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& columns,
                                                    int64_t first, double temperature,
                                                    std::string /* the backward's */) {
@@ -108,10 +120,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Ten
     Tensor z = take("columns", columns, rows, rows.scalar_type(), {m, depth});
     auto options = z.options().dtype(wide(z));
     Tensor loss = output({}, options), lse = output({r, 2}, options);
-    int64_t count = depth > 256 ? 0 : z.scalar_type() == at::kFloat ? 2
-                                  : z.scalar_type() == at::kBFloat16;
-    Tensor parts = output({count, m, blocks(depth, 16) * 16}, z.options().dtype(at::kBFloat16));
-    Tensor tickets = output({blocks(r, 64) * blocks(depth, 64) + 1}, z.options().dtype(at::kInt));
+    Tensor parts = output(parts_shape(z), z.options().dtype(at::kBFloat16));
+    Tensor tickets = output(tickets_shape(rows), z.options().dtype(at::kInt));
     nt_xent_forward(letter(z), r, m, first, depth, temperature, z.const_data_ptr(),
                     parts.mutable_data_ptr(), static_cast<unsigned*>(tickets.mutable_data_ptr()),
                     tickets.size(0), room(rows, z).mutable_data_ptr(), loss.mutable_data_ptr(),
@@ -130,9 +140,11 @@ Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first
     TORCH_CHECK(grad.dim() == 1 && grad.size(0) > 0 && m % grad.size(0) == 0, "grad has shape ",
                 grad.sizes(), "; wanted (G), ", m, " rows a multiple of G");
     Tensor g = take("grad", grad, z, wide(z), grad.sizes());
+    Tensor split = take("parts", parts, z, at::kBFloat16, parts_shape(z));
+    Tensor counters = take("tickets", tickets, z, at::kInt, tickets_shape(rows));
     Tensor d_rows = output({r, depth}, z.options());
     nt_xent_backward(letter(z), r, m, first, depth, temperature, z.const_data_ptr(),
-                     parts.data_ptr(), static_cast<unsigned*>(tickets.data_ptr()),
+                     split.data_ptr(), static_cast<unsigned*>(counters.data_ptr()),
                      room(rows, z).mutable_data_ptr(), lse_of.const_data_ptr(), g.const_data_ptr(),
                      g.size(0), d_rows.mutable_data_ptr(), stream);
     return d_rows;

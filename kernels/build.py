@@ -62,7 +62,10 @@ def pip_toolkit():
 
 
 def pip_command():
-    """What installs the compiler that fits this torch, without root."""
+    """What installs the compiler that fits this torch, without root; "" for a torch of CUDA 12 or
+    older, whose parts pip puts into folders of their own."""
+    if int(torch.version.cuda.split(".")[0]) < 13:
+        return ""
     names = "nvidia-cuda-nvcc", "nvidia-cuda-crt", "nvidia-nvvm", "nvidia-cuda-cccl"
     return "pip install " + " ".join(f'"{name}=={torch.version.cuda}.*"' for name in names)
 
@@ -91,13 +94,12 @@ def obstacle(kind):
         return None
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    if toolkit() is None:
-        advice = f"; {pip_command()}" if torch.version.cuda >= "13" else ""
-        return f"there is no CUDA compiler (nvcc on the PATH, or $CUDA_HOME{advice})"
-    version = toolkit()[1]
-    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is of CUDA {version}, torch of CUDA {torch.version.cuda}: {pip_command()}"
-    return None
+    found = toolkit()
+    if found and found[1].split(".")[0] == torch.version.cuda.split(".")[0]:
+        return None
+    reason = (f"nvcc is of CUDA {found[1]}, torch of CUDA {torch.version.cuda}" if found else
+              "there is no CUDA compiler (nvcc on the PATH, or $CUDA_HOME)")
+    return "; ".join(filter(None, (reason, pip_command())))
 
 
 def library(kind):

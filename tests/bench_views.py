@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import fgssl  # noqa: E402
 import train_simclr  # noqa: E402
 
-BATCH = 128
+BATCH, SECONDS = 128, 8
 
 
 class PillowViews(torch.utils.data.Dataset):
@@ -65,14 +65,14 @@ def shift_hue(image, factor):
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
-def rate(batches, seconds=8):
+def rate(batches):
     """Views per second of an iterator of view batches, the first batch not counted."""
     batches = iter(batches)
     next(batches)
     start, views = time.perf_counter(), 0
     for x in batches:
         views += x.shape[:-3].numel()
-        if time.perf_counter() - start > seconds:
+        if time.perf_counter() - start > SECONDS:
             break
     return views / (time.perf_counter() - start)
 

@@ -30,6 +30,7 @@ def load_guard(folder):
     """Compile pretend_gpu.cpp and load it before torch asks whether there is a GPU."""
     guard = folder / "guard.so"
     if not guard.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         command = ["g++", "-O1", "-std=c++20", "-fPIC", "-shared", str(HERE / "pretend_gpu.cpp"),
                    f"-I{TORCH}/include", "-o", str(guard)]
         subprocess.run(command, check=True, capture_output=True, text=True)
@@ -145,8 +146,10 @@ def record(function, name, args, kwargs, gpu, on_gpu):
         return
     if on_gpu and name not in VIEWS:
         count("launches", name)
-    if gpu and str(function).startswith("fgssl"):
-        count("kernels", f"{name} {args[0].dtype}")
+    if gpu and str(function).startswith("fgssl"):            # and what else chooses a CUDA kernel
+        of = (f"D = {args[0].shape[1]}, t = {args[3]}" if name.startswith("nt_xent") else
+              "a copy" if args[3] is None else "with colour")
+        count("kernels", f"{name} {args[0].dtype} {of}")
     if gpu and name in WAITS:
         count("waits", name)
     if gpu and name in INDEXING and any(isinstance(i, torch.Tensor) and i.dtype == torch.bool

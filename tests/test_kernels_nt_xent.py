@@ -326,6 +326,11 @@ def test_op_refuses_mixed_tensors(impl):
         back(z, z, 0, 0.5, lse[:3], wide, *left)
     with pytest.raises(RuntimeError, match="grad has shape"):
         back(z, z, 0, 0.5, lse, wide[:3], *left)
+    for parts, tickets, message in ((left[0][:, :2], left[1], "parts has shape"),
+                                    (left[0].float(), left[1], "parts is Float"),
+                                    (left[0], left[1][:1], "tickets has shape")):
+        with pytest.raises(RuntimeError, match=message):     # they were read past their end
+            back(z, z, 0, 0.5, lse, wide, parts, tickets)
     with pytest.raises(RuntimeError, match="temperature"):
         op(z, z, 0, -1., "")
 

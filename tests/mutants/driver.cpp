@@ -120,6 +120,14 @@ bool far_tile() {
     });
 }
 
+// Where tiles and images lie whose places do not fit 32 bits.
+bool far_layout() {
+    Layout list{3, 5000, 5000, 4, 1024, false, 0}, image{3, 5000, 5000, 4, 1024, true, 0};
+    return list.out(100, 15, 2) == ((100ll * 16 + 15) * 3 + 2) * 1024 * 1024 &&
+           image.out(100, 15, 2) == ((302ll * 4 + 3) * 1024 * 4 + 3) * 1024 &&
+           list.in(100, 2) == 302ll * 5000 * 5000;
+}
+
 long long launches() { return cuda_on_cpu::launches.exchange(0); }
 long long conflicts() { return cuda_on_cpu::bank_conflicts.exchange(0); }
 long long read_bytes() { return cuda_on_cpu::bytes_read.exchange(0); }
