@@ -59,9 +59,11 @@ def orthogonalize(x, steps=5):
     x = x / x.norm().clamp(min=1e-30)
     gram, q = x @ x.mT, None
     for _ in range(steps):
+        if q is not None:
+            gram = p @ gram @ p
         p = 2.0315 * (gram @ gram) - 4.7750 * gram
         p.diagonal().add_(3.4445)
-        q, gram = p if q is None else p @ q, p @ gram @ p
+        q = p if q is None else p @ q
     return q @ x
 
 
