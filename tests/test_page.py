@@ -22,6 +22,7 @@ def test_names_of_any_script_are_letters_or_ascii_never_boxes():
         shown, face = pictures.lettering(text, 13)
         name = next(n for n in (None, *pictures.FONTS) if pictures.font(13, n) is face)
         assert all(letter == " " or pictures.has_glyph(name, letter) for letter in shown)
+    assert pictures.lettering("a\tb\0", 13)[0] == "a b ", "a tab was a box"
     assert pictures.fit("a long name of a class", 12, 60).endswith("...")
     assert pictures.width_of(pictures.fit("a long name of a class", 12, 60), 12) <= 60
 
