@@ -35,6 +35,9 @@ def test_a_confusion_of_many_classes_is_a_small_picture_with_a_zoom(tmp_path):
     write_confusion(tmp_path, "confusion", confusion, [f"class {i}" for i in range(1500)])
     width, height = Image.open(tmp_path / "confusion.png").size
     assert width < 1200 and 900 < height < 2000
+    rows = (tmp_path / "confusion.csv").read_text().splitlines()
+    assert len(rows) == 1 + 1500 and rows[0] == "true class,taken for,images", "no 2,250,000 cells"
+    assert rows[701] == "class 700,class 701,3"
 
 
 @pytest.fixture(scope="module")
