@@ -44,6 +44,7 @@ from evaluation.results import (
     Extras, compare_results, count_seen, digest_data, digest_weights, earlier_result,
     print_grad_cam, print_result, show_few_labels, write_result)
 from evaluation.retrieval import retrieval_sheet
+from imagesets.files import is_image
 from methods import srgan  # and its encoder "srgan-vgg"
 from runfiles import save_tensors
 
@@ -141,6 +142,8 @@ def arguments(argv):
         p.error("--predict, --explore, --export and --encoder generator take a checkpoint")
     if args.csv and not args.predict or args.explore and args.layer == "best":
         p.error("--csv goes with --predict, and --layer best not with --explore")
+    if args.csv and is_image(args.csv):
+        p.error(f"--csv {args.csv} would be an image: name a table, such as classes.csv")
     if args.export and Path(args.export).resolve() == Path(args.checkpoint).resolve():
         p.error("--export would overwrite the checkpoint: name another FILE")
     args.shots = [*dict.fromkeys(args.shots or (["all"] if args.finetune else []))]

@@ -8,6 +8,7 @@
 
 import functools
 import math
+import unicodedata
 
 import numpy as np
 import torch
@@ -42,7 +43,9 @@ def has_glyph(name, letter):
 @functools.lru_cache(maxsize=4096)
 def lettering(text, size):
     """The text and the font that has the most of its letters: Pillow's, or one of the system; the
-    letters that it lacks in ASCII, without their accents."""
+    letters that it lacks in ASCII, without their accents; tabs and other controls as spaces."""
+    text = "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+
     def lacks(name):
         return [letter for letter in text if letter != " " and not has_glyph(name, letter)]
 

@@ -29,6 +29,9 @@ CLUSTERS = 30  # at most
 
 def explore(encoder, args, out):
     """Answer all questions about the images of --explore; files go into the folder `out`."""
+    if Path(args.explore).resolve() in (out.resolve(), *out.resolve().parents):
+        raise fgssl.UserError(f"{out} lies in {args.explore}, whose images would be joined by the "
+                              "pictures that are written: pass an --out elsewhere")
     data = fgssl.load_data_for(args)
     splits = [data.cached(split, fgssl.cache_side(args.size)) for split in ("train", "val", "test")]
     images = np.concatenate([split.images for split in splits])
@@ -84,10 +87,15 @@ def claim(out, identity):
     """Make the folder; UserError where it holds an exploration of another folder or encoder."""
     file = out / "embeddings.npz"
     if file.exists():
-        with np.load(file) as earlier:
-            if earlier.get("identity") != identity:
-                raise fgssl.UserError(f"{out} holds what was found in another folder, or by "
-                                      "another encoder: pass another --out, or remove it")
+        try:
+            with np.load(file) as earlier:
+                found = earlier.get("identity")
+        except Exception as error:                           # zipfile's, zlib's, NumPy's, ...
+            raise fgssl.UserError(f"{file} is damaged, or not of this script: remove it, or pass "
+                                  "another --out") from error
+        if found != identity:
+            raise fgssl.UserError(f"{out} holds what was found in another folder, or by another "
+                                  "encoder: pass another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
 
 
@@ -145,7 +153,7 @@ def groups(out, x, files, named, images, show, most=40):
     k = min(CLUSTERS, len(x) - 1, max(2, round((len(x) / 2) ** 0.5)))
     member, medoids = clusters(x, k)
     sim = F.normalize(x, dim=1)
-    titles = [f"{c:02}_{Path(files[m]).stem}" for c, m in enumerate(medoids, 1)]
+    titles = [f"{c:02}_{name_of(files[m])}" for c, m in enumerate(medoids, 1)]
     rows, shown, sheets = [["file", "label", "cluster", "similarity to its medoid"]], [], {}
     for c, (medoid, title) in enumerate(zip(medoids, titles)):
         near = sim @ sim[medoid]
@@ -160,6 +168,8 @@ def groups(out, x, files, named, images, show, most=40):
                                                                              else ""))
     write_csv(out / "clusters.csv", rows)
     (out / "clusters").mkdir(exist_ok=True)
+    for file in (out / "clusters").glob("[0-9]*_*.png"):     # of an earlier time
+        file.unlink()
     for title, inside in sheets.items():
         sheet = torch.from_numpy(images[inside])
         captions = [name_of(files[i]) for i in inside]

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,17 +25,22 @@ COLUMNS = ("file", "class", "probability", *(f"{what} {i}" for i in range(2, 6)
 
 def expand(arguments):
     """The image files that are meant, each once: files, folders with all below them, patterns such
-    as photos/*.jpg where the shell left them, and with "-" a list of these on standard input."""
+    as photos/*.jpg where the shell left them, and with "-" a list of these on standard input, one a
+    line, or with a zero byte after each, as find -print0 writes them."""
     found, each = [], {}
     for name in arguments:
         if name == "-":
-            found += expand(filter(None, os.fsdecode(sys.stdin.buffer.read()).split("\n")))
+            text = os.fsdecode(sys.stdin.buffer.read()).removeprefix("\ufeff")
+            listed = [*filter(None, re.split("\0" if "\0" in text else "\r?\n", text))]
+            if not listed:
+                print("standard input names no images", file=sys.stderr)
+            found += expand(listed)
         elif os.path.isdir(name):
             images = list_images(Path(name))
             if not images:
                 print(f"{name} holds no images", file=sys.stderr)
             found += map(str, images)
-        elif glob.has_magic(name) and not os.path.exists(name):
+        elif glob.has_magic(name) and not os.path.lexists(name):
             found += expand(sorted(glob.glob(name, recursive=True))) or [name]
         else:
             found.append(name)
@@ -70,7 +76,8 @@ def predict(checkpoint, arguments, args):
     arguments: as of `expand`. An image that cannot be read is named on stderr, and the others done;
     then the exit status is 1.
     """
-    loaded, files = load_all(checkpoint), expand(arguments)
+    loaded, sheet = load_all(checkpoint), args.csv and os.path.abspath(sheet_of(args.csv))
+    files = [file for file in expand(arguments) if os.path.abspath(file) != sheet]
     side, fit = fgssl.cache_side(loaded.run["size"]), loaded.run.get("fit") or FITS[0]
     inference = Inference(loaded.run["size"], *fgssl.device_and_precision(args.precision))
     loaded.model.to(inference.device, memory_format=torch.channels_last)
@@ -147,6 +154,11 @@ def classify(loaded, part, inference):
         i += 1
 
 
+def sheet_of(table):
+    """The picture beside a table; a photograph hardly has this name."""
+    return Path(table).with_name(f"{Path(table).stem}_least_certain.png")
+
+
 def write_predictions(file, rows, side, fit, count=40):
     """A CSV of the rows of `classify`; beside it a picture of the `count` least certain ones."""
     def cells(row):
@@ -165,5 +177,5 @@ def write_predictions(file, rows, side, fit, count=40):
         x = [torch.stack([image for _, image in line]) for line in lines]
         captions = [[f"{100 * row['five'][0][1]:.0f} % {row['class']}\n{Path(row['file']).stem}"
                      for row, _ in line] for line in lines]
-        pictures.grid(file.with_suffix(".png"), x, side=128, captions=captions)
-        print(f"wrote {file.with_suffix('.png')}: the least certain")
+        pictures.grid(sheet_of(file), x, side=128, captions=captions)
+        print(f"wrote {sheet_of(file)}")

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 import pictures
 from evaluation.results import write_csv
-from imagesets.progress import progress
+
+MATRIX = 1000  # classes of the largest confusion.csv that is a matrix; that of 10,000 has 200 MB
 
 
 def confusion_matrix(labels, predicted, classes):
@@ -55,12 +56,16 @@ def class_report(scores, labels, names):
 
 
 def write_confusion(out, name, confusion, names, worst=20):
-    """NAME.csv, counts, and NAME.png, fractions of each row; where the names of all classes cannot
-    be written, a second picture below shows the `worst` by recall."""
-    write_csv(out / f"{name}.csv", itertools.chain(
-        [["true class / taken for", *names]],
-        ([name, *row.tolist()] for name, row in progress(
-            zip(names, confusion), len(names), f"{name}.csv, classes", patience=5))))
+    """NAME.csv, counts, of more than MATRIX classes as a list of those that are not 0; and
+    NAME.png, fractions of each row; where the names of all classes cannot be written, a second
+    picture below shows the `worst` by recall."""
+    if len(names) > MATRIX:
+        cells = ([names[i], names[j], int(confusion[i, j])] for i, j in zip(*confusion.nonzero()))
+        rows = itertools.chain([["true class", "taken for", "images"]], cells)
+    else:
+        rows = itertools.chain([["true class / taken for", *names]], (
+            [name, *row.tolist()] for name, row in zip(names, confusion)))
+    write_csv(out / f"{name}.csv", rows)
     total = np.maximum(confusion.sum(1), 1)
 
     def fractions(rows, columns=slice(None)):

@@ -53,7 +53,11 @@ def enlarge_in_tiles(generator, low, tile=TILE):
 def read(file):
     """An image as RGB, its alpha channel or None, and its colour profile or None. UserError."""
     def load():
-        image = fgssl.upright(load_image(file)[0])
+        image = load_image(file)[0]
+        count = getattr(image, "n_frames", 1) if image.format != "MPO" else 1  # a preview, there
+        if count > 1:
+            print(f"{file} holds {count} pictures: the first is enlarged", file=sys.stderr)
+        image = fgssl.upright(image)
         profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
         if is_deep(image) or not image.has_transparency_data:  # to RGBA, 16 bits become white
             return fgssl.to_rgb(image), None, profile

@@ -90,6 +90,16 @@ def test_a_folder_is_explored(shades, evaluated, tmp_path, capsys):
     linear_eval.main(argv)                                   # again: the folder's own
     with pytest.raises(fgssl.UserError, match="in another folder.*--out"):
         linear_eval.main([*argv[:2], str(folder / "dark"), *argv[3:]])
+    with pytest.raises(fgssl.UserError, match="lies in .*mine.*--out"):
+        linear_eval.main([*argv[:4], str(folder / "found")])
+    for i in range(4):                                       # a name of 255 bytes
+        (folder / f"{i}.png").rename(folder / f"{i:0251}.png")
+    linear_eval.main(argv)
+    clusters = {row["cluster"] for row in table(out / "clusters.csv")}
+    assert {file.stem for file in (out / "clusters").glob("*.png")} == clusters, "none of before"
+    (out / "embeddings.npz").write_bytes(b"PK\3\4 mine")
+    with pytest.raises(fgssl.UserError, match="embeddings.npz is damaged"):
+        linear_eval.main(argv)
 
 
 def test_faults_are_planted_and_counted(shades, evaluated, capsys):

@@ -22,6 +22,7 @@ def test_names_of_any_script_are_letters_or_ascii_never_boxes():
         shown, face = pictures.lettering(text, 13)
         name = next(n for n in (None, *pictures.FONTS) if pictures.font(13, n) is face)
         assert all(letter == " " or pictures.has_glyph(name, letter) for letter in shown)
+    assert pictures.lettering("a\tb\0", 13)[0] == "a b ", "a tab was a box"
     assert pictures.fit("a long name of a class", 12, 60).endswith("...")
     assert pictures.width_of(pictures.fit("a long name of a class", 12, 60), 12) <= 60
 
@@ -34,6 +35,9 @@ def test_a_confusion_of_many_classes_is_a_small_picture_with_a_zoom(tmp_path):
     write_confusion(tmp_path, "confusion", confusion, [f"class {i}" for i in range(1500)])
     width, height = Image.open(tmp_path / "confusion.png").size
     assert width < 1200 and 900 < height < 2000
+    rows = (tmp_path / "confusion.csv").read_text().splitlines()
+    assert len(rows) == 1 + 1500 and rows[0] == "true class,taken for,images", "no 2,250,000 cells"
+    assert rows[701] == "class 700,class 701,3"
 
 
 @pytest.fixture(scope="module")

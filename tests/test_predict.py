@@ -32,6 +32,12 @@ def test_files_folders_patterns_and_standard_input(shades, tmp_path, monkeypatch
     lines = b"\n".join(map(os.fsencode, [*odd, str(folder), ""]))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines), "utf-8"))
     assert predict.expand(["-"]) == odd + every, "a name in Latin-1 was a UnicodeDecodeError"
+    for text, wanted in ((b"a\nb.png\0c.png\0", ["a\nb.png", "c.png"]), (b"", []),
+                         (b"\xef\xbb\xbfa.png\r\nb.png\r\n", ["a.png", "b.png"])):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text), "utf-8"))
+        assert predict.expand(["-"]) == wanted
+    (tmp_path / "[a-z]*.png").symlink_to("gone")
+    assert len(predict.expand([str(tmp_path / "[[]*.png")])) == 1, "it was expanded without end"
 
 
 def test_the_table_has_a_row_for_each_file(shades, evaluated, tmp_path, capsys):
@@ -57,7 +63,21 @@ def test_the_table_has_a_row_for_each_file(shades, evaluated, tmp_path, capsys):
     assert "unlike every training image" in rows["noise.png"]["note"]
     err = capsys.readouterr().err
     assert "4 of 5 images classified, 1 cannot be read, 1 are unlike" in err
-    Image.open(tmp_path / "found.png").verify()
+    Image.open(tmp_path / "found_least_certain.png").verify()
+
+
+def test_no_photograph_is_replaced_by_the_table_or_its_picture(shades, evaluated, tmp_path, capsys):
+    """--csv a.csv wrote its picture over the photograph a.png, and --csv a.png the table, too."""
+    photo = tmp_path / "a.png"
+    Image.open(shades / "train" / "ash" / "0.png").save(photo)
+    before, argv = photo.read_bytes(), [str(evaluated / "probe.pt"), "--predict", str(tmp_path)]
+    for _ in range(2):                                       # again: the picture is no photograph
+        linear_eval.main([*argv, "--csv", str(tmp_path / "a.csv")])
+        assert [row["file"] for row in table(tmp_path / "a.csv")] == [str(photo)]
+    with pytest.raises(SystemExit):
+        linear_eval.main([*argv, "--csv", str(photo)])
+    assert "name a table, such as classes.csv" in capsys.readouterr().err
+    assert photo.read_bytes() == before and (tmp_path / "a_least_certain.png").exists()
 
 
 def test_the_probe_for_use_learned_from_all_labels_after_its_figures(shades, evaluated):

@@ -181,6 +181,13 @@ def test_an_output_is_neither_an_input_nor_anothers_in_whatever_spelling():
         "out/a_x4.png", "out/A_x4_2.png"]
 
 
+def test_an_animation_is_said_to_be_one(tmp_path, capsys):
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert upscale.read(tmp_path / "a.gif")[0].getpixel((0, 0)) == (255, 0, 0)
+    assert "a.gif holds 2 pictures: the first is enlarged" in capsys.readouterr().err
+
+
 def test_16_bits_with_a_transparent_value_are_not_white(tmp_path):
     grey = np.arange(48, dtype=np.uint16).reshape(6, 8) * 1000
     Image.fromarray(grey).save(tmp_path / "a.png", transparency=0)
