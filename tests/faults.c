@@ -83,7 +83,8 @@ static int operation(const char *path, int is_write)
     if (!strcmp(kind, "readonly")) return EROFS;
     if (!strcmp(kind, "torn")) return is_write ? -1 : 0;
     if (now > at) return 0;
-    if (!strcmp(kind, "kill") || !strcmp(kind, "power") || !strcmp(kind, "disk")) kill(0, SIGKILL), pause();
+    if (!strcmp(kind, "kill") || !strcmp(kind, "power") || !strcmp(kind, "disk"))
+        kill(0, SIGKILL), pause();
     if (!strcmp(kind, "term")) kill(0, SIGTERM);
     if (!strcmp(kind, "hup")) kill(0, SIGHUP);
     return 0;

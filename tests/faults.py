@@ -23,9 +23,10 @@ undisturbed run makes; faults.c, which is preloaded, counts them. So a seed repe
 
 Damage to files is tried, too: damage.py.
 
-An hour is at least LEAST rounds, which kill 117 trainers and damage 360 checkpoints; on a machine
-that is busy it takes longer. The children are forked from this process, which has imported PyTorch: a trial costs about a second.
-A trainer's clock runs fast, so that it saves after each step. It takes gcc, and Linux.
+An hour is LEAST rounds at least, which kill 108 trainers and damage 360 checkpoints: on a busy
+machine it takes longer. The children are forked from this process, which has imported PyTorch: a
+trial costs about a second. A trainer's clock runs fast, so that it saves after each step. It takes
+gcc, and Linux.
 """
 
 import argparse
