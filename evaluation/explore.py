@@ -84,10 +84,15 @@ def claim(out, identity):
     """Make the folder; UserError where it holds an exploration of another folder or encoder."""
     file = out / "embeddings.npz"
     if file.exists():
-        with np.load(file) as earlier:
-            if earlier.get("identity") != identity:
-                raise fgssl.UserError(f"{out} holds what was found in another folder, or by "
-                                      "another encoder: pass another --out, or remove it")
+        try:
+            with np.load(file) as earlier:
+                known = earlier.get("identity")
+        except Exception as error:  # zip and end-of-file errors have no common type
+            raise fgssl.UserError(f"{file} is damaged, or no file of --explore: pass another "
+                                  "--out, or remove it") from error
+        if known != identity:
+            raise fgssl.UserError(f"{out} holds what was found in another folder, or by another "
+                                  "encoder: pass another --out, or remove it")
     out.mkdir(parents=True, exist_ok=True)
 
 

@@ -51,8 +51,9 @@ def unpack(file, folder):
         except OSError as error:
             if error.errno not in UNUSABLE:
                 raise
-            raise UserError(f"{file} cannot be used: {error.strerror}, its entry "
-                            f"{str(path.relative_to(folder))[:60]!r}. Download it again.") from error
+            entry = str(path.relative_to(folder))[:60]
+            raise UserError(f"{file} cannot be used: {error.strerror}, its entry {entry!r}. "
+                            "Download it again.") from error
 
 
 def archive_pieces(file, folder):
