@@ -247,12 +247,13 @@ class Log:
         records, panels = read_log(self.file), []
         for name, yardstick in yardsticks.items():
             points = [(r["step"], r[name], r[yardstick]) for r in records
-                      if all(isinstance(r.get(key), (int, float)) and math.isfinite(r[key])
-                             for key in (name, yardstick))]
+                      if all(isinstance(r.get(key), (int, float)) and -1e30 < r[key] < 1e30
+                             for key in (name, yardstick))]  # False for NaN, too
             if points:
                 steps, values, level = zip(*points)
                 unit = FORMATS.get(name, "").rpartition("}")[2].strip()
-                number = next((r["n"] for r in records if name in r and "n" in r), None)
+                number = next((r["n"] for r in records if name in r and type(r.get("n")) is int),
+                              None)
                 name, yardstick = label_of(name), yardstick.replace("_", " ")
                 title = ", ".join(filter(None, [name, unit])) + (
                     f" of {number:,} images" if number and unit == "%" else "")

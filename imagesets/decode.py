@@ -1,5 +1,7 @@
 """An image file of any kind -> a square of it, uint8 (3, side, side)."""
 
+import contextlib
+import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -155,6 +157,16 @@ def value_range(images):
     return (-white if low < -beyond * white else 0), white
 
 
+def deep_range(path):
+    """[the smallest and the largest pixel value (2,)] of an image of more than 8 bits; [] of
+    another."""
+    with Image.open(path, formats=FORMATS) as image:
+        if not is_deep(image):
+            return []
+    pixels = np.asarray(load_image(path)[0])
+    return [np.array([pixels.min(), pixels.max()])]
+
+
 def scale_of_set(paths, most=64):
     """One value_range for all images of more than 8 bits of a set, from up to `most` of its files,
     evenly spaced; None if none of those has more than 8 bits.
@@ -164,13 +176,7 @@ def scale_of_set(paths, most=64):
     paths = [path for path in paths if path.suffix.lower() not in (".jpg", ".jpeg", ".webp")]
     ranges = []
     for i in np.unique(np.linspace(0, len(paths) - 1, min(most, len(paths))).astype(int)):
-        try:
-            with Image.open(paths[i], formats=FORMATS) as image:
-                deep = is_deep(image)
-            if deep:
-                pixels = np.asarray(load_image(paths[i])[0])
-                ranges.append(np.array([pixels.min(), pixels.max()]))
-        except Exception:  # `decode` names a file that cannot be read
-            continue
+        with contextlib.suppress(UserError):                 # `decode` names this file again
+            ranges += attempt(functools.partial(deep_range, paths[i]), paths[i])
     ranges = [pixels for pixels in ranges if np.isfinite(pixels).all()]
     return value_range(ranges) if ranges else None

@@ -129,7 +129,7 @@ def scan_folder(path, real_paths):
                     continue
                 real_paths.add(target)
             folder.folders.append(scan_folder(entry.path, real_paths))
-        elif not entry.is_file() and not entry.is_symlink():  # a broken link is a missing image
+        elif not entry.is_file() and os.path.exists(entry.path):  # a broken link: a missing image
             folder.left_out["special file"] += 1
         elif is_image(entry.name):
             folder.images.append(entry.name)

@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import re
+import stat
 import struct
 import time
 import zlib
@@ -66,8 +67,11 @@ def load_image(path, smallest=None, shrink=False):
     a JPEG, 1 or less. Raises OSError, and ValueError or what else Pillow raises for a file that is
     damaged, of another format, or too large.
     """
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):                      # to open a pipe is to wait for ever
+        raise ValueError("it is a folder, a device or a pipe")
     with open(path, "rb", buffering=0) as file:
-        if os.fstat(file.fileno()).st_size > MOST_BYTES:
+        if state.st_size > MOST_BYTES:
             raise ValueError(f"it has more than {format_bytes(MOST_BYTES)}, the most that is read")
         content = file.readall()                             # a map would crash if it is truncated
     return load_content(content, smallest, shrink)

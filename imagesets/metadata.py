@@ -109,7 +109,7 @@ def json_rows(text, file):
         if record.strip():
             try:
                 row = json.loads(record)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 refuse(file, line, f"no JSON ({error})")
             if not isinstance(row, dict):
                 refuse(file, line, f"{record.strip()[:40]!r} is no JSON object")

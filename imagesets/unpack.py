@@ -4,6 +4,7 @@ Archives are not trusted: every name, the sizes of what describes the files, and
 are checked.
 """
 
+import errno
 import shutil
 import stat
 import tarfile
@@ -18,6 +19,8 @@ MAX_GROWTH = 4     # unpacked / packed size; photos are compressed, so real arch
 MAX_HEADER = 1 << 16  # bytes of a tar's extended header: a long name, times, attributes
 MAX_LIST = 1 << 24    # bytes of a zip's list of files: that of 100,000
 MAX_NAME, MAX_DEPTH = 1024, 32  # characters and folders of a file's name
+# Errors of names: too long, or of a file and of a folder at once.
+UNUSABLE = (errno.ENAMETOOLONG, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
 
 
 def unpack(file, folder):
@@ -40,12 +43,17 @@ def unpack(file, folder):
         if left < 0:
             raise UserError(f"{file} unpacks to more than {MAX_GROWTH} times its size; an archive "
                             "of photos does not. Download it again.")
-        if piece is None:
-            path.mkdir(parents=True, exist_ok=True)
-            continue
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab" if piece else "wb") as out:
-            out.write(piece)
+        try:
+            (path if piece is None else path.parent).mkdir(parents=True, exist_ok=True)
+            if piece is not None:
+                with open(path, "ab" if piece else "wb") as out:
+                    out.write(piece)
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            entry = str(path.relative_to(folder))[:60]
+            raise UserError(f"{file} cannot be used: {error.strerror}, its entry {entry!r}. "
+                            "Download it again.") from error
 
 
 def archive_pieces(file, folder):

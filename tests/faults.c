@@ -8,6 +8,7 @@
    torn              half of the first write from `at` on, then SIGKILL
    power             SIGKILL before `at`; a copy of each file as it was at its last fsync is in the
                      folder `copies`, under its inode: faults.py puts these in place of the files
+   disk              SIGKILL before `at`; faults.py then cuts the power of the disk
    full, readonly    ENOSPC, EROFS for every operation from `at` on
    eio               EIO for `times` reads of files below the folder `reads`, from number `at` on
    clock             the time of day is an hour earlier from operation `at` on */
@@ -82,7 +83,8 @@ static int operation(const char *path, int is_write)
     if (!strcmp(kind, "readonly")) return EROFS;
     if (!strcmp(kind, "torn")) return is_write ? -1 : 0;
     if (now > at) return 0;
-    if (!strcmp(kind, "kill") || !strcmp(kind, "power")) kill(0, SIGKILL), pause();
+    if (!strcmp(kind, "kill") || !strcmp(kind, "power") || !strcmp(kind, "disk"))
+        kill(0, SIGKILL), pause();
     if (!strcmp(kind, "term")) kill(0, SIGTERM);
     if (!strcmp(kind, "hup")) kill(0, SIGHUP);
     return 0;
@@ -157,6 +159,7 @@ int fsync(int fd)
     char path[4096];
     FAIL(path_of(fd, path));
     keep(fd);
+    if (!strcmp(kind, "disk")) return REAL(fsync)(fd);
     return 0;                                                /* the machine stays on: save the time */
 }
 int fdatasync(int fd) { return fsync(fd); }

@@ -14,6 +14,8 @@ undisturbed run makes; faults.c, which is preloaded, counts them. So a seed repe
     late kill      in the last twentieth: after the last save, before what is written then
     power          SIGKILL; then each file has the content that its last fsync had, or none, under
                    the name that it has now: a journal keeps names, and nothing else
+    disk           SIGKILL; then what an ext4 disk has that lost its power at this moment, where
+                   root can mount one
     term, hup      the signals of a cluster and of a closed terminal
     full, readonly no operation succeeds any more
     eio, bad disk  reading photographs fails twice; fails from there on
@@ -21,13 +23,16 @@ undisturbed run makes; faults.c, which is preloaded, counts them. So a seed repe
 
 Damage to files is tried, too: damage.py.
 
-The children are forked from this process, which has imported PyTorch: a trial costs about a second.
-A trainer's clock runs fast, so that it saves after each step. It takes gcc, and Linux.
+An hour is LEAST rounds at least, which kill 108 trainers and damage 360 checkpoints: on a busy
+machine it takes longer. The children are forked from this process, which has imported PyTorch: a
+trial costs about a second. A trainer's clock runs fast, so that it saves after each step. It takes
+gcc, and Linux.
 """
 
 import argparse
 import contextlib
 import ctypes
+import fcntl
 import functools
 import importlib
 import io
@@ -37,6 +42,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -127,8 +133,9 @@ COMMANDS = {
     "evaluation": evaluate, "few labels": lambda: evaluate(
         "--shots", "1", "all", "--finetune", "--steps", "4", "--batch", "8", "--draws", "1"),
     "predict": predict, "explore": explore, "cache": cache, "download": download, "toy set": toy}
-FAULTS = ("kill", "late kill", "torn", "power", "term", "hup", "full", "readonly", "clock", "eio",
-          "bad disk")
+FAULTS = ("kill", "late kill", "torn", "power", "disk", "term", "hup", "full", "readonly", "clock",
+          "eio", "bad disk")
+LEAST = 9                                                    # rounds
 READERS = ("simclr", "cache", "explore")                     # what eio is tried with
 
 
@@ -203,11 +210,53 @@ def start(command, folder, fault="", at=0, times=0):
     late.cancel()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)                     # workers that outlive their parent
+    if fault == "disk":
+        lose_power(folder)
     if fault == "power":
         for file in (path for path in folder.rglob("*") if path.is_file()):
             copy = copies / str(file.stat().st_ino)
             file.write_bytes(copy.read_bytes() if copy.exists() else b"")
     return code, "hung" if hung else said.read_text(errors="replace")
+
+
+def mount(folder):
+    """Mount the disk folder.img, an image of an ext4 disk, in a folder."""
+    subprocess.run(["mount", "-o", "loop,noauto_da_alloc", f"{folder}.img", folder], check=True,
+                   capture_output=True)
+
+
+@contextlib.contextmanager
+def disk(folder):
+    """A folder on an ext4 disk of its own; an exception where that cannot be had."""
+    folder.mkdir()
+    with open(f"{folder}.img", "wb") as image:
+        image.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image.name], check=True, capture_output=True)
+    mount(folder)
+    try:
+        yield
+    finally:
+        unmount(folder)
+
+
+def lose_power(folder):
+    """Drop all that the disk mounted here has not written, and mount it again."""
+    at = os.open(folder, os.O_RDONLY)
+    fcntl.ioctl(at, 0x8004587D, struct.pack("I", 2))         # EXT4_IOC_SHUTDOWN, without a flush
+    os.close(at)
+    unmount(folder)
+    mount(folder)
+
+
+def unmount(folder):
+    while subprocess.run(["umount", folder], capture_output=True).returncode:
+        time.sleep(0.1)                                      # a killed process is not yet gone
+
+
+def can_mount(work):
+    with contextlib.suppress(OSError, subprocess.CalledProcessError), disk(work / "tried"):
+        return True
+    return False
 
 
 def undisturbed(command, work):
@@ -232,17 +281,20 @@ def try_fault(fault, command, seed, work):
     kind, total, times = fault, operations, 0
     if fault in ("eio", "bad disk"):
         kind, total, times = "eio", reads, 2 if fault == "eio" else 10**9
+    elif fault in ("power", "disk"):
+        total += total // 10                                 # some after the end
     at = rng.randrange(total)
     if fault == "late kill":
         kind, at = "kill", total - 1 - at // 20
-    code, said = start(command, folder, kind, at, times)
-    if "Traceback" in said or said == "hung" or fault in ("eio", "clock") and code:
-        return f"at {at}: {said.strip().splitlines()[-1]}"
-    code, said = start(command, folder)
-    if code:
-        return f"at {at}, then: {said.strip().splitlines()[-1]}"
-    wrong = difference(wanted, outcome(folder))
-    return wrong and f"at {at} of {operations}: {wrong}"
+    with disk(folder) if fault == "disk" else contextlib.nullcontext():
+        code, said = start(command, folder, kind, at, times)
+        if "Traceback" in said or said == "hung" or fault in ("eio", "clock") and code:
+            return f"at {at}: {said.strip().splitlines()[-1]}"
+        code, said = start(command, folder)
+        if code:
+            return f"at {at}, then: {said.strip().splitlines()[-1]}"
+        wrong = difference(wanted, outcome(folder))
+        return wrong and f"at {at} of {operations}: {wrong}"
 
 
 # ------------------------------------------------------------------------------------------------
@@ -253,7 +305,8 @@ def try_fault(fault, command, seed, work):
 def prepare(work):
     """Photographs, an archive on a server, and a finished run to damage: its checkpoint, log,
     results and cache."""
-    global SERVER
+    global SERVER, MOUNTS
+    MOUNTS = can_mount(work)
     rng, stored = np.random.default_rng(0), io.BytesIO()
     with zipfile.ZipFile(stored, "w") as archive:
         for split, count in (("train", 8), ("val", 4), ("test", 5)):
@@ -273,17 +326,19 @@ def prepare(work):
         for file in (work / f"{command} undisturbed/out").iterdir():
             shutil.copy(file, work / "base")
     imagefile.WAITS = (0, 0, 0)
+    if not MOUNTS:
+        print("no disk can be mounted here: its kind is left out", file=sys.stderr)
 
 
 def trials(round_, short):
     """(name, seeds, function of seed and folder) of a round. short: each fault with one command,
     which is another in the next round, and a quarter of the damage."""
-    for i, fault in enumerate(FAULTS):
+    for i, fault in enumerate(fault for fault in FAULTS if fault != "disk" or MOUNTS):
         commands = READERS if fault in ("eio", "bad disk") else list(COMMANDS)
         for command in [commands[(i + round_) % len(commands)]] if short else commands:
             yield f"{fault}, {command}", [round_], functools.partial(try_fault, fault, command)
     for what in DAMAGED:
-        yield (f"damaged {what}", range(20 * round_, 20 * round_ + (5 if short else 20)),
+        yield (f"damaged {what}", range(40 * round_, 40 * round_ + (5 if short else 40)),
                functools.partial(try_damage, what))
 
 
@@ -299,7 +354,7 @@ def print_table(counts):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--hours", type=float, help="how long; without it, one round")
+    p.add_argument("--hours", type=float, help="how long, LEAST rounds at least; without it, one")
     p.add_argument("--short", action="store_true", help="less of everything, in a minute")
     p.add_argument("--only", default="", help="kinds whose name contains this")
     p.add_argument("--seed", type=int, default=0, help="of the first round; the next have the next")
@@ -329,7 +384,7 @@ def main():
                     left = f"  eta {format_time(max(0, end - spent))}" if end else ""
                     print(f"{tried} trials, {failed} failed  round {round_}  {name}  "
                           f"{format_time(spent)}{left}", file=sys.stderr, flush=True)
-                if end and spent > end:
+                if end and spent > end and round_ >= args.seed + LEAST:
                     raise KeyboardInterrupt
     except KeyboardInterrupt:
         pass

@@ -380,7 +380,8 @@ def test_two_processes_download_a_set_once(cub_server, tmp_path):
     assert sum("waiting for another process" in error for _, error in results) == 1
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["CUB_200_2011"]
 
-    cub_server.behave = lambda handler, number: time.sleep(5 if number == 2 else 0)
+    killed = threading.Event()
+    cub_server.behave = lambda handler, number: number == 2 and killed.wait(60) and None
     first = start(tmp_path / "b")
     while len(cub_server.asked) < 2:
         time.sleep(0.01)
@@ -388,6 +389,7 @@ def test_two_processes_download_a_set_once(cub_server, tmp_path):
     assert "waiting" in second.stderr.readline()
     first.kill()
     first.communicate()
+    killed.set()
     assert second.communicate(timeout=60)[0] == "6\n"
 
 
@@ -450,6 +452,10 @@ HOSTILE = {  # name: (archive, what the error says)
     "tar, many files": (tar({f"{i}": b"" for i in range(4000)}), "times its size"),
     "tar, cut short": (tar({"a.jpg": CONTENT[:9999]})[:5000], "cannot be used"),
     "tar, no archive": (b"<html>404</html>", "cannot be used"),
+    "tar, file and folder": (tar({"a": b"1", "a/b": b"2"}), "cannot be used"),
+    "zip, folder and file": (zipped({"a/b": b"1", "a": b"2"}), "cannot be used"),
+    "zip, long": (zipped({"a" * 300: b"1"}), "cannot be used"),
+    "zip, dot": (zipped({".": b"1"}), "cannot be used"),
     "zip, parent": (zipped({"../evil.txt": b"2"}), "outside"),
     "zip, absolute": (zipped({"/tmp/fgssl_evil.txt": b"2"}), "outside"),
     "zip, symlink": (link_in_zip("s", ".."), "link"),

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import shutil
 import tarfile
 import tracemalloc
@@ -14,6 +15,7 @@ import tiny_sets
 
 import imagesets
 from imagesets import matlab, unpack
+from imagesets.decode import decode
 
 # ------------------------------------------------------------------------------------------------
 # Paths in lists. The law: a listed path stays within the set's folder, by its name and by the links
@@ -114,6 +116,27 @@ def test_a_value_of_another_kind_is_named_with_its_line(tmp_path, row):
     tiny_sets.write(tmp_path / "metadata.jsonl", line)
     with pytest.raises(ValueError, match="metadata.jsonl, line 1: "):
         imagesets.read(tmp_path, ".")
+
+
+def test_a_row_nested_too_deep_is_named_with_its_line(tmp_path):
+    tiny_sets.photo(tmp_path / "1.png", "png")
+    tiny_sets.write(tmp_path / "metadata.jsonl", '{"file_name": ' + "[" * 100_000)
+    with pytest.raises(ValueError, match="metadata.jsonl, line 1: no JSON"):
+        imagesets.read(tmp_path, ".")
+
+
+def test_a_link_to_a_device_or_a_pipe_is_no_image(tmp_path):
+    """/dev/zero was read until the memory was full, a pipe for ever."""
+    for name in ("1", "2"):
+        tiny_sets.photo(tmp_path / "set" / f"{name}.png", "png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "set" / "3.png").symlink_to("/dev/zero")
+    (tmp_path / "set" / "4.png").symlink_to(tmp_path / "pipe")
+    records = imagesets.read(tmp_path / "set", ".")
+    assert len(records.paths) == 2 and records.left_out == {"special file": 2}
+    for file in ("/dev/zero", tmp_path / "pipe"):
+        with pytest.raises(ValueError, match=f"{file}: it is a folder, a device or a pipe"):
+            decode(file, 8)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from PIL import EpsImagePlugin, Image
 
 import fgssl
 from imagesets import imagefile
-from imagesets.decode import Source
+from imagesets.decode import Source, scale_of_set
 from imagesets.files import image_extensions
 
 
@@ -234,6 +234,24 @@ def test_errors_that_may_pass_are_tried_again_and_never_remembered(
         data.cached("train", 24)
     left[0] = 0
     assert len(data.cached("train", 24).images) == 28, "the next run reads them all"
+
+
+def test_the_scale_of_a_set_does_not_depend_on_an_error_that_passes(tmp_path, monkeypatch):
+    """The brightest image was left out of the common range, and the others were brighter."""
+    monkeypatch.setattr(imagefile, "WAITS", (0,))
+    for name, value in (("1", 200), ("2", 900)):
+        Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / f"{name}.png")
+    whole, failed = imagefile.load_image, []
+
+    def failing(path, *more):
+        if path.name == "2.png" and not failed:
+            failed.append(path)
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path, *more)
+
+    paths = [tmp_path / "1.png", tmp_path / "gone.png", tmp_path / "2.png"]
+    monkeypatch.setattr("imagesets.decode.load_image", failing)
+    assert scale_of_set(paths) == (0, 1023) and failed
 
 
 def test_other_errors_are_not_tried_again(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ import fgssl
 import linear_eval
 import runfiles
 import train_simclr
-from evaluation import results
+from evaluation import explore, results
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,25 @@ def test_a_damaged_log_loses_the_lines_that_are_damaged(run, tmp_path, monkeypat
         log = fgssl.Log(args, 9, 5, torch.device("cpu"), 1)
         log.curves(loss="chance", knn="random_init")
         assert fgssl.read_log(tmp_path / "log.jsonl")[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("change", ['"loss": 1e300', f'"loss": {"9" * 400}', '"n": "many"',
+                                    '"n": [1]', '"chance": null'])
+def test_numbers_in_a_log_that_nothing_can_draw_do_not_end_the_run(tmp_path, monkeypatch, change):
+    monkeypatch.setattr(runfiles, "commit", lambda: None)
+    record = '{"step": 1, "loss": 1.0, "chance": 2.0, "knn": 50.0, "random_init": 40.0, "n": 9, %s}'
+    (tmp_path / "log.jsonl").write_text(record % change + "\n")
+    log = fgssl.Log(SimpleNamespace(out=str(tmp_path), seed=0), 9, 5, torch.device("cpu"), 1)
+    log.curves(loss="chance", knn="random_init")
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4 and no more", b"no zip"])
+def test_a_damaged_file_of_an_exploration_is_named(tmp_path, content):
+    (tmp_path / "embeddings.npz").write_bytes(content)
+    with pytest.raises(fgssl.UserError, match="embeddings.npz is damaged"):
+        explore.claim(tmp_path, "identity")
+    assert (tmp_path / "embeddings.npz").read_bytes() == content
 
 
 def hold_until(file, ready, done):
