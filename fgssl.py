@@ -786,17 +786,17 @@ class Run:
         print(f"done: {file}. Next:\n  {' '.join(word for word in words if word)}")
 
 
-def lock_folder(folder):
-    """Make a folder that this process alone trains in; returns its lock. UserError if another
-    process does, or if it cannot be made."""
+def lock_folder(folder, doing="training"):
+    """Make a folder that this process alone is training or evaluating in; returns its lock.
+    UserError if another process is, or if it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = atomic.try_lock(folder / ".lock")
+        lock = atomic.try_lock(folder / f".{doing}.lock")
     except OSError as error:
         raise UserError(f"cannot write into {folder}: {error.strerror}. Pass another --out"
                         ) from error
     if lock is None:
-        raise UserError(f"another process is training in {folder}: wait for it, or pass another "
+        raise UserError(f"another process is {doing} in {folder}: wait for it, or pass another "
                         "--out")
     return lock
 

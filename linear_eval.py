@@ -199,7 +199,6 @@ def study(args, encoders, out, init_name):
     "encoder": the trained one}; print the table; write eval.json and, for the last of them, its
     classifier and pictures."""
     layers = resolve_layers(args, encoders["random_init"])
-    out.mkdir(parents=True, exist_ok=True)
     inference = Inference(args.size, *fgssl.device_and_precision(args.precision))
     data = fgssl.load_data_for(args)
     splits, names = labelled_splits(data, args.size), data.classes
@@ -301,7 +300,9 @@ def main(argv=None):
     if args.checkpoint:
         init_name, init = load_init(args.init or run.get("init"), args.arch)
         encoders |= init | {"encoder": encoder}
-    study(args, encoders, out_folder(args, run), init_name)
+    out = out_folder(args, run)
+    with fgssl.lock_folder(out, "evaluating"):
+        study(args, encoders, out, init_name)
 
 
 if __name__ == "__main__":

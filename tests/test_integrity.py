@@ -218,20 +218,26 @@ def hold_until(file, ready, done):
 
 
 @pytest.mark.skipif(atomic.fcntl is None, reason="this system has no flock")
-def test_two_runs_do_not_write_into_one_folder(photos, tmp_path):
-    """The log had lines of both, the checkpoint was of one."""
+@pytest.mark.parametrize("doing", ["training", "evaluating"])
+def test_two_processes_do_not_write_into_one_folder(photos, tmp_path, doing):
+    """The log had lines of both runs, the checkpoint was of one; the few-label results of one
+    evaluation took the place of the other's."""
     context = multiprocessing.get_context("spawn")
     ready, done = context.Event(), context.Event()
-    other = context.Process(target=hold_until, args=(tmp_path / ".lock", ready, done))
+    other = context.Process(target=hold_until, args=(tmp_path / f".{doing}.lock", ready, done))
     other.start()
     assert ready.wait(60)
-    command = ["--data", str(photos), "--out", str(tmp_path), *TINY, "--epochs", "1"]
-    with pytest.raises(fgssl.UserError, match="another process is training in"):
-        train_simclr.main(command)
-    assert not (tmp_path / "log.jsonl").exists()
+    common = ["--data", str(photos), "--out", str(tmp_path)]
+    script, command, file = (
+        (train_simclr, [*common, *TINY, "--epochs", "1"], "log.jsonl") if doing == "training" else
+        (linear_eval, [*common, "--init", "random", "--size", "16"], "eval.json"))
+    with pytest.raises(fgssl.UserError, match=f"another process is {doing} in"):
+        script.main(command)
+    assert not (tmp_path / file).exists()
     done.set()
     other.join()
-    train_simclr.main(command)
+    script.main(command)
+    assert (tmp_path / file).exists()
 
 
 def train_and_at_step_2(photos, out, monkeypatch, what):
