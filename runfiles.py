@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -85,8 +86,8 @@ def save_tensors(file, content):
 
 
 def read_checkpoint(file):
-    """torch.load, executing nothing. Raises FileNotFoundError; UserError for a file that is damaged
-    (the checksum of each part is compared) or no checkpoint."""
+    """torch.load, executing nothing. Raises OSError where it cannot be read; UserError for a file
+    that is damaged (the checksum of each part is compared) or no checkpoint."""
     if not Path(file).is_file():
         raise FileNotFoundError(f"no checkpoint {file}: name one that a trainer wrote, such as "
                                 "out/simclr/checkpoint.pt")
@@ -96,7 +97,9 @@ def read_checkpoint(file):
                 if archive.testzip():
                     raise UserError
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception:  # zip, pickle and end-of-file errors have no common type
+    except Exception as error:  # zip, pickle and end-of-file errors have no common type
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
         raise UserError(f"{file} is no checkpoint, or damaged. Only tensors and plain values are "
                         "loaded, never code") from None
     if not isinstance(checkpoint, dict):

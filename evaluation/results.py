@@ -108,8 +108,10 @@ def read_result(file):
     was written is used, and a line says so."""
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         result = None
+    except OSError as error:                                 # the file may be good
+        raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
     if not is_result(result):
         raise fgssl.UserError(f"{file} is no eval.json of this version of the script, or damaged; "
                               "make one with python linear_eval.py CHECKPOINT --out FOLDER")

@@ -244,8 +244,15 @@ def lose_power(folder):
     at = os.open(folder, os.O_RDONLY)
     fcntl.ioctl(at, 0x8004587D, struct.pack("I", 2))         # EXT4_IOC_SHUTDOWN, without a flush
     os.close(at)
-    unmount(folder)
-    mount(folder)
+    while not can_write(folder):                             # until other namespaces let it go
+        unmount(folder)
+        mount(folder)
+
+
+def can_write(folder):
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder):
+        return True
+    return False
 
 
 def unmount(folder):

@@ -1,5 +1,6 @@
 """What is read is checked: damaged and changed checkpoints, logs and results get one line."""
 
+import errno
 import json
 import multiprocessing
 import random
@@ -49,6 +50,22 @@ def test_a_damaged_checkpoint_never_loads_as_another(run, tmp_path):
         else:                                                # a byte that nothing reads
             assert all(torch.equal(found[name], value) for name, value in wanted.items())
     assert refused > 50
+
+
+def test_a_disk_that_fails_does_not_make_a_file_damaged(run, tmp_path, monkeypatch):
+    """A good eval.json was moved aside, and a good checkpoint said to be damaged."""
+    def fail(*_, **__):
+        raise OSError(errno.EIO, "Input/output error")
+
+    result = tmp_path / "eval.json"
+    result.write_text("{}")
+    monkeypatch.setattr(runfiles.zipfile, "ZipFile", fail)
+    with pytest.raises(OSError, match="cannot read .*checkpoint.pt: Input/output error"):
+        fgssl.read_checkpoint(run[0] / "checkpoint.pt")
+    monkeypatch.setattr(results.Path, "read_text", fail)
+    with pytest.raises(OSError, match="cannot read .*eval.json: Input/output error"):
+        results.earlier_result(result, {})
+    assert [*tmp_path.iterdir()] == [result]
 
 
 @pytest.mark.parametrize("change", [
