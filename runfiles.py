@@ -85,6 +85,13 @@ def save_tensors(file, content):
             raise error.__context__ if isinstance(error.__context__, OSError) else error
 
 
+def raise_if_disk_failed(error, file):
+    """OSError naming the file where `error`, of reading it, says nothing of what is in it."""
+    of_content = (None, errno.EINVAL, errno.ENOENT, errno.EISDIR)
+    if isinstance(error, OSError) and error.errno not in of_content:
+        raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
+
+
 def read_checkpoint(file):
     """torch.load, executing nothing. Raises OSError where it cannot be read; UserError for a file
     that is damaged (the checksum of each part is compared) or no checkpoint."""
@@ -98,8 +105,7 @@ def read_checkpoint(file):
                     raise UserError
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and end-of-file errors have no common type
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
+        raise_if_disk_failed(error, file)
         raise UserError(f"{file} is no checkpoint, or damaged. Only tensors and plain values are "
                         "loaded, never code") from None
     if not isinstance(checkpoint, dict):

@@ -23,6 +23,7 @@ from evaluation.probe import Inference, Layers, extract_features, layer_names
 from evaluation.results import Extras, digest, digest_weights, write_csv
 from evaluation.similarity import (
     clusters, duplicates, farthest_first, label_probabilities, neighbours, outlyingness)
+from runfiles import raise_if_disk_failed
 
 CLUSTERS = 30  # at most
 
@@ -91,6 +92,7 @@ def claim(out, identity):
             with np.load(file) as earlier:
                 found = earlier.get("identity")
         except Exception as error:                           # zipfile's, zlib's, NumPy's, ...
+            raise_if_disk_failed(error, file)
             raise fgssl.UserError(f"{file} is damaged, or not of this script: remove it, or pass "
                                   "another --out") from error
         if found != identity:

@@ -19,6 +19,7 @@ import fgssl
 import pictures
 import terminal
 from imagesets.identity import file_ids
+from runfiles import raise_if_disk_failed
 
 COLUMNS = {"linear": "linear", "knn": "k-NN", "rank1": "rank-1", "rank5": "rank-5", "map": "mAP"}
 
@@ -108,10 +109,9 @@ def read_result(file):
     was written is used, and a line says so."""
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+    except (OSError, ValueError, RecursionError) as error:
+        raise_if_disk_failed(error, file)
         result = None
-    except OSError as error:                                 # the file may be good
-        raise OSError(error.errno, f"cannot read {file}: {error.strerror}") from error
     if not is_result(result):
         raise fgssl.UserError(f"{file} is no eval.json of this version of the script, or damaged; "
                               "make one with python linear_eval.py CHECKPOINT --out FOLDER")

@@ -54,16 +54,20 @@ def orthogonalize(x, steps=5):
     Every iterate is Q x with a symmetric Q, a polynomial in x x^T: only Q, of the shorter side, is
     iterated, which is a third of the work, and float32 takes the place of bfloat16.
     """
+    def polynomial(gram):
+        p = 2.0315 * (gram @ gram) - 4.7750 * gram
+        p.diagonal().add_(3.4445)
+        return p
+
     if x.shape[0] > x.shape[1]:
         return orthogonalize(x.mT, steps).mT
     x = x / x.norm().clamp(min=1e-30)
-    gram, q = x @ x.mT, None
-    for _ in range(steps):
-        if q is not None:
-            gram = p @ gram @ p
-        p = 2.0315 * (gram @ gram) - 4.7750 * gram
-        p.diagonal().add_(3.4445)
-        q = p if q is None else p @ q
+    gram = x @ x.mT
+    q = p = polynomial(gram)
+    for _ in range(steps - 1):
+        gram = p @ gram @ p
+        p = polynomial(gram)
+        q = p @ q
     return q @ x
 
 

@@ -134,9 +134,11 @@ def targets(files, out, scale):
     def place(path):                                         # another spelling of a path is no file
         return Path(os.path.realpath(path.parent), path.name)
 
-    files = list({place(file): file for file in reversed([*map(Path, files)])}.values())[::-1]
-    found, taken = {}, {str(place(file)).casefold() for file in files}
-    for file in files:
+    each, found = {}, {}
+    for file in map(Path, files):
+        each.setdefault(place(file), file)
+    taken = {str(path).casefold() for path in each}
+    for file in each.values():
         stem, number = f"{file.stem}_x{scale}", 1
         target = Path(out or file.parent) / f"{stem}.png"
         while str(place(target)).casefold() in taken:

@@ -244,9 +244,12 @@ def lose_power(folder):
     at = os.open(folder, os.O_RDONLY)
     fcntl.ioctl(at, 0x8004587D, struct.pack("I", 2))         # EXT4_IOC_SHUTDOWN, without a flush
     os.close(at)
-    while not can_write(folder):                             # until other namespaces let it go
+    for _ in range(100):                                     # until other namespaces let it go
         unmount(folder)
         mount(folder)
+        if can_write(folder):
+            return
+    raise OSError(f"{folder}.img cannot be mounted again")
 
 
 def can_write(folder):

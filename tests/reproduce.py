@@ -266,9 +266,10 @@ def few_labels(name, label):
     row `prefers` and that has some}."""
     found, known = {}, recorded(name)
     for run, *_, evaluations in runs(name):
-        counts = prefers(name, run) if run.label == label else ()
-        of = {}                                              # the evaluation that a kind is of
-        for i, command in evaluations.items() if counts else ():
+        if run.label != label:
+            continue
+        counts, of = prefers(name, run), {}                  # of: the evaluation that a kind is of
+        for i, command in evaluations.items():
             for cell in known.get(shlex.join(command), {"few_labels": ()})["few_labels"]:
                 kind = f"{cell['method']} {cell['shots']}"
                 for which in (f"{i} ", "every "):
@@ -324,7 +325,7 @@ def render(name, columns):
 def draw(name):
     """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
     rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
-                                        if kind[0] == "f" for cell in cells]}]
+                                        if kind.startswith("f") for cell in cells]}]
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]

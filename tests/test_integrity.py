@@ -66,6 +66,10 @@ def test_a_disk_that_fails_does_not_make_a_file_damaged(run, tmp_path, monkeypat
     with pytest.raises(OSError, match="cannot read .*eval.json: Input/output error"):
         results.earlier_result(result, {})
     assert [*tmp_path.iterdir()] == [result]
+    (tmp_path / "embeddings.npz").touch()
+    monkeypatch.setattr(explore.np, "load", fail)
+    with pytest.raises(OSError, match="cannot read .*embeddings.npz: Input/output error"):
+        explore.claim(tmp_path, "any")
 
 
 @pytest.mark.parametrize("change", [

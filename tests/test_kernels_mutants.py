@@ -160,7 +160,7 @@ def tile_checks(kernels):
         ours = kernels.tiles_back(y, perm, grid, tile, offset, image, x.shape)
         yield f"gradient of tiles, image={image}", torch.equal(ours, grad)
     # 3 channels; then 12, and tiles, beyond every loop: 256 numbers of a matrix, 32 pixels, 8 rows
-    for shape, c, batch in (((3, 8, 31, 34), 3, 2), ((2, 34, 70, 71), 12, 3)):
+    for shape, c, batch, atol in (((3, 8, 31, 34), 3, 2, 1e-3), ((2, 34, 70, 71), 12, 3, 1e-2)):
         (grid, tile, *size), rng = shape, torch.Generator().manual_seed(4)
         x, perm, offset = inputs(*shape, channels=c, batch=batch, kind=torch.float32)
         x[0, 0, 10, 10] = math.nan
@@ -168,7 +168,7 @@ def tile_checks(kernels):
         color[..., -2:] = torch.tensor([-80., 120.])
         wanted = gather_forward(x, perm, offset, color, grid, tile, False)
         ours = kernels.tiles(x, perm, grid, tile, offset, False, color)
-        close = torch.allclose(ours, wanted, atol=1e-2, equal_nan=True)   # sums of thousands
+        close = torch.allclose(ours, wanted, atol=atol, equal_nan=True)   # sums of thousands
         yield f"recoloured tiles of {c} channels", close
         y = torch.randn(ours.shape, generator=rng)
         color = torch.cat((color[..., :c], color[..., -3:]), 3)
