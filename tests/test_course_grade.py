@@ -248,7 +248,8 @@ def test_ctrl_c_keeps_what_is_graded(handout, tmp_path):
     run = subprocess.Popen(
         [sys.executable, "-m", "course.grade", handout, tmp_path / "ann.py", tmp_path / "bob.py",
          "--csv", tmp_path / "marks.csv", "--timeout", "300"], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)})
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | {"TMPDIR": str(tmp_path)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # it may be ignored here
     for line in run.stdout:
         if line.startswith("cosine_lr"):
             break
