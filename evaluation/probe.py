@@ -20,6 +20,7 @@ from imagesets.cache_file import release
 from imagesets.progress import progress
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
+PATIENCE = 3
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 SPLITS = ("train", "val", "test")
 
@@ -140,7 +141,8 @@ def fit_linear(h, labels, classes, l2, weight=None):
 
 
 def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"):
-    """Fit for every strength in L2, each from the last, and keep the best on val.
+    """Fit for the strengths in L2, each from the last, and keep the best on val. After `PATIENCE`
+    in a row that are worse, the weaker ones, which take longest, are left out.
 
     scale: mean and std of each feature, (D,) both; features are standardised by them, so that one
     list of strengths suits all encoders. Returns the accuracy on val, an nn.Linear that takes h
@@ -148,10 +150,13 @@ def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"
     """
     mean, std = scale
     x, x_val = (h - mean) / std, (h_val - mean) / std
-    best, weight = (-1.0,), None
+    best, weight, worse = (-1.0,), None, 0
     for l2 in progress(L2, len(L2), f"fitting {what}", patience=5):
+        if worse == PATIENCE:                                # the progress goes to its end
+            continue
         weight = fit_linear(x, labels, classes, l2, weight)
         score = fgssl.accuracy((x_val @ weight[:-1] + weight[-1]).argmax(1), labels_val)
+        worse = worse + 1 if score < best[0] else 0
         if score > best[0]:
             best = score, weight, l2
     score, weight, l2 = best
