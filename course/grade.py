@@ -12,7 +12,6 @@ not be, 130 after Ctrl-C; what is graded by then is written.
 """
 
 import argparse
-import csv
 import json
 import os
 import queue
@@ -170,24 +169,15 @@ def lines(student, results):
     return text
 
 
-def write_csv(file, rows, titles):
+def csv_rows(rows, titles):
     """rows: [(student, handed in, results)]. One line a student; points and state an exercise."""
-    with atomic.replacing(file) as draft, open(draft, "w", newline="") as out:
-        table = csv.writer(out)
-        table.writerow(["student", "handed in", "points", "of",
-                        *(f"{title}{what}" for title in titles for what in ("", ": state",
-                                                                            ": message"))])
-        for student, when, results in rows:
-            of = {r["title"]: r for r in results}
-            cells = [of[t][key] if t in of else "" for t in titles
-                     for key in ("points", "state", "says")]
-            table.writerow([safe(student), when, *(f"{sum(r[key] for r in results):g}"
-                                             for key in ("points", "most")), *map(safe, cells)])
-
-
-def safe(cell):
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
+    yield ["student", "handed in", "points", "of",
+           *(f"{title}{what}" for title in titles for what in ("", ": state", ": message"))]
+    for student, when, results in rows:
+        of = {r["title"]: r for r in results}
+        yield [student, when, *(f"{sum(r[key] for r in results):g}" for key in ("points", "most")),
+               *(of[t][key] if t in of else "" for t in titles
+                 for key in ("points", "state", "says"))]
 
 
 def gradescope(results):
@@ -315,8 +305,9 @@ def main(argv=None):
 def save(args, rows):
     """Write what is graded so far."""
     if args.csv:
+        from evaluation.results import write_csv             # and with it torch: a second or two
         titles = list(dict.fromkeys(r["title"] for _, _, results in rows for r in results))
-        write_csv(args.csv, sorted(rows), titles)
+        write_csv(args.csv, csv_rows(sorted(rows), titles))
     if args.results:
         with atomic.replacing(args.results) as draft:
             draft.write_text(json.dumps(gradescope(rows[0][2]), indent=1))

@@ -117,10 +117,11 @@ def enlarge_file(generator, file, target, device):
     image, alpha, profile = read(file)
     width, height = image.width * generator.scale, image.height * generator.scale
     target.parent.mkdir(parents=True, exist_ok=True)
+    says = ", which it replaces" if target.exists() else ""
     with atomic.replacing(target) as draft:
         write_png(draft, width, height, 4 if alpha else 3,
                   enlarged_strips(generator, image, alpha, device, file), profile)
-    print(f"{file} {image.width} x {image.height} -> {target} {width} x {height}")
+    print(f"{file} {image.width} x {image.height} -> {target} {width} x {height}{says}")
     with Image.open(target) as high:
         if target.stat().st_size + bytes_to_decode(high) > MOST_BYTES:
             print(f"{target} takes more than {format_bytes(MOST_BYTES)} to decode: no script here "

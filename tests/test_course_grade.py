@@ -3,6 +3,7 @@
 One run grades them all, as a teacher would; each test looks at a line of the CSV.
 """
 
+import argparse
 import csv
 import json
 import os
@@ -201,7 +202,7 @@ def marks(handout, tmp_path_factory):
     run = subprocess.run(
         [sys.executable, "-m", "course.grade", handout, *sorted((top / "in").iterdir()),
          "--csv", top / "marks.csv", "--timeout", "10"], cwd=ROOT, capture_output=True, text=True)
-    with open(top / "marks.csv") as file:
+    with open(top / "marks.csv", encoding="utf-8-sig") as file:
         found = {row["student"]: row for row in csv.DictReader(file)}
     assert (precious / "fgssl.py").exists() or "limits" in run.stdout, "a submission deleted it"
     return found, run
@@ -275,8 +276,15 @@ def test_gradescope_gets_its_results_and_its_folder(handout, tmp_path):
     assert (tmp_path / "autograder" / "handout" / "tests" / "assignment.json").is_file()
 
 
-def test_a_spreadsheet_takes_no_message_for_a_formula():
-    assert grade.safe("=cmd()") == "'=cmd()" and grade.safe("solved") == "solved"
+def test_marks_open_in_a_spreadsheet_as_they_are(tmp_path):
+    """Letters as letters, in Excel too, and no name as a formula that runs on the teacher's desk."""
+    result = {"title": "half", "points": 0, "most": 10, "state": "not yet", "says": "-1 is no rate"}
+    args = argparse.Namespace(csv=tmp_path / "marks.csv", results=None)
+    grade.save(args, [("Zoë", "", [result]), ("=cmd()", "", [result])])
+    assert (tmp_path / "marks.csv").read_bytes().startswith(b"\xef\xbb\xbf")
+    rows = list(csv.DictReader((tmp_path / "marks.csv").read_text("utf-8-sig").splitlines()))
+    assert [(row["student"], row["half: message"]) for row in rows] == [
+        ("'=cmd()", "'-1 is no rate"), ("Zoë", "'-1 is no rate")]
 
 
 def test_two_submissions_of_one_name_are_both_graded(tmp_path):

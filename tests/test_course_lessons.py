@@ -98,7 +98,7 @@ def test_submissions_of_a_lesson_are_graded_apart_from_the_tests(tmp_path):
         [sys.executable, "-m", "course.grade", handout, *(tmp_path / "in").iterdir(), "--csv",
          tmp_path / "marks.csv"], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    with open(tmp_path / "marks.csv") as file:
+    with open(tmp_path / "marks.csv", encoding="utf-8-sig") as file:
         found = {row["student"]: row for row in csv.DictReader(file)}
     for name, (_, state, says) in CLASS.items():
         row = found[name]

@@ -167,6 +167,10 @@ def test_no_two_images_share_an_output_and_a_bad_one_ends_nothing(run, tmp_path,
                     str(tmp_path / "out")])
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a_x4.png", "a_x4_2.png",
                                                                     "a_x4_3.png"]
+    assert "replaces" not in capsys.readouterr().out
+    srgan.main(["--upscale", files[1], "--from", str(run[0] / "checkpoint.pt"), "--out",
+                str(tmp_path / "out")])
+    assert "a_x4.png 20 x 16, which it replaces" in capsys.readouterr().out
 
 
 def test_an_output_is_neither_an_input_nor_anothers_in_whatever_spelling():
