@@ -244,7 +244,8 @@ def record(name, command):
     result = json.loads((Path(command[-1]) / "eval.json").read_text())
     result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
                             for cell in result["few_labels"]]
-    result = {key: result[key] for key in KEPT if key in result}
+    recall = {row["class"]: round(row["recall"]) for row in result["report"]["classes"]}
+    result = {key: result[key] for key in KEPT if key in result} | {"recall": recall}
     folder = Path(command[-1]).parent
     result["log"] = {key: value for line in fgssl.read_log(folder / "log.jsonl")
                      for key, value in line.items() if isinstance(value, float)}
