@@ -301,8 +301,8 @@ def figures(name, label, columns):
 
 
 def render(name, columns):
-    """A table as Markdown; a figure of several runs is their mean ± standard deviation. A row of
-    which nothing is recorded is left out.
+    """A table as Markdown; a figure of several runs is their mean ± standard deviation. A row or a
+    column of which nothing is recorded is left out.
 
     Bold is what differs from the row `against` by more than two standard errors of the difference.
     For those the variance within a cell is taken to be one for all trained rows of a column.
@@ -310,9 +310,10 @@ def render(name, columns):
     table = TABLES[name]
     rows = {run.label: figures(name, run.label, columns) for run in table.runs}
     rows = {label: row for label, row in rows.items() if any(row.values())}
+    columns = [title for title in columns if any(row[title] for row in rows.values())]
     lines = [[f"{Path(table.data).name}, {table.of}, %", *columns]]
     for label, row in rows.items():
-        lines.append([label, *map(results.mean_std, row.values())])
+        lines.append([label, *(results.mean_std(row[title]) for title in columns)])
     for i, column in enumerate(columns if table.against else (), 1):
         trained = [rows[run.label][column] for run in table.runs if run.train and run.label in rows]
         trained = [values for values in trained if len(values) > 1]

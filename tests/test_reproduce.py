@@ -23,7 +23,8 @@ def tiny(shades, tmp_path, monkeypatch):
     fast = "--size 16 --shots 1 --draws 2 --finetune --steps 2"
     runs = (Run("random", "", (fast,), 1),
             Run("Sim CLR", "train_simclr.py --size 16 --batch 8 --epochs 1", (fast,), 1))
-    columns = {"linear": "linear", "1 label": "fine-tuned 1", "frozen": "frozen 1"}
+    columns = {"linear": "linear", "1 label": "fine-tuned 1", "frozen": "frozen 1",
+               "10 labels": "fine-tuned 10"}
     monkeypatch.setattr(reproduce, "TABLES", {"tiny": Table(str(shades), 0.1, columns, runs)})
     ran = []
 
@@ -43,6 +44,7 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     lines = readme.read_text().splitlines()
     assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
     assert [line.split("|")[1].strip() for line in lines[4:6]] == ["random", "Sim CLR"]
+    assert "frozen" in lines[2] and "10 labels" not in lines[2], "no column without a figure"
     assert lines[4].count("±") == lines[5].count("±") == 2, "one seed, but two draws of the labels"
     assert ran == ["linear_eval.py", "train_simclr.py", "linear_eval.py"]
     with Image.open(folder / "few_labels-tiny.png") as picture:
