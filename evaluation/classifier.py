@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fgssl
-from evaluation.probe import Layers, extract_features, fit_linear, head_of, whitening
+from evaluation.probe import Layers, extract_features, fit_linear, head_of, mean_and_std
 from imagesets.progress import progress
 
 
@@ -35,9 +35,9 @@ def refit(frozen, l2):
     that was chosen on val. Its own accuracy is unknown; that of the probe before it is reported."""
     h = torch.cat(frozen.h[frozen.layer])
     labels = torch.cat([torch.from_numpy(split.labels) for split in frozen.splits])
-    white = mean, matrix = whitening(h)
-    weight = fit_linear((h - mean) @ matrix, labels, len(frozen.names), l2)
-    return head_of(weight, white)
+    mean, std = mean_and_std(h)
+    weight = fit_linear((h - mean) / std, labels, len(frozen.names), l2)
+    return head_of(weight, mean, std)
 
 
 class Memory(nn.Module):
@@ -53,11 +53,12 @@ class Memory(nn.Module):
         test, by a classifier that did not learn from it."""
         super().__init__()
         everything = torch.cat(h_by_split)
-        self.register_buffer("mean", everything.mean(0))
-        self.register_buffer("std", everything.std(0).clamp(min=1e-6))
-        self.register_buffer("h", ((h_by_split[0] - self.mean) / self.std).half())
+        mean, std = mean_and_std(everything)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        self.register_buffer("h", ((h_by_split[0] - mean) / std).half())
         self.register_buffer("far", self.nearest(h_by_split[2])[0].quantile(0.99))
-        self.register_buffer("h", ((everything - self.mean) / self.std).half())
+        self.register_buffer("h", ((everything - mean) / std).half())
         probability, predicted = scores.softmax(1).max(1)
         probability, order = probability.sort()
         right = (predicted == labels)[order].float()

@@ -12,7 +12,7 @@ from torch import nn
 import fgssl
 from evaluation.classifier import Classifier, Memory, predict_scores, save_classifier
 from evaluation.finetune import exit_interrupted, finetune, recipe
-from evaluation.probe import SPLITS, choose_linear, extract_features, whitening
+from evaluation.probe import SPLITS, choose_linear, extract_features, mean_and_std
 from evaluation.report import class_report, write_confusion
 from evaluation.results import Extras
 
@@ -56,7 +56,7 @@ def run_cells(frozen, args, out, done=(), extras=None, files=()):
     which a finetuned.pt tells.
 
     A cell learns from k labels a class of train and chooses the probe's l2 on at most k a class of
-    val: whoever has five labels a class has no hundreds to choose with. Features are whitened
+    val: whoever has five labels a class has no hundreds to choose with. Features are standardised
     over all of train, which takes no labels. A cell's "val" is of all of val, for choosing a
     recipe; its "test" is for the report. "all" has one draw.
     """
@@ -106,7 +106,7 @@ def run_cell(frozen, args, out, cell, title, stop):
     found, model = {"images": len(rows)}, None
     if cell["method"] == "frozen" or args.head == "probe":
         _, head, found["l2"] = choose_linear(h[rows], labels[rows], h_val[few], labels_val[few],
-                                             len(names), whitening(h))
+                                             len(names), mean_and_std(h))
     else:
         head = nn.Linear(h.shape[1], len(names))
         nn.init.zeros_(head.weight)

@@ -140,15 +140,16 @@ def fit_linear(h, labels, classes, l2, weight=None):
     return weight.detach()
 
 
-def choose_linear(h, labels, h_val, labels_val, classes, white, what="the probe"):
+def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"):
     """Fit for the strengths in L2, each from the last, and keep the best on val. After `PATIENCE`
     in a row that are worse, the weaker ones, which take longest, are left out.
 
-    white: a `whitening` of the features, for the fit. Returns the accuracy on val, an nn.Linear
-    that takes h itself and scores as the fit does on whitened h, and l2. Ties keep the stronger l2.
+    scale: mean and std of each feature, (D,) both; features are standardised by them, so that one
+    list of strengths suits all encoders. Returns the accuracy on val, an nn.Linear that takes h
+    itself and scores as the fit does on standardised h, and l2. Ties keep the stronger l2.
     """
-    mean, matrix = white
-    x, x_val = (h - mean) @ matrix, (h_val - mean) @ matrix
+    mean, std = scale
+    x, x_val = (h - mean) / std, (h_val - mean) / std
     best, weight, worse = (-1.0,), None, 0
     for l2 in progress(L2, len(L2), f"fitting {what}", patience=5):
         if worse == PATIENCE:                                # the progress goes to its end
@@ -159,34 +160,20 @@ def choose_linear(h, labels, h_val, labels_val, classes, white, what="the probe"
         if score > best[0]:
             best = score, weight, l2
     score, weight, l2 = best
-    return score, head_of(weight, white), l2
+    return score, head_of(weight, mean, std), l2
 
 
-def head_of(weight, white):
-    """An nn.Linear that takes h and scores as `weight` (D + 1, classes) does on whitened h."""
-    mean, matrix = white
+def head_of(weight, mean, std):
+    """An nn.Linear that takes h and scores as `weight` (D + 1, classes) does on standardised h."""
     head = nn.Linear(len(mean), weight.shape[1]).requires_grad_(False)
-    head.weight.copy_((matrix @ weight[:-1]).T)
+    head.weight.copy_((weight[:-1] / std[:, None]).T)
     head.bias.copy_(weight[-1] - head.weight @ mean)
     return head
 
 
-def whitening(h, shrink=0.1):
-    """The mean (D,) of features h (N, D), and a matrix (D, D) that brings their covariance C to
-    about the identity: L^-T, where L L^T = C + `shrink` times the mean variance.
-
-    So one list of strengths suits all encoders; and the penalty |W|^2 of a classifier of
-    (h - mean) matrix is the variance of its scores of h, and a little |W|^2 in h's own coordinates.
-    A direction in which features hardly vary, but classes differ, costs it no more than another.
-    """
-    mean = h.mean(0)
-    x = h - mean
-    covariance = (x.T @ x / len(x)).double()
-    variance = covariance.diagonal()
-    variance += shrink * variance.mean() + 1e-12             # constant features have none
-    lower = torch.linalg.cholesky(covariance)
-    identity = torch.eye(len(mean), dtype=torch.double)
-    return mean, torch.linalg.solve_triangular(lower.T, identity, upper=True).float()
+def mean_and_std(h):
+    """Mean and std of each feature, as choose_linear takes them."""
+    return h.mean(0), h.std(0).clamp(min=1e-6)
 
 
 def choose_neighbours(h, labels, h_val, labels_val, classes):
@@ -231,7 +218,7 @@ def evaluate(encoder, splits, names, inference, layers):
     for layer, (train, val, _) in h.items():
         data = train, labels, val, labels_val, len(names)
         knn[layer] = choose_neighbours(*data)
-        linear[layer] = choose_linear(*data, whitening(train), f"the probe of layer {layer}")
+        linear[layer] = choose_linear(*data, mean_and_std(train), f"the probe of layer {layer}")
     knn_layer, linear_layer = (max(found, key=lambda layer: found[layer][0])
                                for found in (knn, linear))   # ties keep the later stage
     (val_knn, k), (val_linear, head, l2) = knn[knn_layer], linear[linear_layer]

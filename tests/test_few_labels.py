@@ -58,9 +58,9 @@ def test_a_cell_chooses_with_as_few_labels_as_it_learns_from(splits, frozen, tmp
     """Five labels a class, tuned with hundreds more, are not five labels (30, 31)."""
     sizes, choose = [], probe.choose_linear
 
-    def spy(h, labels, h_val, labels_val, classes, white):
+    def spy(h, labels, h_val, labels_val, classes, scale):
         sizes.append((len(h), len(h_val)))
-        return choose(h, labels, h_val, labels_val, classes, white)
+        return choose(h, labels, h_val, labels_val, classes, scale)
 
     monkeypatch.setattr(few_labels, "choose_linear", spy)
     args = linear_eval.arguments([*TINY, "--shots", "1", "4", "all", "--draws", "2"])
