@@ -135,10 +135,7 @@ TABLES = {
               ("AdamW", f"{FORMER} --epochs 80", 1),
               ("Muon", "--first-size 64 --temperature 0.2", 1),
               ("Muon, growing views", "--temperature 0.2", 1),
-              ("Muon, growing views, temperature 0.1: the defaults", "--epochs 30", 5))))),
-    "speed-grocery": Table("grocery", 0.5, {"core minutes": "log core_minutes"} | NEAREST,
-                           variants(f"train_simclr.py {GROCERY}", {
-                               "AdamW": f"{FORMER} --epochs 100", "the defaults": "--epochs 45"})),
+              ("Muon, growing views, temperature 0.1: the defaults", "--epochs 30", 2))))),
     "tried-grocery": tried("grocery", GROCERY),
     "tried-birds": tried("data/birds", BIRDS),
     "views-grocery": Table("grocery", 1, NEAREST, views(f"--epochs 10 {GROCERY} {FORMER}"),
