@@ -20,7 +20,7 @@ from imagesets.cache_file import release
 from imagesets.progress import progress
 
 L2 = tuple(10.0 ** (k / 2) for k in range(0, -11, -1))  # regularisation tried, from strong to weak
-PATIENCE = 3
+PATIENCE = 3     # strengths in a row that may be worse on val, before the weaker are left out
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
 SPLITS = ("train", "val", "test")
 
@@ -142,7 +142,7 @@ def fit_linear(h, labels, classes, l2, weight=None):
 
 def choose_linear(h, labels, h_val, labels_val, classes, scale, what="the probe"):
     """Fit for the strengths in L2, each from the last, and keep the best on val. After `PATIENCE`
-    in a row that are worse, the weaker ones, which take longest, are left out.
+    worse ones in a row it ends: the weaker take longest.
 
     scale: mean and std of each feature, (D,) both; features are standardised by them, so that one
     list of strengths suits all encoders. Returns the accuracy on val, an nn.Linear that takes h

@@ -325,7 +325,10 @@ def render(name, columns):
 
 
 def draw(name):
-    """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png."""
+    """Draw the few-label results of a table, if there are any: assets/few_labels-NAME.png. Folds
+    have one number of labels, no curve."""
+    if TABLES[name].of != "test":
+        return
     rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
                                         if kind.startswith("f") for cell in cells]}]
             for run in TABLES[name].runs}
