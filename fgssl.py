@@ -273,6 +273,14 @@ def grayscale(x, rng, p=0.2):
     return torch.where(grey.view(-1, 1, 1, 1), luma(x), x)
 
 
+def recolor(x, args, rng):
+    """Change the colours of each image its own way, by --color and --gray: the colour jitter of
+    SimCLR (Chen et al. 2020, appendix A), then greyscale."""
+    s = args.color
+    x = color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
+    return grayscale(x, rng, args.gray)
+
+
 def gaussian_blur(x, rng, sigma=(0.1, 2.0), p=0.5):
     """Blur each image with probability p by a Gaussian of its own width.
 

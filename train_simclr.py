@@ -36,10 +36,7 @@ def random_view(x, args, rng, size=None):
     The paper's appendix A: crop, mirror, colour jitter, greyscale, blur. size: args.size.
     """
     x = fgssl.random_resized_crop(x, size or args.size, rng, scale=(args.min_crop, 1.0))
-    x = fgssl.hflip(x, rng)
-    s = args.color
-    x = fgssl.color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
-    x = fgssl.grayscale(x, rng, args.gray)
+    x = fgssl.recolor(fgssl.hflip(x, rng), args, rng)
     return fgssl.gaussian_blur(x, rng, p=args.blur)
 
 

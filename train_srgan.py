@@ -55,7 +55,7 @@ def small_view(x, args, rng):
     """The partner of high in the discriminator's second task: a random crop of each photograph,
     shrunk as low is and enlarged again: uint8 (B, 3, C, C) -> (B, 3, size, size)."""
     x = fgssl.hflip(fgssl.random_resized_crop(x, args.size, rng, scale=(0.15, 1.0)), rng)
-    return enlarge(shrink(x, args.scale), args.scale)
+    return enlarge(shrink(fgssl.recolor(x, args, rng), args.scale), args.scale)
 
 
 def pixel_loss(fake, high):
@@ -131,11 +131,11 @@ def main(argv=None):
             # The discriminator's step. All images go in one batch: in separate batches, batch-norm
             # would remove the difference between real and generated images.
             discriminator.train().requires_grad_(True)
-            images = [high, fake.detach()]
+            images = fgssl.recolor(torch.cat([high, fake.detach()]), args, run.rng)
             if args.match:
-                images.append(small_view(x, args, run.rng))
+                images = torch.cat([images, small_view(x, args, run.rng)])
             with run.autocast:
-                truth, z = ddp_discriminator(torch.cat(images))
+                truth, z = ddp_discriminator(images)
             truth_high, truth_fake = truth.split(len(x))[:2]
             truth_loss = discriminator_loss(truth_high, truth_fake)
             d_loss = args.truth * truth_loss
@@ -154,7 +154,7 @@ def main(argv=None):
             # The generator's step, with the discriminator frozen.
             freeze(discriminator)
             with run.autocast:
-                truth, _ = discriminator(fake)
+                truth, _ = discriminator(fgssl.recolor(fake, args, run.rng))
                 if args.content == "features":
                     g_terms = {"features": feature_loss(content, fake, high)}
             g_terms["adversarial"] = adversarial_loss(truth)
@@ -197,9 +197,9 @@ def arguments(argv):
     second = p.add_argument_group("adversarial phase, after the pixel phase")
     second.add_argument("--lr-generator", type=fgssl.number(float, above=0), default=4e-4,
                         help="the generator's peak learning rate")
-    second.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=0.02,
+    second.add_argument("--lr-discriminator", type=fgssl.number(float, above=0), default=0.04,
                         help="the discriminator's")
-    second.add_argument("--adversarial", type=fgssl.number(float, 0), default=5e-3,
+    second.add_argument("--adversarial", type=fgssl.number(float, 0), default=2e-3,
                         help="weight of the adversarial loss beside the content loss; more is "
                              "sharper and further from the truth")
     second.add_argument("--truth", type=fgssl.number(float, 0), default=1.0,
@@ -213,6 +213,11 @@ def arguments(argv):
     second.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
                         help="weight of the discriminator's second task, to match photographs with "
                              "small views of them; 0: the paper's method")
+    second.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
+                        help="strength of the colour jitter of what the discriminator is shown; "
+                             "weaken it where colour tells classes apart")
+    second.add_argument("--gray", type=fgssl.number(float, 0, 1), default=0.2,
+                        help="probability of a grey image; lower it with --color")
     use = p.add_argument_group("in place of training")
     use.add_argument("--upscale", nargs="+", metavar="IMAGE", type=fgssl.path,
                      help="enlarge these, into --out or beside them")

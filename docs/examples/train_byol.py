@@ -25,10 +25,7 @@ from methods.optimizers import Muon
 def random_view(x, args, rng):
     """One distorted view of every image: uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1]."""
     x = fgssl.random_resized_crop(x, args.size, rng, scale=(args.min_crop, 1.0))
-    x = fgssl.hflip(x, rng)
-    s = args.color
-    x = fgssl.color_jitter(x, rng, 0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s)
-    return fgssl.grayscale(x, rng, args.gray)
+    return fgssl.recolor(fgssl.hflip(x, rng), args, rng)
 
 
 def mlp(dim, hidden, out):
