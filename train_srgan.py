@@ -213,11 +213,11 @@ def arguments(argv):
     second.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
                         help="weight of the discriminator's second task, to match photographs with "
                              "small views of them; 0: the paper's method")
-    second.add_argument("--color", type=fgssl.number(float, 0, 1.25), default=0.5,
+    second.add_argument("--color", type=fgssl.number(float, 0, 1.25), 
                         help="strength of the colour jitter of what the discriminator is shown; "
-                             "weaken it where colour tells classes apart")
-    second.add_argument("--gray", type=fgssl.number(float, 0, 1), default=0.2,
-                        help="probability of a grey image; lower it with --color")
+                             "weaken it where colour tells classes apart (default: 0.5)")
+    second.add_argument("--gray", type=fgssl.number(float, 0, 1),
+                        help="probability of a grey image; lower it with --color (default: 0.2)")
     use = p.add_argument_group("in place of training")
     use.add_argument("--upscale", nargs="+", metavar="IMAGE", type=fgssl.path,
                      help="enlarge these, into --out or beside them")
@@ -229,6 +229,9 @@ def arguments(argv):
     if args.upscale:
         return args
     args = fgssl.parse(p, argv)
+    for name, usual in ("color", 0.5), ("gray", 0.2):        # an older run changed no colours
+        if getattr(args, name) is None:
+            setattr(args, name, 0.0 if args.resume else usual)
     if args.pixel_epochs is None:
         args.pixel_epochs = round(0.4 * args.epochs)
     if args.pixel_epochs > args.epochs:

@@ -17,10 +17,11 @@ import linear_eval
 import train_srgan as srgan
 from methods import super_resolution
 from methods.srgan import (
-    Generator, build_discriminator, freeze, load_content_encoder, update_ema)
+    Discriminator, Generator, build_discriminator, freeze, load_content_encoder, update_ema)
 
 TINY = ["--size", "16", "--batch", "8", "--epochs", "3", "--pixel-epochs", "1", "--blocks", "1",
         "--width", "8", "--precision", "fp32"]
+UNCHANGED = ["--color", "0", "--gray", "0"]
 PER_EPOCH = 28 // 8  # 40 images: 8 to test, 4 to val, 28 to train
 
 
@@ -72,13 +73,36 @@ def test_a_crop_is_a_window_of_its_image_and_every_window_comes_up():
 
 def test_a_small_view_is_of_the_photograph_in_its_own_row():
     """Shifted by one, every true pair would be taught as false."""
-    args = srgan.arguments(["--out", "nowhere", "--size", "16"])
+    args = srgan.arguments(["--out", "nowhere", "--size", "16", *UNCHANGED])
     x = torch.zeros(6, 3, 24, 24, dtype=torch.uint8)
     for i in range(6):
         x[i] = 40 * i + 20  # flat grey: crops and mirrors leave it as it is
     view = srgan.small_view(x, args, torch.Generator().manual_seed(0))
     assert view.shape == (6, 3, 16, 16)
     torch.testing.assert_close(view.mean((1, 2, 3)) * 255, x[:, 0, 0, 0].float(), atol=0.5, rtol=0)
+
+
+def test_both_networks_turns_judge_images_whose_colours_are_changed(photos, tmp_path, monkeypatch):
+    """By colours that are kept, the second task is solved: a crop and its small view share them."""
+    seen, forward = [], Discriminator.forward
+    monkeypatch.setattr(Discriminator, "forward",
+                        lambda self, x: seen.append(x.detach()) or forward(self, x))
+    train(photos, tmp_path / "grey", "--epochs", "1", "--pixel-epochs", "0", "--gray", "1")
+    assert [len(x) for x in seen[:2]] == [3 * 8, 8], "its own step, and the generator's"
+    assert all((x == x[:, :1]).all() for x in seen)
+    seen.clear()
+    monkeypatch.setattr(srgan, "random_crops", lambda x, *_: torch.full((len(x), 3, 16, 16), 0.5))
+    train(photos, tmp_path / "jitter", "--epochs", "1", "--pixel-epochs", "0", "--gray", "0")
+    high, fake = seen[0][:16].mean((2, 3)).split(8)          # at first, generated is bicubic
+    assert len(high.unique(dim=0)) > 4 and not torch.equal(high, fake), "each image its own way"
+
+
+def test_an_older_run_goes_on_without_changes_of_colour(photos, tmp_path):
+    state, _ = train(photos, tmp_path, *UNCHANGED)
+    del state["args"]["color"], state["args"]["gray"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    args = srgan.arguments(["--data", str(photos), "--out", str(tmp_path), "--resume"])
+    assert args.color == args.gray == 0
 
 
 # Networks ---------------------------------------------------------------------------------------
@@ -283,7 +307,7 @@ def test_a_true_crop_is_matched_with_its_own_photographs_view(photos, tmp_path, 
     monkeypatch.setattr(srgan, "small_view", same)
     nt_xent = kernels.nt_xent
     monkeypatch.setattr(kernels, "nt_xent", lambda z, *how: pairs.append(z) or nt_xent(z, *how))
-    train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0")
+    train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0", *UNCHANGED)
     high, small = pairs[0].detach().chunk(2)
     assert torch.allclose(high, small, atol=1e-5) and not torch.allclose(high, small.roll(1, 0))
 
