@@ -55,7 +55,7 @@ def small_view(x, args, rng):
     """The partner of high in the discriminator's second task: a random crop of each photograph,
     shrunk as low is and enlarged again: uint8 (B, 3, C, C) -> (B, 3, size, size)."""
     x = fgssl.hflip(fgssl.random_resized_crop(x, args.size, rng, scale=(0.15, 1.0)), rng)
-    return enlarge(shrink(fgssl.recolor(x, args, rng), args.scale), args.scale)
+    return enlarge(shrink(x, args.scale), args.scale)
 
 
 def pixel_loss(fake, high):
@@ -131,9 +131,10 @@ def main(argv=None):
             # The discriminator's step. All images go in one batch: in separate batches, batch-norm
             # would remove the difference between real and generated images.
             discriminator.train().requires_grad_(True)
-            images = fgssl.recolor(torch.cat([high, fake.detach()]), args, run.rng)
+            images = [high, fake.detach()]
             if args.match:
-                images = torch.cat([images, small_view(x, args, run.rng)])
+                images.append(small_view(x, args, run.rng))
+            images = fgssl.recolor(torch.cat(images), args, run.rng)
             with run.autocast:
                 truth, z = ddp_discriminator(images)
             truth_high, truth_fake = truth.split(len(x))[:2]
