@@ -7,7 +7,7 @@
     python tests/reproduce.py grocery --write      # runs none: writes what is recorded so far
 
 Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
-command, and not run again. Ctrl-C loses nothing: go on without --again. Started in several
+command and that of the training, and not run again. Ctrl-C loses nothing: go on without --again. Started in several
 terminals, the command without it shares the runs out; give each OMP_NUM_THREADS=1.
 """
 
@@ -96,7 +96,7 @@ def fair(data, name, simclr, jigsaw, srgan):
     """The Table of all methods, each pretrained for 10 minutes of one core. Their flags say which
     colours and crops suit the set; they were chosen in folds of train and val."""
     simclr = f"train_simclr.py --epochs 80 {simclr}"
-    srgan = f"train_srgan.py --epochs 36 --pixel-epochs 10 --blocks 3 --width 32 {srgan}"
+    srgan = f"train_srgan.py {srgan}"
     rows = (("random weights; from scratch", ""), ("SimCLR", simclr),
             ("jigsaw", f"train_jigsaw.py --epochs 110 {jigsaw}"), ("SRGAN", srgan))
     controls = (("SRGAN, real or fake alone", f"{srgan} --match 0"),
@@ -121,9 +121,11 @@ def tried(data, flags):
 
 GROCERY, BIRDS = "--color 0.1 --gray 0 --min-crop 0.08", "--color 0.25 --gray 0.1 --min-crop 0.2"
 TABLES = {
-    "grocery": fair("grocery", "grocery", GROCERY, "--color 0 --gray 0", "--color 0.1 --gray 0"),
+    "grocery": fair("grocery", "grocery", GROCERY, "--color 0 --gray 0",
+                    "--epochs 34 --pixel-epochs 10 --color 0 --gray 0 --lr-discriminator 0.02 "
+                    "--adversarial 5e-3"),
     "birds": fair("data/birds", "birds", BIRDS, "--color 0.2 --gray 0.1",
-                  "--color 0.25 --gray 0.1"),
+                  "--epochs 36 --pixel-epochs 10 --blocks 3 --width 32 --color 0.25 --gray 0.1"),
     "toy": Table("toy", 0.5, FROZEN | TUNED, (
         Run("random weights; from scratch", "", (BEST, LAST, *TUNE[:4]), 1),
         Run("SimCLR", "train_simclr.py", (BEST, LAST, *TUNE[:4]), 1),
@@ -184,13 +186,19 @@ def commands(name, run, seed, kept):
                                str(folder / f"eval{i}")] for i in kept}
 
 
+def line(train, command):
+    """What a figure is recorded by: the commands that give it, as a shell runs them."""
+    return " && ".join(f"python {shlex.join(each)}" for each in (train, command) if each)
+
+
 def prefers(name, run, complete=False):
     """Which of a row's evaluations count: of those that differ in --layer and --steps alone, the
     one whose fine-tuned networks did best on val with seed 0, as far as recorded. complete: none of
     them where not all are recorded."""
     groups, known = {}, recorded(name)
-    for i, command in commands(name, run, 0, range(len(run.evaluate)))[2].items():
-        cells = known.get(shlex.join(command), {"few_labels": ()})["few_labels"]
+    _, train, evaluations = commands(name, run, 0, range(len(run.evaluate)))
+    for i, command in evaluations.items():
+        cells = known.get(line(train, command), {"few_labels": ()})["few_labels"]
         val = [cell["val"] for cell in cells if cell["method"] == "fine-tuned"] or [-1]
         kind = re.sub(r"--(layer|steps) \S+", "", run.evaluate[i])
         groups.setdefault(kind, []).append((mean(val), -i))
@@ -205,7 +213,7 @@ def recorded(name):
 
 def execute(name):
     """Run what is neither recorded yet nor being run by another process. A training that was
-    stopped goes on."""
+    stopped goes on; of one with other flags the trainer says so."""
     for _, _, folder, train, evaluations in runs(name):
         folder.mkdir(parents=True, exist_ok=True)
         lock = atomic.try_lock(folder / "lock")
@@ -213,18 +221,19 @@ def execute(name):
             continue
         with lock:
             todo = [command for command in evaluations.values()
-                    if shlex.join(command) not in recorded(name)]
-            finished = folder / "finished"                   # written when training is
-            if todo and train and not finished.exists():
+                    if line(train, command) not in recorded(name)]
+            finished = folder / "finished"                   # holds the command, once it is
+            if todo and train and not (finished.exists()
+                                       and finished.read_text() == shlex.join(train)):
                 began = os.times()
                 try:
                     python(*train, *["--resume"] * (folder / "checkpoint.pt").exists())
-                    finished.touch()
+                    finished.write_text(shlex.join(train))
                 finally:
                     add_core_minutes(folder, began)
             for command in todo:
                 python(*command)
-                record(name, command)
+                record(name, train, command)
 
 
 def add_core_minutes(folder, began):
@@ -237,7 +246,7 @@ def add_core_minutes(folder, began):
         draft.write_text(str(before + spent))
 
 
-def record(name, command):
+def record(name, train, command):
     """Keep what a call of linear_eval.py found, of eval.json the part that is shown."""
     result = json.loads((Path(command[-1]) / "eval.json").read_text())
     result["few_labels"] = [{key: value for key, value in cell.items() if key != "report"}
@@ -251,8 +260,8 @@ def record(name, command):
         result["log"]["core_minutes"] = float((folder / "core_minutes").read_text())
     RECORDS.mkdir(parents=True, exist_ok=True)
     with atomic.lock(OUT / name / "lock", f"waiting for another process to record {name}"):
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}"
-                 for key, value in (recorded(name) | {shlex.join(command): result}).items()]
+        records = recorded(name) | {line(train, command): result}
+        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in records.items()]
         with atomic.replacing(RECORDS / f"{name}.json") as draft:
             draft.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -267,12 +276,12 @@ def few_labels(name, label):
     evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": those of the first that the
     row `prefers` and that has some}."""
     found, known = {}, recorded(name)
-    for run, *_, evaluations in runs(name):
+    for run, _, _, train, evaluations in runs(name):
         if run.label != label:
             continue
         counts, of = prefers(name, run), {}                  # of: the evaluation that a kind is of
         for i, command in evaluations.items():
-            for cell in known.get(shlex.join(command), {"few_labels": ()})["few_labels"]:
+            for cell in known.get(line(train, command), {"few_labels": ()})["few_labels"]:
                 kind = f"{cell['method']} {cell['shots']}"
                 for which in (f"{i} ", "every "):
                     found.setdefault(which + kind, []).append(cell)
@@ -286,9 +295,9 @@ def figures(name, label, columns):
     few, known = few_labels(name, label), recorded(name)
     found = {title: [cell["test"] for cell in few.get(where, [])]
              for title, where in columns.items()}
-    for run, _, _, _, evaluations in runs(name):
+    for run, _, _, train, evaluations in runs(name):
         for i, command in evaluations.items() if run.label == label else ():
-            result = known.get(shlex.join(command))
+            result = known.get(line(train, command))
             for title, where in columns.items() if result else ():
                 kind, _, what = where.rpartition(" ")
                 if kind == "log" and i == 0:
@@ -376,8 +385,9 @@ def main(argv=None):
         shutil.rmtree(OUT / args.table, ignore_errors=True)
     if not args.write:
         execute(args.table)
-    missing = [command for *_, evaluations in runs(args.table) for command in evaluations.values()
-               if shlex.join(command) not in recorded(args.table)]
+    missing = [command for *_, train, evaluations in runs(args.table)
+               for command in evaluations.values()
+               if line(train, command) not in recorded(args.table)]
     if missing and not args.write:
         print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")
         return

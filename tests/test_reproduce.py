@@ -59,6 +59,19 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     assert ran[4:] == ["linear_eval.py", "train_simclr.py", "linear_eval.py"], "from scratch"
 
 
+def test_figures_of_another_training_are_not_taken_for_this_ones(tiny, monkeypatch):
+    """The evaluation's command is the same."""
+    _, ran = tiny
+    reproduce.execute("tiny")
+    table = reproduce.TABLES["tiny"]
+    longer = table.runs[1]._replace(train=table.runs[1].train + " --temperature 0.3")
+    monkeypatch.setitem(reproduce.TABLES, "tiny", table._replace(runs=(table.runs[0], longer)))
+    assert not any(reproduce.figures("tiny", "Sim CLR", table.columns).values())
+    with pytest.raises(SystemExit):                          # its folder holds the other run
+        reproduce.execute("tiny")
+    assert ran[3:] == ["train_simclr.py"]
+
+
 def test_the_core_minutes_of_a_resumed_run_are_added_up(tmp_path):
     began = os.times()
     subprocess.run([sys.executable, "-c", "sum(range(10 ** 7))"], check=True)
@@ -109,8 +122,8 @@ def test_seeds_above_0_have_the_evaluation_that_val_prefers_with_seed_0(monkeypa
     monkeypatch.setattr(reproduce, "recorded", lambda name: records)
 
     def record(seed, i, *found):
-        command = reproduce.commands("t", run, seed, [i])[2][i]
-        records[" ".join(command)] = {"random_init": {"linear": 10 * seed + i}, "few_labels": [
+        _, train, evaluations = reproduce.commands("t", run, seed, [i])
+        records[reproduce.line(train, evaluations[i])] = {"random_init": {"linear": 10 * seed + i}, "few_labels": [
             {"method": method, "shots": 5, "draw": 0, "val": val, "test": test}
             for method, val, test in found]}
 
