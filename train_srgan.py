@@ -214,7 +214,7 @@ def arguments(argv):
     second.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
                         help="weight of the discriminator's second task, to match photographs with "
                              "small views of them; 0: the paper's method")
-    second.add_argument("--color", type=fgssl.number(float, 0, 1.25), 
+    second.add_argument("--color", type=fgssl.number(float, 0, 1.25),
                         help="strength of the colour jitter of what the discriminator is shown; "
                              "weaken it where colour tells classes apart (default: 0.5)")
     second.add_argument("--gray", type=fgssl.number(float, 0, 1),

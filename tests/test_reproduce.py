@@ -123,7 +123,8 @@ def test_seeds_above_0_have_the_evaluation_that_val_prefers_with_seed_0(monkeypa
 
     def record(seed, i, *found):
         _, train, evaluations = reproduce.commands("t", run, seed, [i])
-        records[reproduce.line(train, evaluations[i])] = {"random_init": {"linear": 10 * seed + i}, "few_labels": [
+        records[reproduce.line(train, evaluations[i])] = {
+            "random_init": {"linear": 10 * seed + i}, "few_labels": [
             {"method": method, "shots": 5, "draw": 0, "val": val, "test": test}
             for method, val, test in found]}
 
