@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -38,12 +37,13 @@ KEPT = ("digest", "n", "commit", "majority", "random_init", "encoder", "few_labe
 
 class Run(NamedTuple):
     """A row. train: a trainer and its flags, or "" for random weights; evaluate: flags of each call
-    of linear_eval.py; seeds: 0, 1, ..., whose mean and std stand in the row. Of evaluations that
-    differ in --layer and --steps alone, seeds above 0 have the one that `prefers` names."""
+    of linear_eval.py; seeds: 0, 1, ..., whose mean and std stand in the row; studies: evaluations
+    of seed 0 alone, numbered after the others, for columns that name their number."""
     label: str
     train: str
     evaluate: tuple = ("",)
     seeds: int = 3
+    studies: tuple = ()
 
 
 class Table(NamedTuple):
@@ -67,12 +67,6 @@ LABELS = {"1 label": "1", "5": "5", "10": "10", "all": "all"}
 TUNED = {title: f"fine-tuned {shots}" for title, shots in LABELS.items()}
 SHOTS = {title: f"0 frozen {shots}" for title, shots in LABELS.items()}
 BEST, LAST = "--layer best --shots 1 5 10 all --draws 3", ""
-TUNE = tuple(f"--layer {stage} --draws 1 --finetune --shots {shots} --steps {steps}"
-             for shots, steps in (("5 all", 2400), ("1 10", 2400), ("5 all", 7200))
-             for stage in (4, 3))
-STEPS = {f"{title}, stage {stage}, {steps} steps": f"{i} fine-tuned {shots}"
-         for title, shots in (("5 labels", "5"), ("all", "all")) for i, stage, steps in
-         ((2, 4, "2,400"), (3, 3, "2,400"), (6, 4, "7,200"), (7, 3, "7,200"))}
 NEAREST = {"linear": "linear", "k-NN": "knn"}
 FOLDS = tuple(f"--fold {i}/4 --shots 5 --draws 2" for i in range(1, 5))  # test is not read
 IN_FOLDS = {"core minutes": "log core_minutes", "linear": "every linear", "k-NN": "every knn",
@@ -92,9 +86,14 @@ def variants(train, flags, evaluate=("",)):
                  for what, more in flags.items())
 
 
-def fair(data, name, simclr, jigsaw, srgan):
+def tune(stage, shots, steps=2400):
+    return f"--layer {stage} --draws 1 --finetune --shots {shots} --steps {steps}"
+
+
+def fair(data, name, stage, simclr, jigsaw, srgan):
     """The Table of all methods, each pretrained for 10 minutes of one core. Their flags say which
-    colours and crops suit the set; they were chosen in folds of train and val."""
+    colours and crops suit the set; they were chosen in folds of train and val. stage: 3 or 4, from
+    which all are fine-tuned: where, over the rows, seed 0 does better on val."""
     simclr = f"train_simclr.py --epochs 80 {simclr}"
     srgan = f"train_srgan.py --epochs 36 --pixel-epochs 10 --blocks 3 --width 32 {srgan}"
     former = ("train_srgan.py --epochs 34 --pixel-epochs 10 --color 0 --gray 0 "
@@ -104,13 +103,18 @@ def fair(data, name, simclr, jigsaw, srgan):
     controls = (("SRGAN, real or fake alone", f"{srgan} --match 0"),
                 ("SRGAN, matching alone", f"{srgan} --truth 0 --adversarial 0"),
                 ("SimCLR, `--view jigsaw`", f"{simclr} --view jigsaw"))
+    evaluate = BEST, LAST, tune(stage, "5 all"), tune(stage, "1 10")
+    other, longer = tune(7 - stage, "5 all"), tune(stage, "5 all", 7200)
+    studies = {f"{title}, {what}": f"{i} fine-tuned {shots}"
+               for title, shots in (("5 labels", "5"), ("all", "all")) for i, what in
+               ((2, f"stage {stage}"), (4, f"stage {7 - stage}"), (5, f"stage {stage}, 7,200 steps"))}
     last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
     return Table(data, 20, FROZEN | TUNED, (
-        *(Run(label, train, (BEST, LAST, *TUNE)) for label, train in rows),
-        Run("SRGAN, colours kept", former, (BEST, LAST, *TUNE[:2]), 1),
+        *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
+        Run("SRGAN, colours kept", former, evaluate[:3], 1),
         *(Run(label, train, (BEST, LAST), 1) for label, train in controls)),
         also={f"{name}-frozen": {"core minutes": "log core_minutes"} | last | SHOTS,
-              f"{name}-steps": STEPS})
+              f"{name}-studies": studies})
 
 
 def tried(data, flags):
@@ -124,14 +128,13 @@ def tried(data, flags):
 
 GROCERY, BIRDS = "--color 0.1 --gray 0 --min-crop 0.08", "--color 0.25 --gray 0.1 --min-crop 0.2"
 TABLES = {
-    "grocery": fair("grocery", "grocery", GROCERY, "--color 0 --gray 0", "--color 0.1 --gray 0"),
-    "birds": fair("data/birds", "birds", BIRDS, "--color 0.2 --gray 0.1",
+    "grocery": fair("grocery", "grocery", 3, GROCERY, "--color 0 --gray 0", "--color 0.1 --gray 0"),
+    "birds": fair("data/birds", "birds", 4, BIRDS, "--color 0.2 --gray 0.1",
                   "--color 0.25 --gray 0.1"),
-    "toy": Table("toy", 0.5, FROZEN | TUNED, (
-        Run("random weights; from scratch", "", (BEST, LAST, *TUNE[:4]), 1),
-        Run("SimCLR", "train_simclr.py", (BEST, LAST, *TUNE[:4]), 1),
-        Run("jigsaw", "train_jigsaw.py", (BEST, LAST, *TUNE[:4]), 1),
-        Run("SRGAN", "train_srgan.py", (BEST, LAST, *TUNE[:4]), 1))),
+    "toy": Table("toy", 0.5, FROZEN | TUNED, tuple(
+        Run(label, train, (BEST, tune(4, "1 5 10 all")), 1) for label, train in (
+            ("random weights; from scratch", ""), ("SimCLR", "train_simclr.py"),
+            ("jigsaw", "train_jigsaw.py"), ("SRGAN", "train_srgan.py")))),
     "speed": Table("toy", 0.2, {"core minutes": "log core_minutes"} | NEAREST, (
         Run("random weights", "", seeds=1),
         *(Run(f"{what}, `{flags}`", f"train_simclr.py {flags}", seeds=seeds)
@@ -170,12 +173,11 @@ def runs(name):
     table."""
     for seed in range(max(run.seeds for run in TABLES[name].runs)):
         for run in (run for run in TABLES[name].runs if seed < run.seeds):
-            kept = prefers(name, run, True) if seed else range(len(run.evaluate))
-            yield run, seed, *commands(name, run, seed, kept)
+            yield run, seed, *commands(name, run, seed)
 
 
-def commands(name, run, seed, kept):
-    """The folder of a run, its training command or None, those of its evaluations in `kept`."""
+def commands(name, run, seed):
+    """The folder of a run, its training command or None, {i: evaluating command i}."""
     slug = "".join(c if c.isalnum() else "_" for c in run.label)
     folder = OUT / name / f"{slug}_{seed}"
     same = ["--data", TABLES[name].data, "--seed", str(seed), "--out"]
@@ -183,28 +185,14 @@ def commands(name, run, seed, kept):
     if run.train:
         train = [*shlex.split(run.train), *same, str(folder)]
         source = [str(folder / "checkpoint.pt")]
-    return folder, train, {i: ["linear_eval.py", *source, *shlex.split(run.evaluate[i]), *same,
-                               str(folder / f"eval{i}")] for i in kept}
+    evaluate = run.evaluate + (run.studies if seed == 0 else ())
+    return folder, train, {i: ["linear_eval.py", *source, *shlex.split(flags), *same,
+                               str(folder / f"eval{i}")] for i, flags in enumerate(evaluate)}
 
 
 def line(train, command):
     """What a figure is recorded by: the commands that give it, as a shell runs them."""
     return " && ".join(f"python {shlex.join(each)}" for each in (train, command) if each)
-
-
-def prefers(name, run, complete=False):
-    """Which of a row's evaluations count: of those that differ in --layer and --steps alone, the
-    one whose fine-tuned networks did best on val with seed 0, as far as recorded. complete: none of
-    them where not all are recorded."""
-    groups, known = {}, recorded(name)
-    _, train, evaluations = commands(name, run, 0, range(len(run.evaluate)))
-    for i, command in evaluations.items():
-        cells = known.get(line(train, command), {"few_labels": ()})["few_labels"]
-        val = [cell["val"] for cell in cells if cell["method"] == "fine-tuned"] or [-1]
-        kind = re.sub(r"--(layer|steps) \S+", "", run.evaluate[i])
-        groups.setdefault(kind, []).append((mean(val), -i))
-    return sorted(-max(group)[1] for group in groups.values()
-                  if len(group) == 1 or not complete or min(group)[0] >= 0)
 
 
 def recorded(name):
@@ -274,19 +262,19 @@ def python(*command):
 
 def few_labels(name, label):
     """{"1 fine-tuned 5": [cell of eval.json, ...] over seeds and draws} of a row, for its second
-    evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": those of the first that the
-    row `prefers` and that has some}."""
+    evaluation; {"every fine-tuned 5": those of all}; {"fine-tuned 5": those of the first that has
+    some, and is no study}."""
     found, known = {}, recorded(name)
     for run, _, _, train, evaluations in runs(name):
         if run.label != label:
             continue
-        counts, of = prefers(name, run), {}                  # of: the evaluation that a kind is of
+        of = {}                                              # the evaluation that a kind is of
         for i, command in evaluations.items():
             for cell in known.get(line(train, command), {"few_labels": ()})["few_labels"]:
                 kind = f"{cell['method']} {cell['shots']}"
                 for which in (f"{i} ", "every "):
                     found.setdefault(which + kind, []).append(cell)
-                if i in counts and of.setdefault(kind, i) == i:
+                if i < len(run.evaluate) and of.setdefault(kind, i) == i:
                     found.setdefault(kind, []).append(cell)
     return found
 

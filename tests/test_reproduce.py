@@ -111,33 +111,27 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
     assert found["k-NN"] == [json.loads(last)["knn"]]
 
 
-def test_seeds_above_0_have_the_evaluation_that_val_prefers_with_seed_0(monkeypatch):
-    """By test it would be the other; and by all seeds, too, of which one was run before."""
+def test_studies_are_of_seed_0_and_of_the_columns_that_name_them(monkeypatch):
     tune = "--finetune --shots 5 --layer"
-    run = Run("any", "train_simclr.py", ("--shots 5", f"{tune} 4 --steps 9", f"{tune} 3 --steps 9"), 2)
+    run = Run("any", "train_simclr.py", ("--shots 5", f"{tune} 4"), 2, (f"{tune} 3",))
     columns = {"5": "fine-tuned 5", "stage 3": "2 fine-tuned 5", "linear": "linear",
                "all": "every linear", "every 5": "every fine-tuned 5", "frozen": "frozen 5"}
     monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
+    assert [[*evaluations] for *_, evaluations in reproduce.runs("t")] == [[0, 1, 2], [0, 1]]
     records = {}
     monkeypatch.setattr(reproduce, "recorded", lambda name: records)
+    assert reproduce.figures("t", "any", columns) == {column: [] for column in columns}
 
     def record(seed, i, *found):
-        _, train, evaluations = reproduce.commands("t", run, seed, [i])
+        _, train, evaluations = reproduce.commands("t", run, seed)
         records[reproduce.line(train, evaluations[i])] = {
-            "random_init": {"linear": 10 * seed + i}, "few_labels": [
-            {"method": method, "shots": 5, "draw": 0, "val": val, "test": test}
-            for method, val, test in found]}
+            "random_init": {"linear": 10 * seed + i},
+            "few_labels": [{"method": method, "shots": 5, "test": test} for method, test in found]}
 
-    def evaluated():
-        return [[*evaluations] for *_, evaluations in reproduce.runs("t")]
-
-    assert evaluated() == [[0, 1, 2], [0]], "not yet known"
-    record(0, 0, ("frozen", 20, 1))
-    record(0, 1, ("frozen", 90, 2), ("fine-tuned", 70, 3))
-    record(0, 2, ("frozen", 90, 4), ("fine-tuned", 60, 5))
-    assert evaluated() == [[0, 1, 2], [0, 1]]
-    record(1, 1, ("fine-tuned", 10, 6))
-    assert evaluated() == [[0, 1, 2], [0, 1]]
+    record(0, 0, ("frozen", 1))
+    record(0, 1, ("frozen", 2), ("fine-tuned", 3))
+    record(0, 2, ("frozen", 4), ("fine-tuned", 5))
+    record(1, 1, ("fine-tuned", 6))
     assert reproduce.figures("t", "any", columns) == {
         "5": [3, 6], "stage 3": [5], "linear": [0], "all": [0, 1, 2, 11], "every 5": [3, 5, 6],
         "frozen": [1]}
