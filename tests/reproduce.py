@@ -49,10 +49,10 @@ class Run(NamedTuple):
 class Table(NamedTuple):
     """hours: about. columns: {title: what of a run}: "linear", "knn", ... of its first
     evaluation, "1 linear" of its second, "every linear" of all, which are folds; "fine-tuned all",
-    "0 frozen 5", "every frozen 5", ... as `few_labels` has them; "log val_puzzles", what its
-    training wrote last, "log core_minutes", how much of a core it took. against: the row with
-    which the others are compared. also: {name: columns} of further tables of these runs. of: on
-    what the percentages are."""
+    "0 frozen 5", "every frozen 5", ... as `few_labels` has them, and "val 2 fine-tuned 5" on val;
+    "log val_puzzles", what its training wrote last, "log core_minutes", how much of a core it
+    took. against: the row with which the others are compared. also: {name: columns} of further
+    tables of these runs. of: on what the percentages are."""
     data: str
     hours: float
     columns: dict
@@ -105,9 +105,10 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
                 ("SimCLR, `--view jigsaw`", f"{simclr} --view jigsaw"))
     evaluate = BEST, LAST, tune(stage, "5 all"), tune(stage, "1 10")
     other, longer = tune(7 - stage, "5 all"), tune(stage, "5 all", 7200)
-    studies = {f"{title}, {what}": f"{i} fine-tuned {shots}"
-               for title, shots in (("5 labels", "5"), ("all", "all")) for i, what in
-               ((2, f"stage {stage}"), (4, f"stage {7 - stage}"), (5, f"stage {stage}, 7,200 steps"))}
+    studies = {f"{shots}, {what}{on}": f"{on[2:]} {i} fine-tuned {shots}".strip()
+               for shots in ("5", "all") for i, what in
+               ((2, f"stage {stage}"), (4, f"stage {7 - stage}"), (5, "7,200 steps"))
+               for on in ("", ", val")}
     last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
     return Table(data, 20, FROZEN | TUNED, (
         *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
@@ -282,8 +283,10 @@ def few_labels(name, label):
 def figures(name, label, columns):
     """{column: [its values over seeds and, for few labels, draws]} of a row."""
     few, known = few_labels(name, label), recorded(name)
-    found = {title: [cell["test"] for cell in few.get(where, [])]
-             for title, where in columns.items()}
+    found = {}
+    for title, where in columns.items():
+        of = "val" if where.startswith("val ") else "test"
+        found[title] = [cell[of] for cell in few.get(where.removeprefix("val "), [])]
     for run, _, _, train, evaluations in runs(name):
         for i, command in evaluations.items() if run.label == label else ():
             result = known.get(line(train, command))

@@ -114,8 +114,9 @@ def test_figures_of_a_second_evaluation_and_of_the_training(tiny, monkeypatch):
 def test_studies_are_of_seed_0_and_of_the_columns_that_name_them(monkeypatch):
     tune = "--finetune --shots 5 --layer"
     run = Run("any", "train_simclr.py", ("--shots 5", f"{tune} 4"), 2, (f"{tune} 3",))
-    columns = {"5": "fine-tuned 5", "stage 3": "2 fine-tuned 5", "linear": "linear",
-               "all": "every linear", "every 5": "every fine-tuned 5", "frozen": "frozen 5"}
+    columns = {"5": "fine-tuned 5", "stage 3": "2 fine-tuned 5", "on val": "val 2 fine-tuned 5",
+               "linear": "linear", "all": "every linear", "every 5": "every fine-tuned 5",
+               "frozen": "frozen 5"}
     monkeypatch.setattr(reproduce, "TABLES", {"t": Table("toy", 1, columns, (run,))})
     assert [[*evaluations] for *_, evaluations in reproduce.runs("t")] == [[0, 1, 2], [0, 1]]
     records = {}
@@ -126,15 +127,16 @@ def test_studies_are_of_seed_0_and_of_the_columns_that_name_them(monkeypatch):
         _, train, evaluations = reproduce.commands("t", run, seed)
         records[reproduce.line(train, evaluations[i])] = {
             "random_init": {"linear": 10 * seed + i},
-            "few_labels": [{"method": method, "shots": 5, "test": test} for method, test in found]}
+            "few_labels": [{"method": method, "shots": 5, "test": test, "val": 10 * test}
+                           for method, test in found]}
 
     record(0, 0, ("frozen", 1))
     record(0, 1, ("frozen", 2), ("fine-tuned", 3))
     record(0, 2, ("frozen", 4), ("fine-tuned", 5))
     record(1, 1, ("fine-tuned", 6))
     assert reproduce.figures("t", "any", columns) == {
-        "5": [3, 6], "stage 3": [5], "linear": [0], "all": [0, 1, 2, 11], "every 5": [3, 5, 6],
-        "frozen": [1]}
+        "5": [3, 6], "stage 3": [5], "on val": [50], "linear": [0], "all": [0, 1, 2, 11],
+        "every 5": [3, 5, 6], "frozen": [1]}
 
 
 def test_what_exceeds_the_noise_is_bold(monkeypatch):
