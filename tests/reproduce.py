@@ -7,8 +7,9 @@
     python tests/reproduce.py grocery --write      # runs none: writes what is recorded so far
 
 Runs lie in out/reproduce/; what linear_eval.py says of them is recorded in assets/results/, by its
-command and that of the training, and not run again. Ctrl-C loses nothing: go on without --again. Started in several
-terminals, the command without it shares the runs out; give each OMP_NUM_THREADS=1.
+command and that of the training, and not run again. Ctrl-C loses nothing: go on without --again.
+Started in several terminals, the command without it shares the runs out; give each
+OMP_NUM_THREADS=1.
 """
 
 import argparse
