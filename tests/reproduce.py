@@ -3,6 +3,7 @@
     python tests/reproduce.py                      # names the tables, and their hours
     python tests/reproduce.py grocery              # runs what is not yet recorded, then writes it
     python tests/reproduce.py grocery --again      # from scratch: forgets its runs and records
+    python tests/reproduce.py grocery --only SimCLR_0 --again    # a row, of seed 0
     python tests/reproduce.py grocery --dry-run    # prints the commands
     python tests/reproduce.py grocery --write      # runs none: writes what is recorded so far
 
@@ -170,12 +171,14 @@ TABLES = {
 }
 
 
-def runs(name):
+def runs(name, only=""):
     """(Run, seed, folder, training command or None, {i: evaluating command i}) of each run of a
-    table."""
+    table whose folder has `only` in its name."""
     for seed in range(max(run.seeds for run in TABLES[name].runs)):
         for run in (run for run in TABLES[name].runs if seed < run.seeds):
-            yield run, seed, *commands(name, run, seed)
+            folder, *found = commands(name, run, seed)
+            if only in folder.name:
+                yield run, seed, folder, *found
 
 
 def commands(name, run, seed):
@@ -202,10 +205,10 @@ def recorded(name):
     return json.loads(file.read_text()) if file.exists() else {}
 
 
-def execute(name):
+def execute(name, only=""):
     """Run what is neither recorded yet nor being run by another process. A training that was
     stopped goes on; of one with other flags the trainer says so."""
-    for _, _, folder, train, evaluations in runs(name):
+    for _, _, folder, train, evaluations in runs(name, only):
         folder.mkdir(parents=True, exist_ok=True)
         lock = atomic.try_lock(folder / "lock")
         if lock is None:
@@ -225,6 +228,16 @@ def execute(name):
             for command in todo:
                 python(*command)
                 record(name, train, command)
+
+
+def forget(name, only):
+    """Remove the folders of runs and their records."""
+    kept = recorded(name)
+    for _, _, folder, train, evaluations in runs(name, only):
+        shutil.rmtree(folder, ignore_errors=True)
+        for command in evaluations.values():
+            kept.pop(line(train, command), None)
+    save_records(name, kept)
 
 
 def add_core_minutes(folder, began):
@@ -249,12 +262,15 @@ def record(name, train, command):
                      for key, value in line.items() if isinstance(value, float)}
     if (folder / "core_minutes").exists():
         result["log"]["core_minutes"] = float((folder / "core_minutes").read_text())
-    RECORDS.mkdir(parents=True, exist_ok=True)
     with atomic.lock(OUT / name / "lock", f"waiting for another process to record {name}"):
-        records = recorded(name) | {line(train, command): result}
-        lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in records.items()]
-        with atomic.replacing(RECORDS / f"{name}.json") as draft:
-            draft.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        save_records(name, recorded(name) | {line(train, command): result})
+
+
+def save_records(name, records):
+    RECORDS.mkdir(parents=True, exist_ok=True)
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in records.items()]
+    with atomic.replacing(RECORDS / f"{name}.json") as draft:
+        draft.write_text("{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def python(*command):
@@ -361,6 +377,8 @@ def main(argv=None):
     p.add_argument("table", nargs="?", choices=TABLES, help="which; without one, they are listed")
     p.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     p.add_argument("--again", action="store_true", help="run all of it, whatever is recorded")
+    p.add_argument("--only", metavar="NAME", default="",
+                   help="only the runs that have this in the name of their folder; --dry-run shows it")
     p.add_argument("--write", action="store_true",
                    help="run none: write what is recorded, and leave the other cells empty")
     args = p.parse_args(argv)
@@ -368,18 +386,19 @@ def main(argv=None):
         for name, table in TABLES.items():
             print(f"{name:<16}{table.hours:g} h on 2 CPU cores")
         return
+    chosen = [*runs(args.table, args.only)]
+    if not chosen:
+        p.error(f"--only {args.only}: no folder has this in its name; see --dry-run")
     if args.dry_run:
-        for _, _, _, train, evaluations in runs(args.table):
+        for *_, train, evaluations in chosen:
             for command in ([train] if train else []) + [*evaluations.values()]:
                 print(f"python {shlex.join(command)}")
         return
     if args.again:
-        (RECORDS / f"{args.table}.json").unlink(missing_ok=True)
-        shutil.rmtree(OUT / args.table, ignore_errors=True)
+        forget(args.table, args.only)
     if not args.write:
-        execute(args.table)
-    missing = [command for *_, train, evaluations in runs(args.table)
-               for command in evaluations.values()
+        execute(args.table, args.only)
+    missing = [command for *_, train, evaluations in chosen for command in evaluations.values()
                if line(train, command) not in recorded(args.table)]
     if missing and not args.write:
         print(f"\nThe last {len(missing)} are run by other processes; the last writes the table.")

@@ -59,6 +59,22 @@ def test_a_table_is_run_once_and_written_between_its_markers(tiny):
     assert ran[4:] == ["linear_eval.py", "train_simclr.py", "linear_eval.py"], "from scratch"
 
 
+def test_one_row_is_run_alone(tiny, capsys):
+    folder, ran = tiny
+    (folder / "README.md").write_text("<!-- tiny -->\nold\n<!-- /tiny -->\n")
+    reproduce.main(["tiny", "--only", "random_0"])
+    assert ran == ["linear_eval.py"] and "Sim CLR" not in (folder / "README.md").read_text()
+    reproduce.main(["tiny"])
+    (trained,) = (key for key in reproduce.recorded("tiny") if "train_simclr.py" in key)
+    capsys.readouterr()
+    reproduce.main(["tiny", "--only", "CLR", "--dry-run"])
+    assert capsys.readouterr().out.replace("\n", " && ").removesuffix(" && ") == trained
+    reproduce.main(["tiny", "--only", "CLR", "--again"])
+    assert ran[3:] == ["train_simclr.py", "linear_eval.py"] and len(reproduce.recorded("tiny")) == 2
+    with pytest.raises(SystemExit):
+        reproduce.main(["tiny", "--only", "CLR_1"])
+
+
 def test_figures_of_another_training_are_not_taken_for_this_ones(tiny, monkeypatch):
     """The evaluation's command is the same."""
     _, ran = tiny
