@@ -378,7 +378,7 @@ def main(argv=None):
     p.add_argument("--dry-run", action="store_true", help="print the commands, and run none")
     p.add_argument("--again", action="store_true", help="run all of it, whatever is recorded")
     p.add_argument("--only", metavar="NAME", default="",
-                   help="only the runs that have this in the name of their folder; --dry-run shows it")
+                   help="only runs with this in the name of their folder, which --dry-run shows")
     p.add_argument("--write", action="store_true",
                    help="run none: write what is recorded, and leave the other cells empty")
     args = p.parse_args(argv)
