@@ -112,7 +112,7 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
                ((2, f"stage {stage}"), (4, f"stage {7 - stage}"), (5, "7,200 steps"))
                for on in ("", ", val")}
     last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
-    return Table(data, 20, FROZEN | TUNED, (
+    return Table(data, 4, FROZEN | TUNED, (
         *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
         Run("SRGAN, colours kept", former, evaluate[:3], 1),
         *(Run(label, train, (BEST, LAST), 1) for label, train in controls)),
