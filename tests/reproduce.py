@@ -107,10 +107,10 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
                 ("SimCLR, `--view jigsaw`", f"{simclr} --view jigsaw"))
     evaluate = BEST, LAST, tune(stage, "5 all"), tune(stage, "1 10")
     other, longer = tune(7 - stage, "5 all"), tune(stage, "5 all", 7200)
-    studies = {f"{shots}, {what}{on}": f"{on[2:]} {i} fine-tuned {shots}".strip()
+    studies = {f"{shots}, {what}{on}": f"{of}{i} fine-tuned {shots}"
                for shots in ("5", "all") for i, what in
                ((2, f"stage {stage}"), (4, f"stage {7 - stage}"), (5, "7,200 steps"))
-               for on in ("", ", val")}
+               for on, of in (("", ""), (", val", "val "))}
     last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
     return Table(data, 4, FROZEN | TUNED, (
         *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
