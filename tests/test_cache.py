@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,14 @@ def test_a_changed_file_makes_a_new_cache(photos):
 
 
 def count_decoded(monkeypatch, stop=None):
-    """The names of the files that are decoded from now on; Ctrl-C at the file `stop`."""
-    decode, names = cache.decode, []
+    """The names of the files that are decoded from now on; Ctrl-C at the file `stop`, after which
+    none is, however late the main thread hears of it."""
+    decode, names, stopped = cache.decode, [], threading.Event()
 
     def counted(source, side):
         if source.path.name == stop:
+            stopped.set()
+        if stopped.is_set():
             raise KeyboardInterrupt
         names.append(source.path.name)
         return decode(source, side)
