@@ -4,7 +4,7 @@ A generator gets a crop at a fraction of its size and must rebuild it. First it 
 to every pixel (the pixel phase, "SRResNet"); its images are blurred, because the mean of all
 plausible details is nearest. Then a discriminator learns to tell generated images from real ones,
 and the generator to fool it. The discriminator's encoder is what `linear_eval.py` measures; for its
-features' sake it has a second task, to match photographs with small views of them.
+features' sake it has a second task, to find the photograph of which a generated image shows a part.
 
 Ledig et al., Photo-Realistic Single Image Super-Resolution Using a Generative Adversarial Network,
 CVPR 2017.
@@ -34,28 +34,13 @@ from methods.super_resolution import (
     draw_samples, enlarge, luma_bt601, psnr, shrink, val_psnr_ssim)
 from methods.upscale import upscale
 
-# Images: high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), in [0, 1]
+# Images: real, high and fake (B, 3, size, size), low (B, 3, size / scale, size / scale), in [0, 1]
 
 
 def random_crops(x, size, rng):
-    """A random square of each image at its own resolution, mirrored or not.
-
-    uint8 (B, 3, C, C) -> (B, 3, size, size) in [0, 1]. Nothing is resized: that would remove the
-    detail that the generator must rebuild.
-    """
-    places = x.shape[-1] - size + 1
-    corners = torch.stack([fgssl.integers(rng, 0, places, len(x), 1) for _ in range(2)])
-    rows, columns = fgssl.to_device(corners + torch.arange(size), x.device)
-    image = torch.arange(len(x), device=x.device)[:, None, None]
-    x = x.movedim(1, 3)[image, rows[:, :, None], columns[:, None, :]].movedim(3, 1)
-    return fgssl.hflip(fgssl.to_float(x), rng)
-
-
-def small_view(x, args, rng):
-    """The partner of high in the discriminator's second task: a random crop of each photograph,
-    shrunk as low is and enlarged again: uint8 (B, 3, C, C) -> (B, 3, size, size)."""
-    x = fgssl.hflip(fgssl.random_resized_crop(x, args.size, rng, scale=(0.15, 1.0)), rng)
-    return enlarge(shrink(x, args.scale), args.scale)
+    """A random part of each photograph, mirrored or not: uint8 (B, 3, C, C) -> (B, 3, size, size)
+    in [0, 1]."""
+    return fgssl.hflip(fgssl.random_resized_crop(x, size, rng, scale=(0.15, 1.0)), rng)
 
 
 def pixel_loss(fake, high):
@@ -71,9 +56,9 @@ def feature_loss(network, fake, high):
     return sum(F.mse_loss(a.float(), b.float()) for a, b in zip(maps, wanted)) / len(maps)
 
 
-def discriminator_loss(truth_high, truth_fake):
-    """Mean -log D(high) plus mean -log(1 - D(fake)), of logits (B,): 2 ln 2 at chance."""
-    return F.softplus(-truth_high).mean() + F.softplus(truth_fake).mean()
+def discriminator_loss(truth_real, truth_fake):
+    """Mean -log D(real) plus mean -log(1 - D(fake)), of logits (B,): 2 ln 2 at chance."""
+    return F.softplus(-truth_real).mean() + F.softplus(truth_fake).mean()
 
 
 def adversarial_loss(truth_fake):
@@ -128,24 +113,21 @@ def main(argv=None):
         g_terms, d_terms = {"pixel": pixel_loss(fake, high)}, {}
 
         if step > pixel_steps:
-            # The discriminator's step. All images go in one batch: in separate batches, batch-norm
-            # would remove the difference between real and generated images.
+            # The discriminator's step. The real images are other parts of the same photographs. All
+            # go in one batch: in separate batches, batch-norm would remove the difference between
+            # real and generated images.
             discriminator.train().requires_grad_(True)
-            images = [high, fake.detach()]
-            if args.match:
-                images.append(small_view(x, args, run.rng))
-            images = fgssl.recolor(torch.cat(images), args, run.rng)
+            images = torch.cat([random_crops(x, args.size, run.rng), fake.detach()])
             with run.autocast:
-                truth, z = ddp_discriminator(images)
-            truth_high, truth_fake = truth.split(len(x))[:2]
-            truth_loss = discriminator_loss(truth_high, truth_fake)
+                truth, z = ddp_discriminator(fgssl.recolor(images, args, run.rng))
+            truth_real, truth_fake = truth.chunk(2)
+            truth_loss = discriminator_loss(truth_real, truth_fake)
             d_loss = args.truth * truth_loss
             d_terms = dict(discriminator=truth_loss.detach(), chance=2 * math.log(2),
-                           D_high=truth_high.detach().sigmoid().mean(),
+                           D_real=truth_real.detach().sigmoid().mean(),
                            D_fake=truth_fake.detach().sigmoid().mean())
             if args.match:
-                z_high, _, z_small = z.split(len(x))
-                match = kernels.nt_xent(torch.cat([z_high, z_small]), 0.1, args.impl, run.group)
+                match = kernels.nt_xent(z, 0.1, args.impl, run.group)
                 d_loss = d_loss + args.match * match
                 d_terms |= dict(match=match.detach(), chance_match=math.log(2 * args.batch - 1))
             d_optimizer.zero_grad(set_to_none=True)
@@ -212,8 +194,8 @@ def arguments(argv):
                         help="whose features: a checkpoint of an encoder, or torchvision's VGG19 "
                              "weights (default: the discriminator's own)")
     second.add_argument("--match", type=fgssl.number(float, 0), default=1.0,
-                        help="weight of the discriminator's second task, to match photographs with "
-                             "small views of them; 0: the paper's method")
+                        help="weight of the discriminator's second task, to find the photograph of "
+                             "each generated image; 0: the paper's method")
     second.add_argument("--color", type=fgssl.number(float, 0, 1.25),
                         help="strength of the colour jitter of what the discriminator is shown; "
                              "weaken it where colour tells classes apart (default: 0.5)")

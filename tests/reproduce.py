@@ -97,9 +97,7 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
     colours and crops suit the set; they were chosen in folds of train and val. stage: 3 or 4, from
     which all are fine-tuned: where, over the rows, seed 0 does better on val."""
     simclr = f"train_simclr.py --epochs 80 {simclr}"
-    srgan = f"train_srgan.py --epochs 36 --pixel-epochs 10 --blocks 3 --width 32 {srgan}"
-    former = ("train_srgan.py --epochs 34 --pixel-epochs 10 --color 0 --gray 0 "
-              "--lr-discriminator 0.02 --adversarial 5e-3")
+    srgan = f"train_srgan.py --scale 2 --epochs 34 --pixel-epochs 4 --blocks 3 --width 32 {srgan}"
     rows = (("random weights; from scratch", ""), ("SimCLR", simclr),
             ("jigsaw", f"train_jigsaw.py --epochs 110 {jigsaw}"), ("SRGAN", srgan))
     controls = (("SRGAN, real or fake alone", f"{srgan} --match 0"),
@@ -114,7 +112,6 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
     last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
     return Table(data, 4, FROZEN | TUNED, (
         *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
-        Run("SRGAN, colours kept", former, evaluate[:3], 1),
         *(Run(label, train, (BEST, LAST), 1) for label, train in controls)),
         also={f"{name}-frozen": {"core minutes": "log core_minutes"} | last | SHOTS,
               f"{name}-studies": studies})

@@ -53,48 +53,29 @@ def trained_like(scale=4, blocks=1, width=8):
 # Images -----------------------------------------------------------------------------------------
 
 
-def test_a_crop_is_a_window_of_its_image_and_every_window_comes_up():
-    """Rows and columns exchanged, a corner shared by the batch, or a last place never drawn."""
-    at = torch.arange(9)
-    x = torch.stack([at.view(9, 1).expand(9, 9), at.expand(9, 9), torch.zeros(9, 9)])
-    x = x.repeat(400, 1, 1, 1).byte()
-    x[:, 2] = (torch.arange(400) % 250).byte().view(-1, 1, 1)
-    crops = (srgan.random_crops(x, 7, torch.Generator().manual_seed(0)) * 255).round().long()
-    mirrored = crops[:, 1, 0, 0] > crops[:, 1, 0, 6]
-    crops[mirrored] = crops[mirrored].flip(3)
-    corners = crops[:, :2, 0, 0]
-    assert {tuple(c) for c in corners.tolist()} == {(i, j) for i in range(3) for j in range(3)}
-    span = torch.arange(7)
-    assert torch.equal(crops[:, 0], (corners[:, 0, None] + span)[:, :, None].expand(-1, 7, 7))
-    assert torch.equal(crops[:, 1], (corners[:, 1, None] + span)[:, None, :].expand(-1, 7, 7))
-    assert torch.equal(crops[:, 2, 0, 0], torch.arange(400) % 250), "each row is its own image"
-    assert 150 < mirrored.sum() < 250
-
-
-def test_a_small_view_is_of_the_photograph_in_its_own_row():
+def test_a_crop_is_of_the_photograph_in_its_own_row():
     """Shifted by one, every true pair would be taught as false."""
-    args = srgan.arguments(["--out", "nowhere", "--size", "16"])
     x = torch.zeros(6, 3, 24, 24, dtype=torch.uint8)
     for i in range(6):
         x[i] = 40 * i + 20  # flat grey: crops and mirrors leave it as it is
-    view = srgan.small_view(x, args, torch.Generator().manual_seed(0))
-    assert view.shape == (6, 3, 16, 16)
-    torch.testing.assert_close(view.mean((1, 2, 3)) * 255, x[:, 0, 0, 0].float(), atol=0.5, rtol=0)
+    crops = srgan.random_crops(x, 16, torch.Generator().manual_seed(0))
+    assert crops.shape == (6, 3, 16, 16)
+    torch.testing.assert_close(crops * 255, x[..., :16, :16].float(), atol=0.5, rtol=0)
 
 
 def test_both_networks_turns_judge_images_whose_colours_are_changed(photos, tmp_path, monkeypatch):
-    """By colours that are kept, the second task is solved: a crop and its small view share them."""
+    """By colours that are kept, the second task is solved: two crops of a photograph share them."""
     seen, forward = [], Discriminator.forward
     monkeypatch.setattr(Discriminator, "forward",
                         lambda self, x: seen.append(x.detach()) or forward(self, x))
     train(photos, tmp_path / "grey", "--epochs", "1", "--pixel-epochs", "0", "--gray", "1")
-    assert [len(x) for x in seen[:2]] == [3 * 8, 8], "its own step, and the generator's"
+    assert [len(x) for x in seen[:2]] == [2 * 8, 8], "its own step, and the generator's"
     assert all((x == x[:, :1]).all() for x in seen)
     seen.clear()
     monkeypatch.setattr(srgan, "random_crops", lambda x, *_: torch.full((len(x), 3, 16, 16), 0.5))
     train(photos, tmp_path / "jitter", "--epochs", "1", "--pixel-epochs", "0", "--gray", "0")
-    high, fake = seen[0][:16].mean((2, 3)).split(8)          # at first, generated is bicubic
-    assert len(high.unique(dim=0)) > 4 and not torch.equal(high, fake), "each image its own way"
+    real, fake = seen[0].mean((2, 3)).chunk(2)               # at first, generated is bicubic
+    assert len(real.unique(dim=0)) > 4 and not torch.equal(real, fake), "each image its own way"
 
 
 def test_an_older_run_goes_on_without_changes_of_colour(photos, tmp_path):
@@ -263,7 +244,7 @@ def test_a_run_leaves_checkpoint_log_and_pictures(run):
     last = [r for r in records if "discriminator" in r][-1]
     assert "adversarial" not in warm
     assert {"pixel", "adversarial", "psnr", "bicubic"} <= last.keys(), "every term of the loss"
-    assert 0 < last["D_high"] < 1 and 0 < last["D_fake"] < 1 and last["lr"] == 0
+    assert 0 < last["D_real"] < 1 and 0 < last["D_fake"] < 1 and last["lr"] == 0
     assert last["chance"] == pytest.approx(2 * math.log(2))
     measured = [r for r in records if "val_psnr" in r]
     assert [r["step"] for r in measured] == [0, PER_EPOCH, 3 * PER_EPOCH]
@@ -300,16 +281,23 @@ def test_without_truth_the_discriminator_learns_by_matching_alone(photos, tmp_pa
     assert not torch.equal(run[1]["head"]["truth.0.bias"], first["truth.0.bias"])
 
 
-def test_a_true_crop_is_matched_with_its_own_photographs_view(photos, tmp_path, monkeypatch):
-    """Among the generated images, or a row further, it would be taught what is wrong."""
-    pairs, same = [], lambda x, *_: fgssl.evaluation_view(x, 32)
-    monkeypatch.setattr(srgan, "random_crops", same)
-    monkeypatch.setattr(srgan, "small_view", same)
-    nt_xent = kernels.nt_xent
+def test_a_generated_image_is_matched_with_its_own_photograph(photos, tmp_path, monkeypatch):
+    """With the one a row further, it would be taught what is wrong."""
+    pairs, nt_xent = [], kernels.nt_xent
+    monkeypatch.setattr(srgan, "random_crops",               # flat: enlarged it is the same again
+                        lambda x, size, _: (x[:, :, :1, :1] / 255).repeat(1, 1, size, size))
     monkeypatch.setattr(kernels, "nt_xent", lambda z, *how: pairs.append(z) or nt_xent(z, *how))
     train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0", *UNCHANGED)
-    high, small = pairs[0].detach().chunk(2)
-    assert torch.allclose(high, small, atol=1e-5) and not torch.allclose(high, small.roll(1, 0))
+    real, fake = pairs[0].detach().chunk(2)
+    assert torch.allclose(real, fake, atol=1e-5) and not torch.allclose(real, fake.roll(1, 0))
+
+
+def test_real_images_are_other_parts_of_their_photographs(photos, tmp_path, monkeypatch):
+    """Of the generated part itself, the second task would be solved pixel by pixel."""
+    drawn, crops = [], srgan.random_crops
+    monkeypatch.setattr(srgan, "random_crops", lambda *a: drawn.append(crops(*a)) or drawn[-1])
+    train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0")
+    assert len(drawn) == 2 * PER_EPOCH and not torch.allclose(drawn[0], drawn[1], atol=0.1)
 
 
 @pytest.mark.parametrize("pixel, adversarial", [(0, "0"), (1, "0"), (0, "1")])
