@@ -5,7 +5,8 @@ views to unit vectors z, and the NT-Xent loss asks that every z lie closer to it
 the other 2N - 2. The encoder must represent what the distortions leave unchanged.
 
 Chen, Kornblith, Norouzi & Hinton, A Simple Framework for Contrastive Learning of Visual
-Representations, ICML 2020: Algorithm 1.
+Representations, ICML 2020: Algorithm 1. Yeh et al., Decoupled Contrastive Learning, ECCV 2022:
+the form of the loss that is the default.
 
     python train_simclr.py                     # toy birds, a few minutes on a laptop's CPU
     python train_simclr.py --data my_photos    # any folder of images
@@ -75,7 +76,8 @@ def main(argv=None):
     optimizer = OPTIMIZERS[args.optimizer](parameters, args.lr, weight_decay=args.weight_decay)
     encode, project = run.wrap(encoder, head)
     nt_xent = functools.partial(kernels.nt_xent, temperature=args.temperature, impl=args.impl,
-                                group=run.group)
+                                group=run.group, decoupled=args.loss == "decoupled")
+    negatives = 2 * args.batch - (2 if args.loss == "decoupled" else 1)
     run.start(encoder=encoder, head=head, optimizer=optimizer)
     if run.begins():
         draw_views(run.train.images, args, run.out / "views.png")
@@ -95,7 +97,7 @@ def main(argv=None):
             loss.backward()
         optimizer.step()
         if run.due():
-            run.log(loss=loss, chance=math.log(2 * args.batch - 1), lr=lr,
+            run.log(loss=loss, chance=math.log(negatives), lr=lr,
                     positive_rank=positive_rank(parallel.gather(z)), chance_rank=args.batch)
         if run.evaluates():
             run.note(**run.knn())
@@ -128,6 +130,9 @@ def draw_views(images, args, file):
 def arguments(argv):
     p = fgssl.parser(__doc__, data="toy", out="out/simclr", size=64, arch="resnet10", epochs=30,
                      batch=64, lr=0.04, seed=0)
+    p.add_argument("--loss", choices=("decoupled", "nt-xent"),
+                   help="nt-xent: SimCLR's own, in which a view that has found its partner teaches "
+                        "little; decoupled: it teaches as much as any (default)")
     p.add_argument("--temperature", type=fgssl.number(float, above=0), default=0.1,
                    help="of the softmax; at 0.5, ImageNet's, the loss of a small set hardly moves")
     p.add_argument("--first-size", type=fgssl.number(int, 8, 1024),
@@ -156,6 +161,8 @@ def arguments(argv):
     args = fgssl.parse(p, argv)
     if args.first_size is None:                              # an older run had one size
         args.first_size = args.size if args.resume else args.size // 2
+    if args.loss is None:                                    # and the paper's loss
+        args.loss = "nt-xent" if args.resume else "decoupled"
     views = 2 * args.batch // parallel.ranks()
     if args.chunk and views % args.chunk:
         p.error(f"--chunk {args.chunk} does not divide the {views} views of a process")

@@ -127,9 +127,9 @@ def main(argv=None):
                            D_real=truth_real.detach().sigmoid().mean(),
                            D_fake=truth_fake.detach().sigmoid().mean())
             if args.match:
-                match = kernels.nt_xent(z, 0.1, args.impl, run.group)
+                match = kernels.nt_xent(z, 0.1, args.impl, run.group, decoupled=True)
                 d_loss = d_loss + args.match * match
-                d_terms |= dict(match=match.detach(), chance_match=math.log(2 * args.batch - 1))
+                d_terms |= dict(match=match.detach(), chance_match=math.log(2 * args.batch - 2))
             d_optimizer.zero_grad(set_to_none=True)
             d_loss.backward()
             d_optimizer.step()

@@ -21,7 +21,7 @@ from .tiles import tile_shuffle
 __all__ = ["nt_xent", "nt_xent_dense", "status", "tile_shuffle"]
 
 
-def nt_xent(z, temperature, impl="auto", group=None):
+def nt_xent(z, temperature, impl="auto", group=None, decoupled=False):
     """Mean over 2N rows of -log softmax of the positive's similarity among all other rows.
 
     z (2N, D), any float type and any norm (normalise it for cosines); rows i and i+N are two views
@@ -30,6 +30,9 @@ def nt_xent(z, temperature, impl="auto", group=None):
     gradient is that of the sum over ranks, which DDP's averaging turns into the global mean's.
     Raises ValueError for an odd or zero number of rows, or a temperature that is not above zero.
     Chen et al. 2020, equation 1.
+
+    decoupled: the softmax's sum leaves the positive out, so that views which are alike already
+    teach no less, and the loss has no lower bound; it takes four rows or more. Yeh et al. 2022.
     """
     if z.dim() != 2 or len(z) < 2 or len(z) % 2 or not z.shape[1]:
         raise ValueError(f"z has shape {tuple(z.shape)}; wanted (2N, D): rows i, i+N are a pair.")
@@ -41,8 +44,10 @@ def nt_xent(z, temperature, impl="auto", group=None):
     if group is not None:
         first, name = len(z) * group.rank(), group.group_name
         columns = _gather(columns, name)
+    if decoupled and len(columns) < 4:
+        raise ValueError("one pair has no negatives; decoupled wants two or more")
     run = torch.ops.fgssl.nt_xent if use_kernel(impl, z) else Chunked.apply
-    return run(z, columns, first, float(temperature), name)[0]
+    return run(z, columns, first, float(temperature), decoupled, name)[0]
 
 
 def _gather(x, group):
@@ -68,7 +73,7 @@ def _backward_rows(function):
         if ctx.group:
             lse, grad = _gather(lse, ctx.group), _gather(grad, ctx.group)
         d_rows = function(rows, columns, *ctx.settings, lse, grad, *left)
-        return d_rows, None, None, None, None
+        return d_rows, None, None, None, None, None
     return backward
 
 
@@ -80,17 +85,18 @@ class Chunked(torch.autograd.Function):
 
 
 torch.library.define("fgssl::nt_xent", "(Tensor rows, Tensor columns, int first, "
-                     "float temperature, str group) -> (Tensor, Tensor, Tensor, Tensor)")
+                     "float temperature, bool decoupled, str group) "
+                     "-> (Tensor, Tensor, Tensor, Tensor)")
 torch.library.define("fgssl::nt_xent_backward", "(Tensor rows, Tensor columns, int first, "
-                     "float temperature, Tensor lse, Tensor grad, Tensor parts, Tensor tickets) "
-                     "-> Tensor")
+                     "float temperature, bool decoupled, Tensor lse, Tensor grad, Tensor parts, "
+                     "Tensor tickets) -> Tensor")
 torch.library.register_autograd(
     "fgssl::nt_xent", _backward_rows(torch.ops.fgssl.nt_xent_backward), setup_context=_save_rows)
 torch.library.register_autograd("fgssl::nt_xent_backward", no_second_derivative)
 
 
 @torch.library.register_fake("fgssl::nt_xent")
-def _(rows, columns, first, temperature, group):
+def _(rows, columns, first, temperature, decoupled, group):
     (r, depth), m = rows.shape, len(columns)
     wide = torch.promote_types(rows.dtype, torch.float32)
     parts = {torch.float32: 2, torch.bfloat16: 1}.get(rows.dtype, 0) if depth <= 256 else 0
@@ -100,5 +106,5 @@ def _(rows, columns, first, temperature, group):
 
 
 @torch.library.register_fake("fgssl::nt_xent_backward")
-def _(rows, columns, first, temperature, lse, grad, parts, tickets):
+def _(rows, columns, first, temperature, decoupled, lse, grad, parts, tickets):
     return rows.new_empty(rows.shape)

@@ -18,11 +18,12 @@
 
 int64_t nt_xent_room(char type, int r, int m, int depth);
 void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature,
-                     const void* z, void* parts, unsigned* tickets, int count, void* room,
-                     void* loss, void* lse, void* stream);
+                     bool decoupled, const void* z, void* parts, unsigned* tickets, int count,
+                     void* room, void* loss, void* lse, void* stream);
 void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature,
-                      const void* z, void* parts, unsigned* tickets, void* room, const void* lse,
-                      const void* g, int count, void* d_rows, void* stream);
+                      bool decoupled, const void* z, void* parts, unsigned* tickets,
+                      void* room, const void* lse, const void* g, int count, void* d_rows,
+                      void* stream);
 void tile_shuffle_forward(char type, int batch, int channels, int height, int width, int grid,
                           int tile, bool image, const void* in, const int64_t* perm,
                           const int64_t* offset, const void* colour, int columns, void* out,
@@ -113,6 +114,7 @@ std::vector<int64_t> tickets_shape(const Tensor& rows) {
 // those of columns first .. first + R.
 std::tuple<Tensor, Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Tensor& columns,
                                                    int64_t first, double temperature,
+                                                   bool decoupled,
                                                    std::string /* the backward's */) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
@@ -122,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Ten
     Tensor loss = output({}, options), lse = output({r, 2}, options);
     Tensor parts = output(parts_shape(z), z.options().dtype(at::kBFloat16));
     Tensor tickets = output(tickets_shape(rows), z.options().dtype(at::kInt));
-    nt_xent_forward(letter(z), r, m, first, depth, temperature, z.const_data_ptr(),
+    nt_xent_forward(letter(z), r, m, first, depth, temperature, decoupled, z.const_data_ptr(),
                     parts.mutable_data_ptr(), static_cast<unsigned*>(tickets.mutable_data_ptr()),
                     tickets.size(0), room(rows, z).mutable_data_ptr(), loss.mutable_data_ptr(),
                     lse.mutable_data_ptr(), stream);
@@ -130,8 +132,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> nt_xent(const Tensor& rows, const Ten
 }
 
 Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first,
-                        double temperature, const Tensor& lse, const Tensor& grad,
-                        const Tensor& parts, const Tensor& tickets) {
+                        double temperature, bool decoupled, const Tensor& lse,
+                        const Tensor& grad, const Tensor& parts, const Tensor& tickets) {
     check_nt_xent(rows, columns, first, temperature);
     DEVICE_AND_STREAM(rows);
     int64_t r = rows.size(0), m = columns.size(0), depth = rows.size(1);
@@ -143,7 +145,7 @@ Tensor nt_xent_gradient(const Tensor& rows, const Tensor& columns, int64_t first
     Tensor split = take("parts", parts, z, at::kBFloat16, parts_shape(z));
     Tensor counters = take("tickets", tickets, z, at::kInt, tickets_shape(rows));
     Tensor d_rows = output({r, depth}, z.options());
-    nt_xent_backward(letter(z), r, m, first, depth, temperature, z.const_data_ptr(),
+    nt_xent_backward(letter(z), r, m, first, depth, temperature, decoupled, z.const_data_ptr(),
                      split.data_ptr(), static_cast<unsigned*>(counters.data_ptr()),
                      room(rows, z).mutable_data_ptr(), lse_of.const_data_ptr(), g.const_data_ptr(),
                      g.size(0), d_rows.mutable_data_ptr(), stream);

@@ -35,7 +35,8 @@ void add_formula(char type, double m, double depth) {
 
 // On 1 multiprocessor a block walks over all columns, on 6 several share them.
 template <typename T>
-bool check(char type, int m, int depth, const char* multiprocessors, double tolerance) {
+bool check(char type, int m, int depth, bool decoupled, const char* multiprocessors,
+           double tolerance) {
     setenv("CUDA_ON_CPU_MULTIPROCESSORS", multiprocessors, 1);
     const double t = 0.5;
     using W = Wide<T>;
@@ -47,8 +48,10 @@ bool check(char type, int m, int depth, const char* multiprocessors, double tole
     Array<W> room("room", nt_xent_room(type, m, m, depth) / sizeof(W)), loss("loss", 1),
         lse("lse", 2 * m), g("g", 1, [](int) { return 1; });
     Array<T> d_z("d_z", m * depth);
-    nt_xent_forward(type, m, m, 0, depth, t, z, parts, tickets, count, room, loss, lse, nullptr);
-    nt_xent_backward(type, m, m, 0, depth, t, z, parts, tickets, room, lse, g, 1, d_z, nullptr);
+    nt_xent_forward(type, m, m, 0, depth, t, decoupled, z, parts, tickets, count, room, loss, lse,
+                    nullptr);
+    nt_xent_backward(type, m, m, 0, depth, t, decoupled, z, parts, tickets, room, lse, g, 1, d_z,
+                     nullptr);
     add_formula(type, m, depth);
 
     std::vector<double> s(m * m), log_sum(m), gradient(m * depth);
@@ -58,16 +61,18 @@ bool check(char type, int m, int depth, const char* multiprocessors, double tole
         for (int j = 0; j < m; j++) {
             for (int d = 0; d < depth; d++)
                 s[i * m + j] += widen(z[i * depth + d]) * widen(z[j * depth + d]) / t;
-            if (i != j) sum += std::exp(s[i * m + j]);
+            if (i != j && !(decoupled && j == (i + pair) % m)) sum += std::exp(s[i * m + j]);
         }
         log_sum[i] = std::log(sum);
         mean += (log_sum[i] - s[i * m + (i + pair) % m]) / m;
     }
     for (int i = 0; i < m; i++)
         for (int j = 0; j < m; j++) {
-            double s_ij = s[i * m + j], weight = i == j ? 0 : std::exp(s_ij - log_sum[i]) +
-                                                              std::exp(s_ij - log_sum[j]);
-            if (j == (i + pair) % m) weight -= 2;
+            bool positive = j == (i + pair) % m;
+            double s_ij = s[i * m + j], weight = std::exp(s_ij - log_sum[i]) +
+                                                 std::exp(s_ij - log_sum[j]);
+            if (i == j || (positive && decoupled)) weight = 0;
+            if (positive) weight -= 2;
             for (int d = 0; d < depth; d++)
                 gradient[i * depth + d] += weight / (m * t) * widen(z[j * depth + d]);
         }
@@ -79,8 +84,8 @@ bool check(char type, int m, int depth, const char* multiprocessors, double tole
 }  // namespace
 
 int main() {
-    bool right = check<double>('d', 70, 20, "6", 1e-12);
-    right &= check<float>('f', 130, 24, "1", 1e-4);     // 16 bits of z, see nt_xent_mma.cu
-    right &= check<bfloat16>('b', 66, 136, "6", 2e-2);  // 8 bits of the weights and of d_z
+    bool right = check<double>('d', 70, 20, true, "6", 1e-12);
+    right &= check<float>('f', 130, 24, true, "1", 1e-4);      // 16 bits of z, see nt_xent_mma.cu
+    right &= check<bfloat16>('b', 66, 136, false, "6", 2e-2);  // 8 bits of the weights, of d_z
     return !right;
 }

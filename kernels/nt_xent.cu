@@ -6,6 +6,7 @@
 //                      d z_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) z_j
 //           S is symmetric, so a row of it gives P_ij and P_ji both: one row-parallel kernel
 //           returns the whole gradient with no atomic sums and no second pass.
+//           decoupled: the sum of lse_i leaves pos(i) out, so that P_i,pos(i) is 0.
 // Shapes    z (M, D): all rows of all ranks, contiguous. This rank's are rows first .. first + R, R
 //           even; pos(i) = i + R/2 mod R among them. loss () and lse (R, 2), in Wide<T>: the row's
 //           greatest s_ij, and the rest of its log-sum-exp. The backward takes lse (M, 2) of all
@@ -91,10 +92,12 @@ __global__ void __launch_bounds__(256) forward_simt(Problem<T> p, Output<Wide<T>
         W s[4][4];
         similarities(p, i0, j0, shared, s);
         for (int r = 0; r < 4; r++) {
-            row[r].add(s[r], [](W x) { return exponential(x); });
             for (int c = 0; c < 4; c++)
-                if (j0 + 4 * int(threadIdx.x) + c == p.positive(i0 + 4 * threadIdx.y + r))
+                if (j0 + 4 * int(threadIdx.x) + c == p.positive(i0 + 4 * threadIdx.y + r)) {
                     row[r].positive = s[r][c];
+                    if (p.decoupled) s[r][c] = -W(INFINITY);
+                }
+            row[r].add(s[r], [](W x) { return exponential(x); });
         }
     }
     finish<16>(row, p.r, out, shared, [](int r) { return 4 * threadIdx.y + r; });
@@ -129,7 +132,8 @@ __global__ void __launch_bounds__(256)
             for (int r = 0; r < 4; r++) {
                 W value = g[r] * exponential(s[r][c] - top[r] - log_sum[r]) +
                           g_j * exponential(s[r][c] - top_j - log_sum_j);
-                if (j == p.positive(i0 + 4 * threadIdx.y + r)) value -= g[r] + g_j;
+                if (j == p.positive(i0 + 4 * threadIdx.y + r))
+                    value = (p.decoupled ? W(0) : value) - (g[r] + g_j);
                 weight[(4 * threadIdx.x + c) * PAD + 4 * threadIdx.y + r] = value;
             }
         }
@@ -193,9 +197,9 @@ int64_t nt_xent_room(char type, int r, int m, int depth) {
 // `type` is that of z: h half, b bfloat16, f float, d double. parts: bf16 (P, M, D'), or null.
 // tickets: `count` of them, at least B ceil(D / 64) + 1, set here and left at 0.
 void nt_xent_forward(char type, int r, int m, int first, int depth, double temperature,
-                     const void* z, void* parts, unsigned* tickets, int count, void* room,
-                     void* loss, void* lse, void* stream) {
-    Arguments of{r, m, first, depth, temperature, z, parts, room, stream, tickets};
+                     bool decoupled, const void* z, void* parts, unsigned* tickets, int count,
+                     void* room, void* loss, void* lse, void* stream) {
+    Arguments of{r, m, first, depth, temperature, decoupled, z, parts, room, stream, tickets};
     bool mma = by_mma(type, of);
     (type == 'b' ? prepare<bfloat16> : prepare<float>)(of, mma, count);
     auto run = type == 'd'   ? forward_by_simt<double>
@@ -207,9 +211,10 @@ void nt_xent_forward(char type, int r, int m, int first, int depth, double tempe
 
 // parts and tickets are those that the forward left.
 void nt_xent_backward(char type, int r, int m, int first, int depth, double temperature,
-                      const void* z, void* parts, unsigned* tickets, void* room, const void* lse,
-                      const void* g, int count, void* d_rows, void* stream) {
-    Arguments of{r, m, first, depth, temperature, z, parts, room, stream, tickets};
+                      bool decoupled, const void* z, void* parts, unsigned* tickets,
+                      void* room, const void* lse, const void* g, int count, void* d_rows,
+                      void* stream) {
+    Arguments of{r, m, first, depth, temperature, decoupled, z, parts, room, stream, tickets};
     bool mma = by_mma(type, of);
     auto run = type == 'd'   ? backward_by_simt<double>
                : type == 'h' ? backward_by_simt<half>

@@ -13,6 +13,7 @@ inline int blocks(int count, int size) { return (count + size - 1) / size; }
 template <typename T> struct Problem {
     const T* z;  // (M, D): simt reads it
     int r, m, first, depth;
+    bool decoupled;
     Wide<T> inverse_t;
 
     __device__ int self(int i) const { return first + i; }  // the columns of row i, of its positive
@@ -188,6 +189,7 @@ template <typename W> struct Statistics {
 struct Arguments {
     int r, m, first, depth;
     double temperature;
+    bool decoupled;
     const void* z;
     void *parts, *room, *stream;  // parts: z in bf16, see nt_xent_mma.cu
     unsigned* tickets;
@@ -201,7 +203,7 @@ struct Arguments {
         return full < 1 ? 1 : full < most ? full : most;
     }
     template <typename T> Problem<T> as() const {
-        return {static_cast<const T*>(z), r, m, first, depth, Wide<T>(1 / temperature)};
+        return {static_cast<const T*>(z), r, m, first, depth, decoupled, Wide<T>(1 / temperature)};
     }
     template <typename W> Output<W> output(void* loss, void* lse) const {
         W* sums = static_cast<W*>(room);

@@ -71,7 +71,9 @@ __global__ void __launch_bounds__(THREADS, 2)
                 int j = j0 + column_of(c / 2, c % 2);
                 bool counts = j < p.m && j != self;
                 of_row[c] = counts ? s[c / 2][2 * h + c % 2] * p.inverse_t : -INFINITY;
-                if (j == positive) row[h].positive = of_row[c];
+                if (j != positive) continue;
+                row[h].positive = of_row[c];
+                if (p.decoupled) of_row[c] = -INFINITY;
             }
             row[h].add(of_row, quick);
         }
@@ -134,7 +136,7 @@ __global__ void __launch_bounds__(THREADS, 2)
                 float sim = s[n][e] * p.inverse_t;
                 float weight = g[h] * quick(sim - top[h] - log_sum[h]) +
                                g_j[c] * quick(sim - top_j[c] - log_sum_j[c]);
-                if (j == p.positive(i)) weight -= g[h] + g_j[c];
+                if (j == p.positive(i)) weight = (p.decoupled ? 0 : weight) - (g[h] + g_j[c]);
                 s[n][e] = j < p.m && j != p.self(i) ? weight : 0;
             }
 #pragma unroll

@@ -40,9 +40,9 @@ def _positive(rows, here, first):
     return (first + (i + len(rows) // 2) % len(rows))[:, None]
 
 
-def chunked_forward(rows, columns, first, temperature, group=""):
+def chunked_forward(rows, columns, first, temperature, decoupled=False, group=""):
     """loss = 1/R sum_i (lse_i - s_i,pos(i)), lse_i = log sum_{j != i} exp(s_ij), and two terms of
-    each lse_i.
+    each lse_i. decoupled: without pos(i) in that sum.
 
     rows (R, D) are rows first .. first+R of columns (M, D); the results are () and (R, 2). The
     terms are s_i,pos(i) and the row's loss, in the kernel the row's maximum and the rest. `group`
@@ -54,16 +54,20 @@ def chunked_forward(rows, columns, first, temperature, group=""):
     for here, sim, spare in _blocks(rows, columns, first, temperature):
         at = _positive(rows, here, first)
         positive[here] = sim.gather(1, at)[:, 0]
-        loss[here] = -torch.log_softmax(sim, 1, out=spare).gather(1, at)[:, 0]
+        if decoupled:
+            loss[here] = sim.scatter_(1, at, -torch.inf).logsumexp(1) - positive[here]
+        else:
+            loss[here] = -torch.log_softmax(sim, 1, out=spare).gather(1, at)[:, 0]
     return loss.mean(), torch.stack((positive, loss), 1)
 
 
-def chunked_backward(rows, columns, first, temperature, lse, grad):
+def chunked_backward(rows, columns, first, temperature, decoupled, lse, grad):
     """d rows_i = 1/t sum_j (g_i P_ij + g_j P_ji - (g_i + g_j) [j = pos(i)]) columns_j.
 
-    P_ij = exp(s_ij - lse_i), the softmax of row i. S is symmetric, so its row i gives P_ij and P_ji
-    both. lse (M, 2) are the two terms, of all columns. grad (G,), M a multiple of G: the cotangents
-    of the means of G equal shards of the rows, so g_j = grad[j // (M/G)] / (M/G).
+    P_ij = exp(s_ij - lse_i), the softmax of row i; decoupled: 0 where j = pos(i). S is symmetric,
+    so its row i gives P_ij and P_ji both. lse (M, 2) are the two terms, of all columns. grad (G,),
+    M a multiple of G: the cotangents of the means of G equal shards of the rows, so g_j =
+    grad[j // (M/G)] / (M/G).
     """
     kind, wide = rows.dtype, torch.promote_types(rows.dtype, torch.float32)
     rows, columns, lse = rows.to(wide), columns.to(wide), lse.sum(1)
@@ -72,6 +76,8 @@ def chunked_backward(rows, columns, first, temperature, lse, grad):
     d_rows = torch.empty_like(rows)
     for here, sim, spare in _blocks(rows, columns, first, temperature):
         i, at = slice(first + here.start, first + here.stop), _positive(rows, here, first)
+        if decoupled:
+            sim.scatter_(1, at, -torch.inf)
         weight = torch.softmax(sim, 1, out=spare).mul_(g[i, None])
         weight.addcmul_(sim.sub_(lse).exp_(), g)
         weight.scatter_add_(1, at, -(g[i, None] + g[at]))

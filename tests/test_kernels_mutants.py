@@ -51,28 +51,28 @@ class Kernels:
         room = self.library.room_bytes(ctypes.c_char(letter), r, m, d)
         return letter, parts, tickets, torch.full((room,), -1, dtype=torch.int8)
 
-    def forward(self, z, t, r, first):
+    def forward(self, z, t, r, first, decoupled=False):
         letter, parts, tickets, room = self.buffers(z, r)
         wide = torch.promote_types(z.dtype, torch.float32)
         loss, lse = torch.full((1,), math.nan, dtype=wide), torch.full((r, 2), math.nan, dtype=wide)
-        self.call("forward", letter, r, *z.shape[:1], first, z.shape[1], t, z, parts, tickets,
-                  len(tickets), room, loss, lse)
+        self.call("forward", letter, r, *z.shape[:1], first, z.shape[1], t, decoupled, z,
+                  parts, tickets, len(tickets), room, loss, lse)
         return loss, lse, parts, tickets
 
-    def backward(self, z, t, r, first, lse, g, parts, tickets):
+    def backward(self, z, t, r, first, lse, g, parts, tickets, decoupled=False):
         letter, _, _, room = self.buffers(z, r)
         d_rows = torch.full_like(z[:r], math.nan)
-        self.call("backward", letter, r, len(z), first, z.shape[1], t, z, parts, tickets, room, lse,
-                  g.to(lse), len(g), d_rows)
+        self.call("backward", letter, r, len(z), first, z.shape[1], t, decoupled, z, parts,
+                  tickets, room, lse, g.to(lse), len(g), d_rows)
         return d_rows
 
-    def nt_xent(self, z, t, g, r=None, first=0):
+    def nt_xent(self, z, t, g, r=None, first=0, decoupled=False):
         """Mean losses of each r rows, lse, and the gradient of all rows' weighed losses in rows
         first .. first + r."""
         r = r or len(z)
-        runs = {start: self.forward(z, t, r, start) for start in range(0, len(z), r)}
+        runs = {start: self.forward(z, t, r, start, decoupled) for start in range(0, len(z), r)}
         loss, lse, *_ = map(torch.cat, list(zip(*runs.values()))[:2])
-        return loss, lse, self.backward(z, t, r, first, lse, g, *runs[first][2:])
+        return loss, lse, self.backward(z, t, r, first, lse, g, *runs[first][2:], decoupled)
 
     def tiles(self, x, perm, grid, tile, offset, image, color=None):
         b, c, h, w = x.shape
@@ -110,16 +110,16 @@ def nt_xent_checks(kernels):
                               (torch.bfloat16, 132, 24, 3e-3), (torch.float64, 578, 5, 1e-12),
                               (torch.float64, 66, 336, 1e-12)):
         kernels.count("conflicts")
-        for t in (5., 0.1):
-            z, name = views(m, d).to(kind), f"of {kind} {m} x {d} at temperature {t}"
+        for t, decoupled in ((5., False), (5., True), (0.1, True), (0.1, False)):
+            z = views(m, d).to(kind)
+            name = f"of {kind} {m} x {d} at temperature {t}, decoupled={decoupled}"
             exact = z.double().requires_grad_()
             g = torch.randn(m, generator=torch.Generator().manual_seed(1))
-            wanted = dense_rows(exact, t)
+            wanted = dense_rows(exact, t, decoupled)
             grad, = torch.autograd.grad(wanted, exact, g.double())
-            all_but_self = (exact @ exact.T / t).fill_diagonal_(-torch.inf)
-            loss, lse, ours = kernels.nt_xent(z, t, g)
+            loss, lse, ours = kernels.nt_xent(z, t, g, decoupled=decoupled)
             yield f"loss {name}", error(loss, wanted.mean().detach()[None]) <= limit
-            lse_of = torch.logsumexp(all_but_self, 1).detach()
+            lse_of = (wanted + (exact * exact.roll(m // 2, 0)).sum(1) / t).detach()
             yield f"log-sum-exp {name}", error(lse.sum(1), lse_of) <= limit
             yield f"gradient {name}", error(ours, grad) <= limit
         yield f"bank conflicts of {kind}", kernels.count("conflicts") == 0
@@ -140,7 +140,7 @@ def nt_xent_checks(kernels):
     yield "loss of 40 shards", error(loss[0], chunked_forward(z[4:6], z, 4, 0.5)[0]) <= 1e-12
     lse = torch.logsumexp((z @ z.T / 0.5).fill_diagonal_(-torch.inf), 1)
     lse, g = torch.stack((lse, 0 * lse), 1), torch.ones(1, dtype=z.dtype)
-    wanted = chunked_backward(z[4:6], z, 4, 0.5, lse, g)
+    wanted = chunked_backward(z[4:6], z, 4, 0.5, False, lse, g)
     ours = kernels.backward(z, 0.5, 2, 4, lse, g, *left)
     yield "gradient of 40 shards", error(ours, wanted) <= 1e-12
     yield "a row far away", kernels.far("far_row")

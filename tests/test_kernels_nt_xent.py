@@ -36,22 +36,27 @@ def views(m, d, seed=0, noise=0.5):
     return F.normalize(torch.cat((one, two)))
 
 
-def paper(z, temperature):
-    """Equation 1 and Algorithm 1 of Chen et al. 2020, summed by hand over pairs (i, j)."""
+def paper(z, temperature, decoupled=False):
+    """Equation 1 and Algorithm 1 of Chen et al. 2020, summed by hand over pairs (i, j); decoupled:
+    without j below the fraction's line, as in Yeh et al. 2022."""
     n, total = len(z) // 2, 0.
     sim = [[sum(a * b for a, b in zip(x, y)) for y in z.tolist()] for x in z.tolist()]
     for i in range(2 * n):
         j = i + n if i < n else i - n
-        below = sum(math.exp(sim[i][k] / temperature) for k in range(2 * n) if k != i)
+        below = sum(math.exp(sim[i][k] / temperature) for k in range(2 * n)
+                    if k != i and not (decoupled and k == j))
         total -= math.log(math.exp(sim[i][j] / temperature) / below)
     return total / (2 * n)
 
 
-def dense_rows(z, temperature):
+def dense_rows(z, temperature, decoupled=False):
     """The loss of each row, so that a test can weigh the rows."""
     sim = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    return F.cross_entropy(sim, torch.arange(len(z), device=z.device).roll(len(z) // 2),
-                           reduction="none")
+    positive = torch.arange(len(z), device=z.device).roll(len(z) // 2)
+    if not decoupled:
+        return F.cross_entropy(sim, positive, reduction="none")
+    at = positive[:, None]
+    return sim.scatter(1, at, -torch.inf).logsumexp(1) - sim.gather(1, at)[:, 0]
 
 
 def functions(impl):
@@ -62,13 +67,14 @@ def functions(impl):
     return torch.ops.fgssl.nt_xent, torch.ops.fgssl.nt_xent_backward
 
 
-def run(z, temperature, impl, cotangent):
+def run(z, temperature, decoupled, impl, cotangent):
     """The mean loss, the log-sum-exp of each row, and the gradient of the rows' losses weighed by
     a cotangent (M,) of any kind: with the mean's alone, a row's wrong weight could hide."""
     forward, backward = functions(impl)
     z = z.detach()
-    loss, lse, *left = forward(z, z, 0, temperature, "")
-    return loss, lse.sum(1), backward(z, z, 0, temperature, lse, cotangent.to(lse), *left)
+    how = z, z, 0, temperature, decoupled
+    loss, lse, *left = forward(*how, "")
+    return loss, lse.sum(1), backward(*how, lse, cotangent.to(lse), *left)
 
 
 def gradient(loss, z, cotangent):
@@ -98,10 +104,11 @@ def check(name, ours, exact, theirs, cap):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_equals_the_loop_of_the_paper(impl):
     z = views(14, 5)
-    for t in (0.5, 0.1):
-        ours = nt_xent(z.to(device(impl)), t, impl).item()
-        assert math.isclose(ours, paper(z, t), rel_tol=1e-12), (
-            f"{impl} says {ours}, equation 1 says {paper(z, t)}")
+    for t, decoupled in ((0.5, False), (0.1, False), (0.5, True), (0.1, True)):
+        ours = nt_xent(z.to(device(impl)), t, impl, decoupled=decoupled).item()
+        wanted = paper(z, t, decoupled)
+        assert math.isclose(ours, wanted, rel_tol=1e-12), (
+            f"{impl} says {ours}, equation 1 says {wanted}; decoupled={decoupled}")
 
 
 def test_the_dense_form_is_the_loop_of_the_paper():
@@ -126,17 +133,20 @@ def test_the_dense_form_is_the_loop_of_the_paper():
 @pytest.mark.parametrize("kind", [torch.float64, torch.float32, torch.float16, torch.bfloat16],
                          ids=lambda kind: str(kind)[6:])
 @pytest.mark.parametrize("size", range(len(SIZES)), ids=lambda i: "x".join(map(str, SIZES[i])))
-def test_loss_and_gradient_near_float64(impl, kind, size):
+@pytest.mark.parametrize("decoupled", [False, True], ids=["nt-xent", "decoupled"])
+def test_loss_and_gradient_near_float64(impl, kind, size, decoupled):
     """A padded column that counts, a wrong row, a power-of-two stride, mixed logarithms show."""
     (m, d), t = SIZES[size], TEMPERATURES[size % len(TEMPERATURES)]
+    m = max(m, 4) if decoupled else m
     noise = 2 if t > 0.01 else 30         # near views at a low temperature have no gradient left
     z = views(m, d, size, noise).to(device(impl), kind).requires_grad_()
     exact = z.detach().double().requires_grad_()
     plain = z.detach().clone().requires_grad_()
     cotangent = torch.randn(m, generator=torch.Generator().manual_seed(1)).to(z.device)
-    wanted, theirs = dense_rows(exact, t), dense_rows(plain, t)
-    loss, lse, grad = run(z, t, impl, cotangent)
-    all_but_self = (exact @ exact.T / t).fill_diagonal_(-torch.inf)
+    wanted, theirs = dense_rows(exact, t, decoupled), dense_rows(plain, t, decoupled)
+    loss, lse, grad = run(z, t, decoupled, impl, cotangent)
+    positive = (exact * exact.roll(m // 2, 0)).sum(1).detach() / t
+    of = positive.mean().item() if decoupled else 0  # that loss may be near 0: an error is of its terms
     # float32: sums of D products; below t = 0.02 the products' rounding is magnified by 1/t. On
     # tensor cores z has 16 bits, which is 4e-7 / t, and P, where 4 rows do not average 2^-17.
     # bfloat16: the gradient's own rounding is 1.7e-3 rms, that of P before the second product
@@ -149,9 +159,10 @@ def test_loss_and_gradient_near_float64(impl, kind, size):
     # s_ji differently; PyTorch has 24 bits where the tensor cores have 16. There the cap alone.
     tensor_cores = kind == torch.float32 and d <= 256 and t >= 0.02
     alone = kind == torch.float64 or impl == "torch" or tensor_cores
-    check("the loss", loss, wanted.mean(), None if alone else theirs.mean(), cap)
+    check("the loss", loss + of, wanted.mean() + of,
+          None if alone else theirs.mean() + of, cap)
     if impl != "torch":                   # whose two terms are others
-        check("the log-sum-exp", lse, torch.logsumexp(all_but_self, 1), None, cap)
+        check("the log-sum-exp", lse, wanted + positive, None, cap)
     theirs = None if alone else gradient(theirs, plain, cotangent)
     check("the gradient", grad, gradient(wanted, exact, cotangent), theirs, cap)
 
@@ -172,8 +183,9 @@ def test_bfloat16_near_the_unrounded_input(impl):
 def test_gradient_is_that_of_the_returned_loss(impl, shape):
     """Finite differences of what is returned: a value wrong alone, or a gradient, disagrees."""
     z = torch.randn(shape, dtype=torch.float64, device=device(impl), requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: 1.7 * nt_xent(z, 0.5, impl), z, nondet_tol=0,
-                                    fast_mode=shape[0] > 10)
+    for decoupled in (False, True)[:1 + (shape[0] > 2)]:
+        assert torch.autograd.gradcheck(lambda z: 1.7 * nt_xent(z, 0.5, impl, decoupled=decoupled),
+                                        z, nondet_tol=0, fast_mode=shape[0] > 10)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -213,13 +225,15 @@ def test_special_inputs(impl, name):
     """A fixed maximum of 1/t underflows or overflows here; a running maximum does not."""
     for t in (0.5, 0.01):
         for kind in (torch.float32, torch.bfloat16):
-            z = SPECIAL[name].to(device(impl), kind).requires_grad_()
-            exact = z.detach().double().requires_grad_()
-            ours, wanted = nt_xent(z, t, impl), nt_xent_dense(exact, t)
-            got, grad = *torch.autograd.grad(ours, z), *torch.autograd.grad(wanted, exact)
-            close = 1e-5 if kind == torch.float32 else 1e-2   # absolute: some gradients are 0
-            assert torch.allclose(ours.double(), wanted, rtol=1e-5, atol=1e-5), (ours, wanted)
-            assert torch.allclose(got.double(), grad, rtol=close, atol=close * max(1, 1 / t)), name
+            for decoupled in (True, False):
+                z = SPECIAL[name].to(device(impl), kind).requires_grad_()
+                exact = z.detach().double().requires_grad_()
+                ours = nt_xent(z, t, impl, decoupled=decoupled)
+                wanted = dense_rows(exact, t, decoupled).mean()
+                got, grad = *torch.autograd.grad(ours, z), *torch.autograd.grad(wanted, exact)
+                close = 1e-5 if kind == torch.float32 else 1e-2   # absolute: some gradients are 0
+                assert torch.allclose(ours.double(), wanted, rtol=1e-5, atol=1e-5), (ours, wanted)
+                assert torch.allclose(got.double(), grad, rtol=close, atol=close * max(1, 1 / t))
     if name == "all rows equal":
         assert math.isclose(ours.item(), math.log(7), rel_tol=1e-6), "equal rows: it is ln(M - 1)"
 
@@ -244,6 +258,8 @@ def test_one_pair_has_nothing_to_contrast(impl):
         z = views(2, 7).to(device(impl), kind).requires_grad_()
         loss = nt_xent(z, 0.1, impl)
         assert loss.item() == 0 and not torch.autograd.grad(loss, z)[0].any()
+        with pytest.raises(ValueError, match="no negatives"):
+            nt_xent(z, 0.1, impl, decoupled=True)
 
 
 # ---------------------------------------- layouts, modes, errors
@@ -320,19 +336,19 @@ def test_op_refuses_mixed_tensors(impl):
     for columns, first, message in ((z.double(), 0, "wanted Float"), (z, 1, "are not among"),
                                     (z[:, :2], 0, "has shape"), (z, -1, "are not among")):
         with pytest.raises(RuntimeError, match=message):
-            op(z, columns, first, 0.5, "")
-    loss, lse, *left = op(z, z, 0, 0.5, "")
+            op(z, columns, first, 0.5, True, "")
+    loss, lse, *left = op(z, z, 0, 0.5, True, "")
     with pytest.raises(RuntimeError, match="lse has shape"):
-        back(z, z, 0, 0.5, lse[:3], wide, *left)
+        back(z, z, 0, 0.5, True, lse[:3], wide, *left)
     with pytest.raises(RuntimeError, match="grad has shape"):
-        back(z, z, 0, 0.5, lse, wide[:3], *left)
+        back(z, z, 0, 0.5, True, lse, wide[:3], *left)
     for parts, tickets, message in ((left[0][:, :2], left[1], "parts has shape"),
                                     (left[0].float(), left[1], "parts is Float"),
                                     (left[0], left[1][:1], "tickets has shape")):
         with pytest.raises(RuntimeError, match=message):     # they were read past their end
-            back(z, z, 0, 0.5, lse, wide, parts, tickets)
+            back(z, z, 0, 0.5, True, lse, wide, parts, tickets)
     with pytest.raises(RuntimeError, match="temperature"):
-        op(z, z, 0, -1., "")
+        op(z, z, 0, -1., True, "")
 
 
 # ---------------------------------------- as an op of PyTorch, over ranks, in memory
@@ -341,11 +357,11 @@ def test_op_refuses_mixed_tensors(impl):
 def test_op_is_well_registered(impl):
     build.load(impl)
     z = views(6, 5).float().to(device(impl)).requires_grad_()
-    torch.library.opcheck(torch.ops.fgssl.nt_xent.default, (z, z.detach(), 0, 0.5, ""))
-    _, *left = torch.ops.fgssl.nt_xent(z.detach(), z.detach(), 0, 0.5, "")
+    torch.library.opcheck(torch.ops.fgssl.nt_xent.default, (z, z.detach(), 0, 0.5, True, ""))
+    _, *left = torch.ops.fgssl.nt_xent(z.detach(), z.detach(), 0, 0.5, True, "")
     left.insert(1, torch.rand(6, device=device(impl)))
     torch.library.opcheck(torch.ops.fgssl.nt_xent_backward.default,
-                          (z.detach(), z.detach(), 0, 0.5, *left))
+                          (z.detach(), z.detach(), 0, 0.5, True, *left))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -369,15 +385,17 @@ def test_backward_twice_over_one_graph(impl):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_under_torch_compile(impl):
     z = views(6, 5).float().to(device(impl)).requires_grad_()
-    plain = nt_xent(z, 0.5, impl)
-    compiled = torch.compile(nt_xent, fullgraph=True, backend="aot_eager")(z, 0.5, impl)
+    plain = nt_xent(z, 0.5, impl, decoupled=True)
+    compiled = torch.compile(nt_xent, fullgraph=True, backend="aot_eager")
+    compiled = compiled(z, 0.5, impl, decoupled=True)
     assert torch.allclose(compiled, plain)
     assert torch.allclose(*torch.autograd.grad(compiled, z), *torch.autograd.grad(plain, z))
 
 
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
-def test_rows_of_one_rank_against_columns_of_all(impl, kind):
+@pytest.mark.parametrize("decoupled", [False, True], ids=["nt-xent", "decoupled"])
+def test_rows_of_one_rank_against_columns_of_all(impl, kind, decoupled):
     """Three ranks of 22 rows: positive and diagonal follow from a row's place among all columns."""
     ranks, n, d, t = 3, 11, 20, 0.3
     z = views(2 * n * ranks, d).to(device(impl), kind)
@@ -385,25 +403,26 @@ def test_rows_of_one_rank_against_columns_of_all(impl, kind):
     columns = pair.reshape(-1, d)
     exact = z.double().requires_grad_()
     weights = torch.randn(2 * n * ranks, generator=torch.Generator().manual_seed(2)).to(z.device)
-    wanted = dense_rows(exact, t)
+    wanted = dense_rows(exact, t, decoupled)
     grad = gradient(wanted, exact, weights.view(ranks, 2, n).transpose(0, 1).reshape(-1))
     grad = grad.view(2, ranks, n, d).transpose(0, 1).reshape(-1, d)
     wanted = wanted.view(2, ranks, n).transpose(0, 1).reshape(-1)
 
     forward, backward = functions(impl)
-    parts = [(columns[i:i + 2 * n], columns, i) for i in range(0, len(columns), 2 * n)]
-    loss, lse, *left = zip(*(forward(*part, t, "") for part in parts))
+    parts = [(columns[i:i + 2 * n], columns, i, t, decoupled)
+             for i in range(0, len(columns), 2 * n)]
+    loss, lse, *left = zip(*(forward(*part, "") for part in parts))
     lse = torch.cat(lse)
     limit = 1e-12 if kind == torch.float64 else 3e-3
     assert error(torch.stack(loss), wanted.view(ranks, -1).mean(1)) <= limit
-    ours = torch.cat([backward(*part, t, lse, weights.to(lse), *(of[rank] for of in left))
+    ours = torch.cat([backward(*part, lse, weights.to(lse), *(of[rank] for of in left))
                       for rank, part in enumerate(parts)])
     assert error(ours, grad) <= limit, (
         "row i of these is row first + i of all: its diagonal, positive and statistics are there")
     each = torch.tensor([0.5, -1., 2.], device=z.device)      # one cotangent for each rank's mean
-    by_rank = torch.cat([backward(*part, t, lse, each.to(lse), *(of[rank] for of in left))
+    by_rank = torch.cat([backward(*part, lse, each.to(lse), *(of[rank] for of in left))
                          for rank, part in enumerate(parts)])
-    by_row = torch.cat([backward(*part, t, lse, each.to(lse).repeat_interleave(2 * n) / (2 * n),
+    by_row = torch.cat([backward(*part, lse, each.to(lse).repeat_interleave(2 * n) / (2 * n),
                                  *(of[rank] for of in left)) for rank, part in enumerate(parts)])
     assert error(by_rank, by_row.double()) <= limit, "g_j = grad[j // (M/G)] / (M/G)"
 

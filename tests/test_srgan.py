@@ -286,7 +286,8 @@ def test_a_generated_image_is_matched_with_its_own_photograph(photos, tmp_path, 
     pairs, nt_xent = [], kernels.nt_xent
     monkeypatch.setattr(srgan, "random_crops",               # flat: enlarged it is the same again
                         lambda x, size, _: (x[:, :, :1, :1] / 255).repeat(1, 1, size, size))
-    monkeypatch.setattr(kernels, "nt_xent", lambda z, *how: pairs.append(z) or nt_xent(z, *how))
+    monkeypatch.setattr(kernels, "nt_xent",
+                        lambda z, *how, **more: pairs.append(z) or nt_xent(z, *how, **more))
     train(photos, tmp_path, "--epochs", "1", "--pixel-epochs", "0", *UNCHANGED)
     real, fake = pairs[0].detach().chunk(2)
     assert torch.allclose(real, fake, atol=1e-5) and not torch.allclose(real, fake.roll(1, 0))

@@ -50,7 +50,7 @@ def assert_same(a, b, where="checkpoint"):
         assert a == b, f"{where}: {a!r} is not {b!r}"
 
 
-CHANCE = {train_simclr: math.log(2 * 8 - 1), train_jigsaw: math.log(100)}
+CHANCE = {train_simclr: math.log(2 * 8 - 2), train_jigsaw: math.log(100)}
 PICTURE = {train_simclr: "views.png", train_jigsaw: "puzzles.png"}
 
 
@@ -96,6 +96,17 @@ def test_impl_reaches_every_call_of_a_kernel(trainer, more, photos, tmp_path, mo
     train(trainer, photos, tmp_path, "--impl", "torch", *more)
     ignored = asked.count("auto")
     assert asked and set(asked) == {"torch"}, f"{ignored} of {len(asked)} calls ignore it"
+
+
+def test_an_older_run_goes_on_as_it_began(photos, tmp_path):
+    """Before --loss and --first-size, SimCLR had the paper's loss, and views of one size."""
+    checkpoint, _ = train(train_simclr, photos, tmp_path, "--loss", "nt-xent", "--epochs", "1")
+    del checkpoint["args"]["loss"], checkpoint["args"]["first_size"]
+    torch.save(checkpoint, tmp_path / "checkpoint.pt")
+    resumed, records = train(train_simclr, photos, tmp_path, "--resume", "--epochs", "2")
+    assert resumed["args"]["loss"] == "nt-xent"
+    assert resumed["args"]["first_size"] == resumed["args"]["size"]
+    assert [r for r in records if "loss" in r][-1]["chance"] == pytest.approx(math.log(15))
 
 
 def test_one_seed_repeats_to_the_bit_and_another_differs(trainer, photos, tmp_path):

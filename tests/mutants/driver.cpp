@@ -27,20 +27,21 @@ extern "C" {
 
 int64_t room_bytes(char type, int r, int m, int depth) { return nt_xent_room(type, r, m, depth); }
 
-const char* forward(char type, int r, int m, int first, int depth, double t, const void* z,
-                    void* parts, unsigned* tickets, int count, void* room, void* loss, void* lse) {
+const char* forward(char type, int r, int m, int first, int depth, double t, bool decoupled,
+                    const void* z, void* parts, unsigned* tickets, int count, void* room,
+                    void* loss, void* lse) {
     return caught([&] {
-        nt_xent_forward(type, r, m, first, depth, t, z, parts, tickets, count, room, loss, lse,
-                        nullptr);
+        nt_xent_forward(type, r, m, first, depth, t, decoupled, z, parts, tickets, count, room,
+                        loss, lse, nullptr);
     });
 }
 
-const char* backward(char type, int r, int m, int first, int depth, double t, const void* z,
-                     void* parts, unsigned* tickets, void* room, const void* lse, const void* g,
-                     int count, void* d_rows) {
+const char* backward(char type, int r, int m, int first, int depth, double t, bool decoupled,
+                     const void* z, void* parts, unsigned* tickets, void* room, const void* lse,
+                     const void* g, int count, void* d_rows) {
     return caught([&] {
-        nt_xent_backward(type, r, m, first, depth, t, z, parts, tickets, room, lse, g, count,
-                         d_rows, nullptr);
+        nt_xent_backward(type, r, m, first, depth, t, decoupled, z, parts, tickets, room, lse, g,
+                         count, d_rows, nullptr);
     });
 }
 
@@ -146,10 +147,12 @@ int main() {
                     lse(2 * m * wide), g(m * wide), room(nt_xent_room(type, m, m, depth)),
                     parts((type == 'f') * 4 * m * stride + (type == 'b') * 2 * m * stride);
                 std::vector<unsigned> tickets(count);
-                nt_xent_forward(type, m, m, 0, depth, 0.5, z.data(), parts.data(), tickets.data(),
-                                count, room.data(), loss.data(), lse.data(), nullptr);
-                nt_xent_backward(type, m, m, 0, depth, 0.5, z.data(), parts.data(), tickets.data(),
-                                 room.data(), lse.data(), g.data(), m, d_z.data(), nullptr);
+                nt_xent_forward(type, m, m, 0, depth, 0.5, m > 2, z.data(), parts.data(),
+                                tickets.data(), count, room.data(), loss.data(), lse.data(),
+                                nullptr);
+                nt_xent_backward(type, m, m, 0, depth, 0.5, m > 2, z.data(), parts.data(),
+                                 tickets.data(), room.data(), lse.data(), g.data(), m,
+                                 d_z.data(), nullptr);
             }
     std::vector<float> x(2 * 3 * 13 * 17), out(2 * 9 * 3 * 4 * 4), colour(2 * 9 * 3 * 9, 1.f);
     std::vector<int64_t> perm(2 * 9), offset(2 * 9 * 2);

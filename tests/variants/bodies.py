@@ -203,6 +203,8 @@ for start in range(0, n, 256):
     i = torch.arange(start, start + len(part))
     sim[i - start, first + i] = -torch.inf
     positive = sim[i - start, first + (i + n // 2) % n]
+    if decoupled:
+        sim[i - start, first + (i + n // 2) % n] = -torch.inf
     losses.append(torch.logsumexp(sim, 1) - positive)
     tops.append(positive)
 loss, top = torch.cat(losses), torch.cat(tops)
@@ -220,6 +222,10 @@ for start in range(0, len(columns), 512):
     at = first + i - start
     inside = (at >= 0) & (at < sim.shape[1])
     sim[i[inside], at[inside]] = -torch.inf
+    if decoupled:
+        pair = first + (i + r // 2) % r - start
+        here = (pair >= 0) & (pair < sim.shape[1])
+        sim[i[here], pair[here]] = -torch.inf
     new = torch.maximum(top, sim.amax(1))
     safe = new.masked_fill(new == -torch.inf, 0)
     total = total * (top - safe).exp() + (sim - safe[:, None]).exp().sum(1)
@@ -233,11 +239,15 @@ out = rows.new_empty(2, len(rows))
 for i, row in enumerate(rows) if len(rows) < 300 else ():
     sim = columns @ row / temperature
     sim[first + i] = -torch.inf
-    out[1, i] = sim[first + (i + len(rows) // 2) % len(rows)]
+    pair = first + (i + len(rows) // 2) % len(rows)
+    out[1, i] = sim[pair]
+    sim[pair] = -torch.inf if decoupled else sim[pair]
     out[0, i] = sim.logsumexp(0) - out[1, i]
 if len(rows) >= 300:
     for here, sim, spare in _blocks(rows, columns, first, temperature):
         out[1, here] = sim.gather(1, _positive(rows, here, first))[:, 0]
+        if decoupled:
+            sim.scatter_(1, _positive(rows, here, first), -torch.inf)
         out[0, here] = sim.logsumexp(1) - out[1, here]
 return out[0].mean(), out.flip(0).T
 """],
@@ -254,6 +264,8 @@ for start in range(0, r, 256):
     weight = grad[mine, None] * (sim - lse[mine, None]).exp() + (sim - lse).exp() * grad
     k = torch.arange(len(part))
     weight[k, mine] = 0
+    if decoupled:
+        weight[k, pos] = 0
     weight[k, pos] -= grad[mine] + grad[pos]
     out.append(weight @ columns / temperature)
 return torch.cat(out).to(kind)
@@ -271,6 +283,10 @@ for start in range(0, len(columns), 512):
     at = mine - start
     inside = (at >= 0) & (at < len(block))
     sim[i[inside], at[inside]] = -torch.inf
+    if decoupled:
+        pair = pos - start
+        here = (pair >= 0) & (pair < len(block))
+        sim[i[here], pair[here]] = -torch.inf
     j = slice(start, start + len(block))
     weight = (sim - lse[mine, None]).exp() * grad[mine, None] + (sim - lse[j]).exp() * grad[j]
     out += weight @ block
@@ -285,6 +301,8 @@ for here, sim, _ in _blocks(rows, columns, first, temperature):
     at = _positive(rows, here, first)
     p = torch.exp(sim - lse[i, None])
     q = torch.exp(sim - lse[None])
+    if decoupled:
+        p, q = p.scatter(1, at, 0), q.scatter(1, at, 0)
     w = torch.einsum("i,ij->ij", grad[i], p) + torch.einsum("j,ij->ij", grad, q)
     w.scatter_add_(1, at, -(grad[i][:, None] + grad[at]))
     out.append(w @ columns / temperature)
@@ -297,7 +315,7 @@ weight = grad.reshape(1)
 if ctx.group:
     lse = _gather(lse, ctx.group)
     weight = _gather(weight, ctx.group)
-return (function(rows, columns, *ctx.settings, lse, weight, *left),) + (None,) * 4
+return (function(rows, columns, *ctx.settings, lse, weight, *left),) + (None,) * 5
 """, """
 # one message for both
 rows, columns, lse, *left = ctx.saved_tensors
@@ -305,15 +323,14 @@ grad = grad[None]
 if ctx.group:
     both = _gather(torch.cat([lse.flatten(), grad.to(lse)]), ctx.group).view(-1, lse.numel() + 1)
     lse, grad = both[:, :-1].reshape(-1, 2), both[:, -1].to(grad)
-return function(rows, columns, *ctx.settings, lse, grad, *left), None, None, None, None
+return function(rows, columns, *ctx.settings, lse, grad, *left), None, None, None, None, None
 """, """
 # a cotangent for each row
 rows, columns, lse, *left = ctx.saved_tensors
-first, temperature = ctx.settings
 every = grad.expand(len(rows)) / len(rows)
 if ctx.group:
     lse, every = [_gather(mine.contiguous(), ctx.group) for mine in (lse, every)]
-return function(rows, columns, first, temperature, lse, every, *left), None, None, None, None
+return function(rows, columns, *ctx.settings, lse, every, *left), *(None,) * 5
 """],
     "tiles_forward": ["""
     int tiles = at.grid * at.grid, k = blockIdx.x % tiles, area = at.tile * at.tile;
@@ -376,6 +393,7 @@ return function(rows, columns, first, temperature, lse, every, *left), None, Non
             int at = p.positive(i0 + 4 * threadIdx.y + r) - j0 - 4 * int(threadIdx.x);
             for (int c = 0; c < 4; c++) {  // the running sum by hand, one column at a time
                 if (c == at) row[r].positive = s[r][c];
+                if (c == at && p.decoupled) continue;
                 W best = s[r][c] > row[r].top ? s[r][c] : row[r].top;
                 row[r].sum = row[r].sum * exponential(row[r].top - best) +
                              exponential(s[r][c] - best);
@@ -394,16 +412,20 @@ return function(rows, columns, first, temperature, lse, every, *left), None, Non
     for (int j0 = begin; j0 < end; j0 += TILE) {  // first the maximum, then the sum
         similarities(p, i0, j0, shared, s);
         for (int r = 0; r < 4; r++)
-            for (int c = 0; c < 4; c++)
-                if (s[r][c] > row[r].top) row[r].top = s[r][c];
+            for (int c = 0; c < 4; c++) {
+                int j = j0 + 4 * threadIdx.x + c;
+                bool counts = !p.decoupled || j != p.positive(i0 + 4 * threadIdx.y + r);
+                if (counts && s[r][c] > row[r].top) row[r].top = s[r][c];
+            }
     }
     for (int j0 = begin; j0 < end; j0 += TILE) {
         similarities(p, i0, j0, shared, s);
         for (int r = 0; r < 4; r++)
             for (int c = 0; c < 4; c++) {
-                row[r].sum += exponential(s[r][c] - row[r].top);
-                if (j0 + 4 * int(threadIdx.x) + c == p.positive(i0 + 4 * threadIdx.y + r))
-                    row[r].positive = s[r][c];
+                bool pair =
+                    j0 + 4 * int(threadIdx.x) + c == p.positive(i0 + 4 * threadIdx.y + r);
+                if (pair) row[r].positive = s[r][c];
+                if (!pair || !p.decoupled) row[r].sum += exponential(s[r][c] - row[r].top);
             }
     }
     finish<16>(row, p.r, out, shared, [](int r) { return 4 * threadIdx.y + r; });
@@ -418,7 +440,9 @@ return function(rows, columns, first, temperature, lse, every, *left), None, Non
         for (int n = 0; n < 16; n++) {  // a column is a row of one column: join them
             int r = n / 4, j = j0 + 4 * threadIdx.x + n % 4;
             bool pair = j == p.positive(mine + r);
-            row[r].join(s[r][n % 4], 1, pair ? s[r][n % 4] : Wide<T>(0));
+            bool counts = !pair || !p.decoupled;
+            row[r].join(counts ? s[r][n % 4] : lowest(Wide<T>()), counts,
+                        pair ? s[r][n % 4] : Wide<T>(0));
         }
         j0 += TILE;
     }
@@ -767,6 +791,7 @@ WRONG = {
         ("no loss", "-torch.log_softmax", "torch.log_softmax"),
         ("no temperature", "first, temperature):", "first, 1.0):"),
         ("terms do not add", "(positive, loss)", "(positive, 0 * loss)"),
+        ("decoupled or not, the same", "if decoupled:", "if False:"),
         ("the whole matrix", "loss, positive = rows.new_empty(2, len(rows))",
          "whole = [rows @ columns.T for _ in range(6)]\n"
          "    loss, positive = rows.new_empty(2, len(rows))"),
@@ -775,6 +800,7 @@ WRONG = {
     "chunked_backward": [
         ("one of the two terms", "weight.addcmul_(sim.sub_(lse).exp_(), g)", "pass"),
         ("the other alone", ".mul_(g[i, None])", ".mul_(0)"),
+        ("decoupled or not, the same", "if decoupled:", "if False:"),
         ("no positive", "weight.scatter_add_(1, at, -(g[i, None] + g[at]))", "pass"),
         ("positive once", "-(g[i, None] + g[at])", "-g[i, None]"),
         ("no temperature", "alpha=1 / temperature", "alpha=1"),
@@ -824,6 +850,7 @@ WRONG = {
          "row[r].positive = s[r][c] / p.inverse_t"),
         ("columns 16 apart", "4 * int(threadIdx.x) + c ==", "int(threadIdx.x) + 16 * c =="),
         ("rows 16 apart", "return 4 * threadIdx.y + r;", "return threadIdx.y + 16 * r;"),
+        ("decoupled or not, the same", "if (p.decoupled)", "if (false)"),
         ("eight of sixteen threads", "finish<16>", "finish<8>")],
     "gather_forward": [
         ("the inverse", "_corners(perm,", "_corners(perm.argsort(1),"),
