@@ -110,7 +110,7 @@ def nt_xent_checks(kernels):
                               (torch.bfloat16, 132, 24, 3e-3), (torch.float64, 578, 5, 1e-12),
                               (torch.float64, 66, 336, 1e-12)):
         kernels.count("conflicts")
-        for t, decoupled in ((5., False), (5., True), (0.1, True), (0.1, False)):
+        for t, decoupled in ((5., False), (5., True), (0.1, False)):
             z = views(m, d).to(kind)
             name = f"of {kind} {m} x {d} at temperature {t}, decoupled={decoupled}"
             exact = z.double().requires_grad_()
