@@ -144,7 +144,7 @@ TABLES = {
               ("AdamW", f"{FORMER} --epochs 80", 1),
               ("Muon", f"{NT_XENT} --first-size 64 --temperature 0.2", 1),
               ("Muon, growing views", f"{NT_XENT} --temperature 0.2", 1),
-              ("Muon, growing views, temperature 0.1", NT_XENT, 2),
+              ("Muon, growing views, temperature 0.1", NT_XENT, 1),
               ("decoupled: the defaults", "--epochs 30", 5))))),
     "speed-grocery": Table("grocery", 0.5, {"core minutes": "log core_minutes"} | NEAREST, (
         Run(f"AdamW, `{FORMER} --epochs 100`",
