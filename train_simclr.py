@@ -77,7 +77,6 @@ def main(argv=None):
     encode, project = run.wrap(encoder, head)
     nt_xent = functools.partial(kernels.nt_xent, temperature=args.temperature, impl=args.impl,
                                 group=run.group, decoupled=args.loss == "decoupled")
-    negatives = 2 * args.batch - (2 if args.loss == "decoupled" else 1)
     run.start(encoder=encoder, head=head, optimizer=optimizer)
     if run.begins():
         draw_views(run.train.images, args, run.out / "views.png")
@@ -97,7 +96,8 @@ def main(argv=None):
             loss.backward()
         optimizer.step()
         if run.due():
-            run.log(loss=loss, chance=math.log(negatives), lr=lr,
+            columns = 2 * args.batch - (2 if args.loss == "decoupled" else 1)  # of the softmax
+            run.log(loss=loss, chance=math.log(columns), lr=lr,
                     positive_rank=positive_rank(parallel.gather(z)), chance_rank=args.batch)
         if run.evaluates():
             run.note(**run.knn())

@@ -146,10 +146,6 @@ TABLES = {
               ("Muon, growing views", f"{NT_XENT} --temperature 0.2", 1),
               ("Muon, growing views, temperature 0.1", NT_XENT, 1),
               ("decoupled: the defaults", "--epochs 30", 5))))),
-    "speed-grocery": Table("grocery", 0.5, {"core minutes": "log core_minutes"} | NEAREST, (
-        Run(f"AdamW, `{FORMER} --epochs 100`",
-            f"train_simclr.py {GROCERY} {FORMER} --epochs 100", seeds=1),
-        Run("the defaults, `--epochs 30`", f"train_simclr.py {GROCERY} --epochs 30"))),
     "tried-grocery": tried("grocery", GROCERY),
     "tried-birds": tried("data/birds", BIRDS),
     "views-grocery": Table("grocery", 1, NEAREST, views(f"--epochs 10 {GROCERY} {FORMER}"),

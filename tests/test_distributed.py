@@ -30,7 +30,7 @@ from methods.large_batch import two_pass
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 TINY = ["--size", "16", "--batch", "8", "--epochs", "2", "--precision", "fp32", "--sync-bn"]
-LARS = ["--optimizer", "lars", "--lr", "0.3"]  # Adam's first steps turn rounding into signs
+LARS = ["--loss", "nt-xent", "--optimizer", "lars", "--lr", "0.5"]  # Adam's first steps turn rounding into signs
 STOPPED_AT = 4
 
 # ------------------------------------------------------------------------------------------------
