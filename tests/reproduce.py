@@ -103,6 +103,7 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
             ("jigsaw", f"train_jigsaw.py --epochs 110 {jigsaw}"), ("SRGAN", srgan))
     controls = (("SRGAN, real or fake alone", f"{srgan} --match 0"),
                 ("SRGAN, matching alone", f"{srgan} --truth 0 --adversarial 0"),
+                (f"SimCLR, `{NT_XENT}`", f"{simclr} {NT_XENT}"),
                 ("SimCLR, `--view jigsaw`", f"{simclr} --view jigsaw"))
     evaluate = BEST, LAST, tune(stage, "5 all"), tune(stage, "1 10")
     other, longer = tune(7 - stage, "5 all"), tune(stage, "5 all", 7200)
