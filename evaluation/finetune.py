@@ -23,8 +23,9 @@ RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm",
 
 def recipe(args):
     """What a fine-tuned result depends on: the optimizer, once AdamW; which weights are kept, once
-    those of the step that did best on val; and arguments."""
-    return {"optimizer": "muon", "kept": "last"} | {name: getattr(args, name) for name in RECIPE}
+    those of the step that did best on val; the rates, once one for all weights; and arguments."""
+    return {"optimizer": "muon", "kept": "last", "rates": "by norm"} | {
+        name: getattr(args, name) for name in RECIPE}
 
 
 def stages_of_parameters(encoder, size):
@@ -44,22 +45,36 @@ def stages_of_parameters(encoder, size):
     return found
 
 
-def parameter_groups(model, size, stages, decay):
-    """What of a Classifier learns, grouped for the optimizer; the rest is frozen.
+def parameter_groups(model, fresh, size, stages, decay):
+    """What of a Classifier learns, as groups for the optimizer; the rest is frozen.
 
     stages: how many stages learn, counted back from the one that the head reads. decay: the head
     learns at the full rate, that stage (depth 1) at `decay` times it, the one before (depth 2) at
-    decay^2, ... The stem learns with stage 1.
+    decay^2, ... The stem learns with stage 1. fresh: the same encoder, untrained; weights learn in
+    proportion to how much longer than there they are.
     """
-    groups, last = {0: [*model.head.parameters()]}, 1 + stage_index(model.layers.names[0])
-    encoder = model.layers.encoder
-    for parameter, stage in zip(encoder.parameters(), stages_of_parameters(encoder, size)):
+    groups = [{"params": [*model.head.requires_grad_(True).parameters()], "scale": 1.0}]
+    encoder, last = model.layers.encoder, 1 + stage_index(model.layers.names[0])
+    found = stages_of_parameters(encoder, size)
+    for w, untrained, stage in zip(encoder.parameters(), fresh.parameters(), found):
         depth = last + 1 - stage
-        parameter.requires_grad_(1 <= depth <= stages)
-        if parameter.requires_grad:
-            groups.setdefault(depth, []).append(parameter)
-    model.head.requires_grad_(True)
-    return [{"params": group, "scale": decay ** depth} for depth, group in groups.items()]
+        w.requires_grad_(1 <= depth <= stages)
+        if w.requires_grad:
+            scale = decay ** depth * relative_norm(w, untrained)
+            groups.append({"params": [w], "scale": scale})
+    return groups
+
+
+def relative_norm(w, untrained):
+    """|w| / |untrained| of a layer's weights; 1 for what has one dimension, or if either is 0.
+
+    Behind a batch-norm the direction of w alone matters, and a step of one length turns a longer w
+    less. Pretraining here makes w 2 to 19 times as long: at one rate for all, a pretrained network
+    would learn that much more slowly from labels than an untrained one.
+    """
+    if w.dim() == 1 or not untrained.any():
+        return 1.0
+    return w.norm().item() / untrained.norm().item() or 1.0
 
 
 def learning_mode(model, batch_norm):
@@ -101,8 +116,11 @@ def finetune(model, train, args, inference, title, file, stop):
     task = {"title": title, "recipe": recipe(args), "weights": digest_weights(model),
             "data": digest(train.images, train.labels)}
     model.to(device, memory_format=torch.channels_last)
-    groups = parameter_groups(model, args.size, args.stages, args.layer_decay)
-    optimizer = Muon(groups, args.lr, weight_decay=1e-4)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)                         # as --init random does
+        fresh = fgssl.ENCODERS[args.arch]()
+    groups = parameter_groups(model, fresh, args.size, args.stages, args.layer_decay)
+    optimizer = Muon(groups, args.lr)
     weight = None
     if args.class_weights:
         weight = class_weights(train.labels, model.head.out_features).to(device)

@@ -72,7 +72,7 @@ def test_one_stage_is_fine_tuned_and_the_rest_stays_to_the_bit(checkpoint):
 
 def test_rates_decay_by_stage():
     model = classifier.Classifier(TinyViT(), torch.nn.Linear(32, 3), "3")
-    groups = finetune.parameter_groups(model, 24, 3, 0.5)
+    groups = finetune.parameter_groups(model, model.layers.encoder, 24, 3, 0.5)
     scale = {id(p): group["scale"] for group in groups for p in group["params"]}
     encoder = model.layers.encoder
     assert scale[id(encoder.norm.weight)] == 0.5 and scale[id(model.head.weight)] == 1

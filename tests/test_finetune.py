@@ -1,11 +1,13 @@
 """Fine-tuning: what learns and how fast, and how a stopped run goes on."""
 
 import copy
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from tiny_study import INFERENCE, arguments
+from torch import nn
 
 import fgssl
 from evaluation import classifier, finetune
@@ -13,6 +15,11 @@ from evaluation import classifier, finetune
 
 def fresh(frozen):
     return classifier.Classifier(copy.deepcopy(frozen.encoder), copy.deepcopy(frozen.head), "4")
+
+
+def groups_of(model, *args):
+    """The groups of an encoder whose weights are as long as those of the untrained one."""
+    return finetune.parameter_groups(model, model.layers.encoder, *args)
 
 
 def train(model, splits, tmp_path, args, stop=False):
@@ -69,23 +76,60 @@ def test_kept_statistics_are_kept_and_their_weights_learn(splits, frozen, tmp_pa
 
 
 def test_rates_decay_from_the_head_to_the_stem(frozen):
-    groups = finetune.parameter_groups(fresh(frozen), 24, 4, 0.5)
-    assert sorted(group["scale"] for group in groups) == [0.5 ** i for i in (4, 3, 2, 1, 0)]
-    size = {group["scale"]: sum(p.numel() for p in group["params"]) for group in groups}
+    size = Counter()
+    for group in groups_of(fresh(frozen), 24, 4, 0.5):
+        size[group["scale"]] += sum(p.numel() for p in group["params"])
+    assert sorted(size) == [0.5 ** i for i in (4, 3, 2, 1, 0)]
     stem, first = 3 * 32 * 9 + 64, 2 * (32 * 32 * 9 + 64)
     assert size[1] == 256 * 3 + 3 and size[0.5 ** 4] == stem + first, "the stem is of stage 1"
     total = sum(p.numel() for p in fresh(frozen).parameters())
     assert sum(size.values()) == total
 
 
+def longer(encoder, c):
+    """The same function, with every weight before a batch-norm c times as long. Exact for a power
+    of two, but for the epsilon of batch-norm."""
+    encoder = copy.deepcopy(encoder)
+    modules = [m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
+    with torch.no_grad():
+        for conv, norm in zip(modules[::2], modules[1::2]):
+            conv.weight.mul_(c)
+            norm.running_mean.mul_(c)
+            norm.running_var.mul_(c ** 2)
+            norm.eps *= c ** 2
+    return encoder
+
+
+def test_how_long_weights_are_changes_nothing_behind_a_batch_norm(splits, frozen, tmp_path):
+    """One rate for all would turn weights that pretraining made 8 times as long 8 times less: they
+    would hardly learn."""
+    ends = {}
+    for c in (1, 8):
+        model = classifier.Classifier(longer(frozen.encoder, c), copy.deepcopy(frozen.head), "4")
+        train(model, splits, tmp_path, arguments())
+        ends[c] = model.state_dict()
+    before = frozen.encoder.state_dict()
+    for name, w in frozen.encoder.named_parameters():
+        if w.dim() > 1:
+            first, second = (ends[c][f"layers.encoder.{name}"] / c - before[name] for c in ends)
+            torch.testing.assert_close(first, second, rtol=0, atol=1e-3 * first.abs().max())
+
+
+def test_weights_of_no_length_learn_at_the_rate_itself():
+    zero, w = torch.zeros(4, 3), torch.ones(4, 3)
+    assert finetune.relative_norm(w, zero) == finetune.relative_norm(zero, w) == 1
+    assert finetune.relative_norm(3 * w, w) == pytest.approx(3)
+    assert finetune.relative_norm(3 * w[0], w[0]) == 1, "a norm's weights keep their rate"
+
+
 def test_stages_are_counted_from_the_one_that_the_head_reads():
     """From the last, `--layer 3 --stages 1` would train a stage that nothing reads."""
     model = classifier.Classifier(fgssl.resnet("resnet10"), torch.nn.Linear(128, 3), "3")
-    groups = finetune.parameter_groups(model, 24, 1, 0.5)
+    groups = groups_of(model, 24, 1, 0.5)
     learn = {name.split(".")[2] for name, p in model.layers.named_parameters("layers")
              if p.requires_grad}
     assert learn == {"layer3"} and {group["scale"] for group in groups} == {1, 0.5}
-    finetune.parameter_groups(model, 24, 4, 0.5)
+    groups_of(model, 24, 4, 0.5)
     idle = {name.split(".")[2] for name, p in model.named_parameters() if not p.requires_grad}
     assert idle == {"layer4"}
 
@@ -117,11 +161,11 @@ def test_a_parameter_belongs_to_the_first_stage_that_depends_on_it():
 def test_a_frozen_stage_neither_drops_out_nor_learns_statistics():
     """A norm without weights has no requires_grad to tell that its stage is frozen."""
     model, x = classifier.Classifier(Odd(), torch.nn.Linear(4, 3), "2"), torch.randn(5, 3, 24, 24)
-    finetune.parameter_groups(model, 24, 1, 1.0)
+    groups_of(model, 24, 1, 1.0)
     finetune.learning_mode(model, "batch")
     assert torch.equal(model(x), model(x))
     assert (model.layers.encoder.early[2].running_mean == 0).all()
-    finetune.parameter_groups(model, 24, 2, 1.0)
+    groups_of(model, 24, 2, 1.0)
     finetune.learning_mode(model, "batch")
     assert not torch.equal(model(x), model(x)), "a stage that learns drops out"
     assert not (model.layers.encoder.early[2].running_mean == 0).all()

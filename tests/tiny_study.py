@@ -15,7 +15,8 @@ TINY = [*PLAIN, "--batch", "8", "--steps", "6"]
 def arguments(*more):
     """Those of a tiny fine-tuning, as `study` fills them in."""
     args = linear_eval.arguments([*TINY, "--finetune", *more])
-    args.seed, args.stages = 0, 4 if args.stages is None else args.stages
+    args.seed, args.arch = 0, "resnet10"
+    args.stages = 4 if args.stages is None else args.stages
     return args
 
 
