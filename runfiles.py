@@ -301,11 +301,16 @@ def read_log(file):
 
 
 def commit():
-    """The git commit of this code, with + where files were changed; None outside a checkout."""
+    """The git commit of this code, with + where files were changed; None outside a checkout.
+
+    Takes no lock: `git describe --dirty` takes that of the index, in the way of a `git commit`, and
+    leaves it behind when killed."""
+    def git(*command):
+        return subprocess.run(["git", "--no-optional-locks", *command], cwd=Path(__file__).parent,
+                              capture_output=True, text=True, check=True).stdout.strip()
     try:
-        git = ["git", "describe", "--always", "--dirty=+", "--abbrev=12"]
-        return subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return None
 

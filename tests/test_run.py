@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import sys
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 import atomic
 import fgssl
 import kernels
+import runfiles
 from imagesets.progress import format_time
 
 # ------------------------------------------------------------------------------------------------
@@ -416,3 +418,27 @@ def test_views_grow_by_eights_to_their_full_side(first, last):
     assert sides[69:] == [last] * 31 and sides == sorted(sides, reverse=last < first)
     assert all(side == last or (side - first) % 8 == 0 for side in sides)
     assert min(first, last) <= min(sides) and max(sides) <= max(first, last)
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="no git")
+def test_the_commit_is_told_and_gits_index_left_alone(tmp_path, monkeypatch):
+    """`git describe --dirty` rewrites the index, under a lock that a killed run leaves behind."""
+    def git(*command):
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+        return subprocess.run(["git", *who, *command], cwd=tmp_path, check=True,
+                              capture_output=True, text=True).stdout.strip()
+
+    monkeypatch.setattr(runfiles, "__file__", str(tmp_path / "code.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert runfiles.commit() is None, "outside a checkout"
+    git("init", "-q")
+    assert runfiles.commit() is None, "before the first commit"
+    (tmp_path / "code.py").write_text("a = 1\n")
+    git("add", "."), git("commit", "-qm", "first")
+    (tmp_path / "result.json").write_text("{}")
+    os.utime(tmp_path / "code.py", (1e9, 1e9))              # as it was, but git has to look
+    before = (tmp_path / ".git" / "index").read_bytes()
+    assert runfiles.commit() == git("rev-parse", "HEAD")[:12], "what is not tracked is no change"
+    assert (tmp_path / ".git" / "index").read_bytes() == before
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert runfiles.commit() == git("rev-parse", "HEAD")[:12] + "+"
