@@ -45,36 +45,35 @@ def stages_of_parameters(encoder, size):
     return found
 
 
-def parameter_groups(model, fresh, size, stages, decay):
+def parameter_groups(model, untrained, size, stages, decay):
     """What of a Classifier learns, as groups for the optimizer; the rest is frozen.
 
     stages: how many stages learn, counted back from the one that the head reads. decay: the head
     learns at the full rate, that stage (depth 1) at `decay` times it, the one before (depth 2) at
-    decay^2, ... The stem learns with stage 1. fresh: the same encoder, untrained; weights learn in
-    proportion to how much longer than there they are.
+    decay^2, ... The stem learns with stage 1. untrained: the same encoder with fresh weights, in
+    proportion to whose norms these learn (`relative_norm`).
     """
     groups = [{"params": [*model.head.requires_grad_(True).parameters()], "scale": 1.0}]
     encoder, last = model.layers.encoder, 1 + stage_index(model.layers.names[0])
-    found = stages_of_parameters(encoder, size)
-    for w, untrained, stage in zip(encoder.parameters(), fresh.parameters(), found):
+    of_stage = stages_of_parameters(encoder, size)
+    for w, fresh, stage in zip(encoder.parameters(), untrained.parameters(), of_stage):
         depth = last + 1 - stage
         w.requires_grad_(1 <= depth <= stages)
         if w.requires_grad:
-            scale = decay ** depth * relative_norm(w, untrained)
-            groups.append({"params": [w], "scale": scale})
+            groups.append({"params": [w], "scale": decay ** depth * relative_norm(w, fresh)})
     return groups
 
 
-def relative_norm(w, untrained):
-    """|w| / |untrained| of a layer's weights; 1 for what has one dimension, or if either is 0.
+def relative_norm(w, fresh):
+    """|w| / |fresh| of a layer's weights; 1 for what has one dimension, or if either is 0.
 
     Behind a batch-norm the direction of w alone matters, and a step of one length turns a longer w
-    less. Pretraining here makes w 2 to 19 times as long: at one rate for all, a pretrained network
-    would learn that much more slowly from labels than an untrained one.
+    less. Pretraining makes w several times as long: at one rate for all, a pretrained network would
+    learn that much more slowly from labels than an untrained one.
     """
-    if w.dim() == 1 or not untrained.any():
+    if w.dim() == 1 or not fresh.any():
         return 1.0
-    return w.norm().item() / untrained.norm().item() or 1.0
+    return w.norm().item() / fresh.norm().item() or 1.0
 
 
 def learning_mode(model, batch_norm):
@@ -118,8 +117,8 @@ def finetune(model, train, args, inference, title, file, stop):
     model.to(device, memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)                         # as --init random does
-        fresh = fgssl.ENCODERS[args.arch]()
-    groups = parameter_groups(model, fresh, args.size, args.stages, args.layer_decay)
+        untrained = fgssl.ENCODERS[args.arch]()
+    groups = parameter_groups(model, untrained, args.size, args.stages, args.layer_decay)
     optimizer = Muon(groups, args.lr)
     weight = None
     if args.class_weights:
