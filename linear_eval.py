@@ -117,7 +117,8 @@ def arguments(argv):
     tune.add_argument("--steps", type=fgssl.number(int, 1), default=2400,
                       help="length of training, the same for few labels and for many")
     tune.add_argument("--lr", type=fgssl.number(float, above=0),
-                      help="peak learning rate (default: 0.02, or 0.04 with --init random)")
+                      help="peak learning rate (default: 0.02 with 2,000 labelled images or more, "
+                           "in proportion fewer; 0.04 with --init random)")
     tune.add_argument("--batch", type=fgssl.number(int, 2), default=32, help="images a step")
     tune.add_argument("--head", choices=("zero", "probe"), default="zero",
                       help="where the head starts: from zeros, or as the frozen probe (Kumar et "
@@ -135,7 +136,6 @@ def arguments(argv):
     tune.add_argument("--class-weights", action="store_true",
                       help="weigh each class by the inverse of its frequency")
     args = p.parse_args(argv)
-    args.lr = args.lr or (0.04 if args.init == "random" else 0.02)
     if args.compare is None and (args.checkpoint is None) != (args.init == "random"):
         p.error("name a checkpoint, e.g. out/simclr/checkpoint.pt, or pass --init random")
     if (args.predict or args.explore or args.export

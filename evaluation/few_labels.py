@@ -36,7 +36,7 @@ def finished_cells(before, args):
     are asked for again are left out, with a line that says so."""
     cells = before.get("few_labels", [])
     kept = [cell for cell in cells if not args.finetune or cell["shots"] not in args.shots
-            or cell["recipe"] in (None, recipe(args))]
+            or cell["recipe"] in (None, recipe(args, cell["images"]))]
     if len(kept) < len(cells):
         print(f"{len(cells) - len(kept)} fine-tuned results of another recipe will be replaced")
     return kept
@@ -61,9 +61,11 @@ def run_cells(frozen, args, out, done=(), extras=None, files=()):
     recipe; its "test" is for the report. "all" has one draw.
     """
     extras = extras or Extras()
-    methods = {"frozen": None} | ({"fine-tuned": recipe(args)} if args.finetune else {})
-    todo = [{"method": method, "shots": k, "draw": draw, "recipe": flags}
-            for method, flags in methods.items() for k in args.shots
+    images = {k: len(draw_shots(frozen.splits[0].labels, k, 0)) for k in args.shots}
+    methods = ("frozen", "fine-tuned") if args.finetune else ("frozen",)
+    todo = [{"method": method, "shots": k, "draw": draw,
+             "recipe": None if method == "frozen" else recipe(args, images[k])}
+            for method in methods for k in args.shots
             for draw in range(1 if k == "all" else args.draws)]
     known = [{key: cell[key] for key in ("method", "shots", "draw", "recipe")} for cell in done]
     n_val, n_test = (len(split.labels) for split in frozen.splits[1:])

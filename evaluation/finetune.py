@@ -17,15 +17,23 @@ from evaluation.results import digest, digest_weights
 from imagesets.progress import format_time
 from methods.optimizers import Muon
 
-RECIPE = ("head", "steps", "lr", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
+RECIPE = ("head", "steps", "batch", "stages", "layer_decay", "batch_norm", "min_crop",
           "class_weights", "seed")
 
 
-def recipe(args):
+def recipe(args, images):
     """What a fine-tuned result depends on: the optimizer, once AdamW; which weights are kept, once
-    those of the step that did best on val; the rates, once one for all weights; and arguments."""
-    return {"optimizer": "muon", "kept": "last", "rates": "by norm"} | {
+    those of the step that did best on val; the rates, once one for all weights; their peak, with
+    so many labelled images; and arguments."""
+    return {"optimizer": "muon", "kept": "last", "rates": "by norm",
+            "lr": args.lr or peak_rate(images, args.init == "random")} | {
         name: getattr(args, name) for name in RECIPE}
+
+
+def peak_rate(images, from_scratch):
+    """The peak learning rate that suits a number of labelled images. The fewer there are, the less
+    they should change what pretraining learned."""
+    return 0.04 if from_scratch else 0.02 * min(1, images / 2000)
 
 
 def stages_of_parameters(encoder, size):
@@ -112,14 +120,15 @@ def finetune(model, train, args, inference, title, file, stop):
     """
     _, device, autocast = inference
     total, batch = args.steps, min(args.batch, len(train.labels))
-    task = {"title": title, "recipe": recipe(args), "weights": digest_weights(model),
+    task = {"title": title, "recipe": recipe(args, len(train.labels)), "weights": digest_weights(model),
             "data": digest(train.images, train.labels)}
     model.to(device, memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)                         # as --init random does
         untrained = fgssl.ENCODERS[args.arch]()
     groups = parameter_groups(model, untrained, args.size, args.stages, args.layer_decay)
-    optimizer = Muon(groups, args.lr)
+    peak = task["recipe"]["lr"]
+    optimizer = Muon(groups, peak)
     weight = None
     if args.class_weights:
         weight = class_weights(train.labels, model.head.out_features).to(device)
@@ -133,7 +142,7 @@ def finetune(model, train, args, inference, title, file, stop):
     saved = shown = start
     while step < total:
         step += 1
-        lr = fgssl.cosine_lr(step, total, total // 10, args.lr)
+        lr = fgssl.cosine_lr(step, total, total // 10, peak)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["scale"]
         index = next(order)

@@ -115,6 +115,30 @@ def test_how_long_weights_are_changes_nothing_behind_a_batch_norm(splits, frozen
             assert torch.equal(first, second), name
 
 
+@pytest.mark.parametrize("init, flags, expected", [
+    (None, [], 0.00036), ("random", [], 0.04), (None, ["--lr", "0.5"], 0.5),
+    ("random", ["--lr", "0.5"], 0.5)])
+def test_few_labels_change_a_pretrained_network_slowly(splits, frozen, tmp_path, monkeypatch,
+                                                       init, flags, expected):
+    """At the rate that suits all labels, five a class undid part of what pretraining learned."""
+    peaks, schedule = set(), fgssl.cosine_lr
+
+    def spy(step, total, warmup, peak):
+        peaks.add(peak)
+        return schedule(step, total, warmup, peak)
+
+    monkeypatch.setattr(fgssl, "cosine_lr", spy)
+    args = arguments(*flags)
+    args.init = init
+    train(fresh(frozen), splits, tmp_path, args)
+    assert len(splits[0].labels) == 36 and [*peaks] == [pytest.approx(expected)]
+
+
+def test_the_rate_stays_the_same_from_2000_images_on():
+    rates = [finetune.peak_rate(n, False) for n in (500, 1000, 2000, 2640, 100_000)]
+    assert rates == [0.005, 0.01, 0.02, 0.02, 0.02]
+
+
 def test_weights_of_no_length_learn_at_the_rate_itself():
     zero, w = torch.zeros(4, 3), torch.ones(4, 3)
     assert finetune.relative_norm(w, zero) == finetune.relative_norm(zero, w) == 1
