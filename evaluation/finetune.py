@@ -120,8 +120,8 @@ def finetune(model, train, args, inference, title, file, stop):
     """
     _, device, autocast = inference
     total, batch = args.steps, min(args.batch, len(train.labels))
-    task = {"title": title, "recipe": recipe(args, len(train.labels)), "weights": digest_weights(model),
-            "data": digest(train.images, train.labels)}
+    task = {"title": title, "recipe": recipe(args, len(train.labels)),
+            "weights": digest_weights(model), "data": digest(train.images, train.labels)}
     model.to(device, memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)                         # as --init random does
