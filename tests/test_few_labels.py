@@ -14,6 +14,7 @@ from tiny_study import INFERENCE, NAMES, TINY, arguments
 import fgssl
 import linear_eval
 from evaluation import classifier, few_labels, probe, results
+from evaluation.finetune import recipe
 
 
 def disk_full(*_, **__):
@@ -127,6 +128,15 @@ def test_finished_cells_are_not_run_again_but_another_recipe_is(shades, tmp_path
     assert "±" in capsys.readouterr().out, "draws are reported with their std"
     with pytest.raises(fgssl.UserError, match="8 few-label results of other data.*--out"):
         run(shades, tmp_path, "--seed", "1")
+
+
+def test_results_of_few_labels_at_the_former_rate_give_way_and_those_of_all_stay():
+    """The rate depends on the number of labelled images, not only on the flags."""
+    args = linear_eval.arguments(["x.pt", "--finetune", "--shots", "5", "all"])
+    former = recipe(args, 2000)
+    cells = [{"method": "fine-tuned", "shots": k, "draw": 0, "recipe": former, "images": n}
+             for k, n in ((5, 500), ("all", 2640))]
+    assert few_labels.finished_cells({"few_labels": cells}, args) == cells[1:]
 
 
 def test_a_stop_between_cells_is_obeyed_and_keeps_those_that_are_done(shades, tmp_path, monkeypatch,
