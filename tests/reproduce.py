@@ -114,7 +114,7 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
     last = {f"{title}, last stage": f"1 {what}" for title, what in NEAREST.items()}
     return Table(data, 4, FROZEN | TUNED, (
         *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
-        *(Run(label, train, (BEST, LAST), 1) for label, train in controls)),
+        *(Run(label, train, (BEST, LAST), 1) for label, train in controls)), rows[0][0],
         also={f"{name}-frozen": {"core minutes": "log core_minutes"} | last | SHOTS,
               f"{name}-studies": studies})
 
@@ -127,6 +127,17 @@ def tried(data, flags):
         "and growing views, at temperature 0.1": f"{NT_XENT} --epochs 20",
         "and decoupled": "--epochs 20"}, FOLDS),
         of="folds of train and val")
+
+
+def rates(data, stage, flags):
+    """The Table of fine-tuning at several peak learning rates, with few labels and with all."""
+    lrs = "0.04", "0.02", "0.01", "0.005"
+    return Table(data, 1.5, {f"{labels} at {lr}": f"{i} fine-tuned {shots}"
+                             for labels, shots in (("5 labels", "5"), ("all", "all"))
+                             for i, lr in enumerate(lrs)}, tuple(
+        Run(label, train, tuple(f"--fold 1/4 {tune(stage, '5 all')} --lr {lr}" for lr in lrs), 1)
+        for label, train in (("from scratch", ""), ("SimCLR", f"train_simclr.py {flags}"))),
+        of="a fold of train and val")
 
 
 GROCERY, BIRDS = "--color 0.1 --gray 0 --min-crop 0.08", "--color 0.25 --gray 0.1 --min-crop 0.2"
@@ -147,8 +158,14 @@ TABLES = {
               ("Muon, growing views", f"{NT_XENT} --temperature 0.2", 1),
               ("Muon, growing views, temperature 0.1", NT_XENT, 1),
               ("decoupled: the defaults", "--epochs 30", 5))))),
+    "speed-grocery": Table("grocery", 0.7, {"core minutes": "log core_minutes"} | NEAREST, tuple(
+        Run(f"{what}, `{flags}`", f"train_simclr.py {GROCERY} {flags}", seeds=seeds)
+        for what, flags, seeds in (("AdamW", f"{FORMER} --epochs 100", 1),
+                                   ("the defaults", "--epochs 35", 3)))),
     "tried-grocery": tried("grocery", GROCERY),
     "tried-birds": tried("data/birds", BIRDS),
+    "rates-grocery": rates("grocery", 3, f"--epochs 80 {GROCERY}"),
+    "rates-birds": rates("data/birds", 4, f"--epochs 80 {BIRDS}"),
     "views-grocery": Table("grocery", 1, NEAREST, views(f"--epochs 10 {GROCERY} {FORMER}"),
                            "original"),
     "views-toy": Table("toy", 1, NEAREST, views(f"--epochs 20 {FORMER}"), "original"),
@@ -321,26 +338,26 @@ def render(name, columns):
     """A table as Markdown; a figure of several runs is their mean ± standard deviation. A row or a
     column of which nothing is recorded is left out.
 
-    Bold is what differs from the row `against` by more than two standard errors of the difference.
-    For those the variance within a cell is taken to be one for all trained rows of a column.
+    Of the table's own columns, bold is what differs from the row `against` by more than two
+    standard errors of the difference, for which all cells of a column are taken to vary alike.
     """
     table = TABLES[name]
     rows = {run.label: figures(name, run.label, columns) for run in table.runs}
     rows = {label: row for label, row in rows.items() if any(row.values())}
-    columns = [title for title in columns if any(row[title] for row in rows.values())]
-    lines = [[f"{Path(table.data).name}, {table.of}, %", *columns]]
+    titles = [title for title in columns if any(row[title] for row in rows.values())]
+    lines = [[f"{Path(table.data).name}, {table.of}, %", *titles]]
     for label, row in rows.items():
-        lines.append([label, *(results.mean_std(row[title]) for title in columns)])
-    for i, column in enumerate(columns if table.against else (), 1):
-        trained = [rows[run.label][column] for run in table.runs if run.train and run.label in rows]
-        trained = [values for values in trained if len(values) > 1]
-        if not trained or table.against not in rows:         # not recorded yet
+        lines.append([label, *(results.mean_std(row[title]) for title in titles)])
+    for i, title in enumerate(titles if columns is table.columns else (), 1):
+        other = rows.get(table.against, {}).get(title)
+        variances = [variance(row[title]) for row in rows.values() if len(row[title]) > 1]
+        if not other or not variances:                       # not recorded yet
             continue
-        error = math.sqrt(2 / len(trained[0]) * mean(map(variance, trained)))
         for line, row in zip(lines[1:], rows.values()):
-            other = rows[table.against][column]
-            if row[column] and abs(mean(row[column]) - mean(other)) > 2 * error:
-                line[i] = f"**{line[i]}**"
+            if values := row[title]:
+                error = math.sqrt(mean(variances) * (1 / len(values) + 1 / len(other)))
+                if abs(mean(values) - mean(other)) > 2 * error:
+                    line[i] = f"**{line[i]}**"
     return results.markdown_table(lines)
 
 
