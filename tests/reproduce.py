@@ -78,9 +78,10 @@ FORMER = f"{NT_XENT} --optimizer adamw --lr 1e-3 --first-size 64 --temperature 0
 VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
 
 
-def views(flags):
-    return (Run("random weights", ""),
-            *(Run(view, f"train_simclr.py {flags} --view {view}") for view in VIEWS))
+def views(flags, network="", seeds=3):
+    return (Run("random weights", "", (network,), seeds),
+            *(Run(view, f"train_simclr.py {network} {flags} --view {view}", seeds=seeds)
+              for view in VIEWS))
 
 
 def variants(train, flags, evaluate=("",)):
@@ -169,6 +170,8 @@ TABLES = {
     "views-grocery": Table("grocery", 1, NEAREST, views(f"--epochs 10 {GROCERY} {FORMER}"),
                            "original"),
     "views-toy": Table("toy", 1, NEAREST, views(f"--epochs 20 {FORMER}"), "original"),
+    "views-birds": Table("data/birds", 6, {"core minutes": "log core_minutes"} | NEAREST, views(
+        f"--epochs 20 {BIRDS}", "--size 112 --arch resnet18", 1)),
     "moved-simclr": Table("grocery", 1, NEAREST, (
         Run("random weights", "", seeds=1),
         *variants(f"train_simclr.py --epochs 20 {FORMER}", {
