@@ -369,8 +369,9 @@ def draw(name):
     have one number of labels, no curve."""
     if TABLES[name].of != "test":
         return
-    rows = {run.label: [{"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
-                                        if kind.startswith("f") for cell in cells]}]
+    rows = {run.label.replace("`", ""): [
+        {"few_labels": [cell for kind, cells in few_labels(name, run.label).items()
+                        if kind.startswith("f") for cell in cells]}]
             for run in TABLES[name].runs}
     if any(result["few_labels"] for (result,) in rows.values()):
         majority = next(iter(recorded(name).values()))["majority"]
