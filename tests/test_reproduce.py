@@ -169,13 +169,16 @@ def test_studies_are_of_seed_0_and_of_the_columns_that_name_them(monkeypatch):
 
 
 def test_what_exceeds_the_noise_is_bold(monkeypatch):
-    cells = {"plain": (10, 11, 12), "near": (11, 12, 13), "far": (12, 13, 14), "random": (1, 1, 1)}
+    cells = {"plain": (10, 11, 12), "near": (11, 12, 13), "far": (12, 13, 14), "random": (1, 1, 1),
+             "one run": (12.9,), "one far run": (13.1,)}
     runs = tuple(Run(label, label != "random" and "train_simclr.py") for label in cells)
     table = Table("toy", 1, {"k-NN": "knn"}, runs, "plain")
     monkeypatch.setattr(reproduce, "TABLES", {"views": table})
     monkeypatch.setattr(reproduce, "figures", lambda name, label, columns: {"k-NN": cells[label]})
-    rows = reproduce.render("views", table.columns).splitlines()[2:]  # standard error: sqrt(2 / 3)
-    assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["far", "random"]
+    rows = reproduce.render("views", table.columns).splitlines()[2:]
+    # variance 3/4; standard errors of three runs sqrt(3/4 (1/3 + 1/3)), of one sqrt(3/4 (1 + 1/3))
+    found = [row.split("|")[1].strip() for row in rows if "**" in row]
+    assert found == ["far", "random", "one far run"]
 
 
 def test_a_page_without_the_markers_is_left_as_it_is(tiny):
