@@ -70,9 +70,9 @@ TUNED = {title: f"fine-tuned {shots}" for title, shots in LABELS.items()}
 SHOTS = {title: f"0 frozen {shots}" for title, shots in LABELS.items()}
 BEST, LAST = "--layer best --shots 1 5 10 all --draws 3", ""
 NEAREST = {"linear": "linear", "k-NN": "knn"}
+COST = {"core minutes": "log core_minutes"}
 FOLDS = tuple(f"--fold {i}/4 --shots 5 --draws 2" for i in range(1, 5))  # test is not read
-IN_FOLDS = {"core minutes": "log core_minutes", "linear": "every linear", "k-NN": "every knn",
-            "5 labels": "every frozen 5"}
+IN_FOLDS = COST | {"linear": "every linear", "k-NN": "every knn", "5 labels": "every frozen 5"}
 NT_XENT = "--loss nt-xent"
 FORMER = f"{NT_XENT} --optimizer adamw --lr 1e-3 --first-size 64 --temperature 0.2"  # defaults once
 VIEWS = "original", "gamma", "dropout", "swap", "jigsaw", "dcl", "region"
@@ -116,7 +116,7 @@ def fair(data, name, stage, simclr, jigsaw, srgan):
     return Table(data, 4, FROZEN | TUNED, (
         *(Run(label, train, evaluate, 3, (other, longer)) for label, train in rows),
         *(Run(label, train, (BEST, LAST), 1) for label, train in controls)), rows[0][0],
-        also={f"{name}-frozen": {"core minutes": "log core_minutes"} | last | SHOTS,
+        also={f"{name}-frozen": COST | last | SHOTS,
               f"{name}-studies": studies})
 
 
@@ -150,7 +150,7 @@ TABLES = {
         Run(label, train, (BEST,), 1) for label, train in (
             ("random weights", ""), ("SimCLR", "train_simclr.py"),
             ("jigsaw", "train_jigsaw.py"), ("SRGAN", "train_srgan.py")))),
-    "speed": Table("toy", 0.2, {"core minutes": "log core_minutes"} | NEAREST, (
+    "speed": Table("toy", 0.2, COST | NEAREST, (
         Run("random weights", "", seeds=1),
         *(Run(f"{what}, `{flags}`", f"train_simclr.py {flags}", seeds=seeds)
           for what, flags, seeds in (
@@ -159,7 +159,7 @@ TABLES = {
               ("Muon, growing views", f"{NT_XENT} --temperature 0.2", 1),
               ("Muon, growing views, temperature 0.1", NT_XENT, 1),
               ("decoupled: the defaults", "--epochs 30", 5))))),
-    "speed-grocery": Table("grocery", 0.7, {"core minutes": "log core_minutes"} | NEAREST, tuple(
+    "speed-grocery": Table("grocery", 0.7, COST | NEAREST, tuple(
         Run(f"{what}, `{flags}`", f"train_simclr.py {GROCERY} {flags}", seeds=seeds)
         for what, flags, seeds in (("AdamW", f"{FORMER} --epochs 100", 1),
                                    ("the defaults", "--epochs 35", 3)))),
@@ -170,7 +170,7 @@ TABLES = {
     "views-grocery": Table("grocery", 1, NEAREST, views(f"--epochs 10 {GROCERY} {FORMER}"),
                            "original"),
     "views-toy": Table("toy", 1, NEAREST, views(f"--epochs 20 {FORMER}"), "original"),
-    "views-birds": Table("data/birds", 6, {"core minutes": "log core_minutes"} | NEAREST, views(
+    "views-birds": Table("data/birds", 6, COST | NEAREST, views(
         f"--epochs 20 {BIRDS}", "--size 112 --arch resnet18", 1)),
     "moved-simclr": Table("grocery", 1, NEAREST, (
         Run("random weights", "", seeds=1),
